@@ -1,0 +1,138 @@
+"""Our blocks against diffusers' own classes, on random weights."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan, rotary_table, rotate, split_wan
+from vera_lite.backbone.dit import timestep_runs
+from vera_lite.errors import UserError
+
+TINY = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 48,
+    "num_layers": 2,
+}
+
+
+@pytest.fixture
+def wan(tmp_path):
+    """A tiny random Wan with nothing zero, and the folder it was saved into."""
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(**TINY).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(tmp_path / "wan")
+    return model, tmp_path / "wan"
+
+
+def inputs(per_token: bool):
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 3, 4, 6, generator=generator)
+    text = torch.randn(2, 5, 16, generator=generator)
+    timestep = torch.tensor([999.0, 12.5])
+    if per_token:  # Wan2.2-TI2V: the tokens of the first frame are clean
+        timestep = timestep[:, None].repeat(1, 18)
+        timestep[:, :6] = 0
+    return latents, timestep, text
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["wan2.1", "wan2.2-ti2v"])
+def test_equals_diffusers_in_outputs_and_gradients(wan, per_token):
+    theirs, folder = wan
+    config, tensors = read_wan(folder)
+    ours = WanTransformer(config)
+    load_wan(ours, [tensors])
+    latents, timestep, text = inputs(per_token)
+
+    expected = theirs(latents, timestep, text).sample
+    result = ours(latents[None], timestep, text)[0]
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (expected * weight).sum().backward()
+    (result * weight).sum().backward()
+    gradients = dict(ours.named_parameters())
+    names = [n for n, _ in theirs.named_parameters()]
+    assert sorted(names) == sorted(gradients)
+    for name, parameter in theirs.named_parameters():
+        got = gradients[name].grad.reshape(parameter.shape)
+        scale = parameter.grad.abs().max().clamp_min(1.0)
+        assert (got - parameter.grad).abs().max() / scale <= 1e-5, name
+
+
+def test_split_gives_back_what_load_took(wan):
+    theirs, folder = wan
+    config, tensors = read_wan(folder)
+    ours = WanTransformer(config, branches=3)
+    load_wan(ours, [tensors, {k: v + 1 for k, v in tensors.items()}, {k: v + 2 for k, v in tensors.items()}])
+    for branch, state in enumerate(split_wan(ours)):
+        assert state.keys() == tensors.keys()
+        for name, value in state.items():
+            assert torch.equal(value, tensors[name] + branch), name
+    theirs.load_state_dict(split_wan(ours)[1])  # diffusers accepts names and shapes
+
+
+def test_a_foreign_checkpoint_is_refused(wan, tmp_path):
+    _, folder = wan
+    config, tensors = read_wan(folder)
+    with pytest.raises(UserError, match="1 parameters are missing"):
+        load_wan(WanTransformer(config), [{k: v for k, v in tensors.items() if k != "proj_out.bias"}])
+    with pytest.raises(UserError, match="in the checkpoint"):
+        load_wan(WanTransformer(config), [{**tensors, "proj_out.bias": torch.zeros(3)}])
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_wan(tmp_path / "nothing")
+
+
+def test_timestep_999_stays_999_in_bfloat16():
+    # bfloat16 has no 999: a cast before the sinusoids would turn it into 1000.
+    model = WanTransformer(WanConfig(**TINY)).bfloat16()
+    embed = model.condition_embedder.sinusoids
+    assert not torch.equal(embed(torch.tensor([999.0])), embed(torch.tensor([1000.0])))
+    assert embed(torch.tensor([999.0])).dtype == torch.float32
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_timestep_runs_compress_exactly(lengths):
+    values = torch.arange(1.0, len(lengths) + 1) * torch.tensor([[1.0], [2.0]])
+    dense = values.repeat_interleave(torch.tensor(lengths), dim=1)
+    compressed, runs = timestep_runs(dense, sum(lengths))
+    assert runs == lengths and torch.equal(compressed, values)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_rotary_products_depend_on_relative_position_only(dt, dh, dw):
+    generator = torch.Generator().manual_seed(3)
+    q, k = torch.randn(2, 12, 1, 24, generator=generator)
+    grid = (2, 2, 3)
+
+    def scores(offset):
+        table = rotary_table(24, grid, offset)
+        return torch.einsum("qhd,khd->qk", rotate(q, table), rotate(k, table))
+
+    torch.testing.assert_close(scores((dt, dh, dw)), scores((0, 0, 0)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "attention"])
+def test_checkpointing_changes_no_gradient_by_a_bit(kind):
+    torch.manual_seed(0)
+    model = WanTransformer(WanConfig(**TINY), branches=3)
+    torch.nn.init.normal_(model.proj_out.weight, std=0.1)
+    latents, timestep, text = inputs(False)
+    latents = torch.stack([latents, latents + 1, latents - 1])
+    gradients = {}
+    for model.checkpointing in ("none", kind):
+        model.zero_grad()
+        model(latents, timestep, text).square().mean().backward()
+        gradients[model.checkpointing] = [p.grad.clone() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))

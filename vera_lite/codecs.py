@@ -1,0 +1,187 @@
+"""Pixels <-> latents, behind one protocol: a closed-form patch codec and diffusers' Wan VAE.
+
+Both are causal in time, as Wan is: frame 0 is coded alone, then groups of ``temporal_stride`` frames,
+so that T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vera_lite.errors import UserError
+
+
+class Codec(Protocol):
+    """What systems need of a codec. Latents have about zero mean and unit power."""
+
+    latent_channels: int
+    spatial_stride: int
+    temporal_stride: int
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, T, C, H, W) in [0, 1] with C of 1 or 3 -> (B, c, t, h, w); gray is repeated to RGB."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, c, t, h, w) -> (B, T, 3, H, W), clamped to [0, 1]."""
+
+
+def latent_shape(codec: Codec, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """(c, t, h, w) of a clip.
+
+    Raises:
+        UserError: the clip does not fit the codec's strides.
+    """
+    s, k = codec.spatial_stride, codec.temporal_stride
+    if (frames - 1) % k or height % s or width % s:
+        raise UserError(
+            f"a clip of {frames} frames of {height}x{width} does not fit this codec: "
+            f"it needs 1 + {k}n frames and sides divisible by {s}."
+        )
+    return codec.latent_channels, 1 + (frames - 1) // k, height // s, width // s
+
+
+def _to_rgb(video: Tensor) -> Tensor:
+    if video.ndim != 5 or video.shape[2] not in (1, 3):
+        raise UserError(f"a codec wants (B, T, 1 or 3, H, W), got {tuple(video.shape)}.")
+    return video.expand(-1, -1, 3, -1, -1) * 2 - 1
+
+
+class PatchCodec(nn.Module):
+    """Principal components of space-time patches: fitted in closed form, exact to invert.
+
+    A patch of frame 0 has p*p*3 numbers, a patch of a later group k*p*p*3; each kind has its own
+    basis, of which the first ``latent_channels`` components are kept. Component i of standard
+    deviation s_i is divided by sqrt(s_i) (half-way between no whitening, where the first component
+    drowns the others, and full whitening, where noise components cost as much as signal), then all
+    by one number so that the mean power is 1.
+
+    Args:
+        patch: p, the spatial stride in pixels.
+        temporal_stride: k, frames in a group.
+        latent_channels: components kept.
+    """
+
+    def __init__(self, patch: int = 4, temporal_stride: int = 4, latent_channels: int = 24):
+        super().__init__()
+        if latent_channels > patch * patch * 3:
+            raise UserError(f"a {patch}x{patch} first frame patch has no {latent_channels} components.")
+        self.spatial_stride, self.temporal_stride = patch, temporal_stride
+        self.latent_channels = latent_channels
+        for kind, frames in (("first", 1), ("group", temporal_stride)):
+            size = frames * patch * patch * 3
+            self.register_buffer(f"{kind}_mean", torch.zeros(size))
+            self.register_buffer(f"{kind}_basis", torch.eye(size, latent_channels))  # orthonormal columns
+            self.register_buffer(f"{kind}_scale", torch.ones(latent_channels))
+
+    def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """[-1, 1] video to rows of patches: (B, h, w, p*p*3) and (B, n, h, w, k*p*p*3)."""
+        p, k = self.spatial_stride, self.temporal_stride
+        first = rearrange(video[:, 0], "b c (h p) (w q) -> b h w (p q c)", p=p, q=p)
+        group = rearrange(
+            video[:, 1:], "b (n k) c (h p) (w q) -> b n h w (k p q c)", k=k, p=p, q=p
+        )
+        return first, group
+
+    @torch.no_grad()
+    def fit(self, videos: list[Tensor]) -> "PatchCodec":
+        """Fit to videos (B, T, C, H, W) in [0, 1]; each list entry weighs by its size."""
+        both = [self._patches(_to_rgb(v)) for v in videos]
+        for kind, rows in (("first", [f for f, _ in both]), ("group", [g for _, g in both])):
+            x = torch.cat([r.flatten(0, -2) for r in rows]).double()
+            mean = x.mean(0)
+            variance, basis = torch.linalg.eigh(torch.cov(x.T))
+            variance, basis = variance.flip(0).clamp_min(1e-12), basis.flip(1)
+            c = self.latent_channels
+            # The sign of an eigenvector is arbitrary: fix it, so that a fit is reproducible.
+            basis = basis[:, :c] * basis[:, :c].sum(0).sign().where(basis[:, :c].sum(0) != 0, 1.0)
+            scale = variance[:c] ** 0.25  # sqrt of the standard deviation
+            scale = scale * ((variance[:c] / scale**2).mean()) ** 0.5
+            for name, value in (("mean", mean), ("basis", basis), ("scale", scale)):
+                getattr(self, f"{kind}_{name}").copy_(value)
+        return self
+
+    def encode(self, video: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        latent_shape(self, video.shape[1], *video.shape[-2:])
+        first, group = self._patches(_to_rgb(video))
+        first = (first - self.first_mean) @ self.first_basis / self.first_scale
+        group = (group - self.group_mean) @ self.group_basis / self.group_scale
+        return rearrange(torch.cat([first[:, None], group], 1), "b t h w c -> b c t h w").contiguous()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        p, k = self.spatial_stride, self.temporal_stride
+        z = rearrange(latents, "b c t h w -> b t h w c")
+        first = (z[:, 0] * self.first_scale) @ self.first_basis.T + self.first_mean
+        group = (z[:, 1:] * self.group_scale) @ self.group_basis.T + self.group_mean
+        first = rearrange(first, "b h w (p q c) -> b 1 c (h p) (w q)", p=p, q=p)
+        group = rearrange(group, "b n h w (k p q c) -> b (n k) c (h p) (w q)", k=k, p=p, q=p)
+        return (torch.cat([first, group], 1) / 2 + 0.5).clamp(0, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that :meth:`load` reads."""
+        metadata = {"patch": str(self.spatial_stride), "temporal_stride": str(self.temporal_stride)}
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PatchCodec":
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"there is no codec file {path}.")
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        codec = cls(int(meta["patch"]), int(meta["temporal_stride"]), tensors["first_scale"].numel())
+        codec.load_state_dict(tensors)
+        return codec
+
+
+class WanCodec(nn.Module):
+    """diffusers' ``AutoencoderKLWan`` (Wan2.1: 16 channels, 4x8x8; Wan2.2-TI2V: 48, 4x16x16).
+
+    Latents are the posterior's mode, normalised with the per-channel mean and deviation of the VAE's
+    config, as diffusers' Wan pipelines do.
+
+    Args:
+        vae: a loaded ``diffusers.AutoencoderKLWan``; it is frozen.
+    """
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        config = vae.config
+        self.latent_channels = config.z_dim
+        self.spatial_stride = config.scale_factor_spatial
+        self.temporal_stride = config.scale_factor_temporal
+        shape = (1, config.z_dim, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(config.latents_mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(config.latents_std).view(shape), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs) -> "WanCodec":
+        """Load a VAE folder or Hub id (``subfolder="vae"`` for a whole Wan pipeline)."""
+        from diffusers import AutoencoderKLWan
+
+        return cls(AutoencoderKLWan.from_pretrained(path, **kwargs))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        latent_shape(self, video.shape[1], *video.shape[-2:])
+        x = _to_rgb(video).transpose(1, 2).to(self.vae.dtype)
+        return ((self.vae.encode(x).latent_dist.mode() - self.mean) / self.std).to(video.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        z = (latents * self.std + self.mean).to(self.vae.dtype)
+        video = self.vae.decode(z, return_dict=False)[0].transpose(1, 2)
+        return (video / 2 + 0.5).clamp(0, 1).to(latents.dtype)

@@ -1,0 +1,265 @@
+"""What a user calls: ``pipe(video, prompt) -> EditResult``, in the manner of a diffusers pipeline."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vera_lite.backbone import WanConfig
+from vera_lite.clip import composite
+from vera_lite.codecs import PatchCodec, latent_shape
+from vera_lite.conditioning import PhraseEncoder
+from vera_lite.errors import UserError
+from vera_lite.objectives import FlowMatching
+from vera_lite.sampling import DenoisingState, denoise
+from vera_lite.systems import SYSTEMS
+from vera_lite.video import replacing
+
+ASSETS = Path(__file__).parent / "assets"
+#: Matte values below this are taken for zero, and there the source stays untouched.
+ALPHA_FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """The layers of an edit, floating tensors in [0, 1] of the source's size.
+
+    Attributes:
+        final: (T, 3, H, W), alpha * edit + (1 - alpha) * source: what a person gets. Where alpha is
+            0 it is the source bit for bit.
+        edit: (T, 3, H, W), straight colour.
+        alpha: (T, 1, H, W), 0 below the floor.
+        composite: (T, 3, H, W), the frame that the model drew as a whole; for looking at, not for use.
+    """
+
+    final: Tensor
+    edit: Tensor
+    alpha: Tensor
+    composite: Tensor
+
+
+class EditingPipeline:
+    """A system, its codec and its text encoder, ready to edit.
+
+    Args:
+        system: a trained system of :data:`vera_lite.systems.SYSTEMS`.
+        codec: pixels to latents and back.
+        clip_size: (frames, height, width) that the system was trained at.
+        text_encoder: prompts to features.
+    """
+
+    def __init__(
+        self,
+        system: nn.Module,
+        codec: PatchCodec,
+        clip_size: tuple[int, int, int],
+        text_encoder: Callable[[list[str]], Tensor] | None = None,
+    ):
+        self.system = system.eval()
+        self.codec = codec
+        self.clip_size = tuple(clip_size)
+        self.text_encoder = text_encoder or PhraseEncoder()
+
+    # --- files -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | None = None) -> "EditingPipeline":
+        """Load a folder written by :meth:`save_pretrained`; None is the toy Vera in the package.
+
+        Raises:
+            UserError: the folder is missing or holds another kind of thing.
+        """
+        folder = Path(folder) if folder is not None else ASSETS / "vera_toy"
+        index = folder / "pipeline.json"
+        if not index.is_file():
+            raise UserError(f"{folder} holds no pipeline: it has no pipeline.json.")
+        saved = json.loads(index.read_text())
+        if saved.get("system") not in SYSTEMS:
+            raise UserError(f"{index} names the system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
+        build, config_type = SYSTEMS[saved["system"]]
+        config = dict(saved["config"])
+        config["backbone"]["patch_size"] = tuple(config["backbone"]["patch_size"])
+        config["backbone"] = WanConfig(**config["backbone"])
+        config["objective"] = FlowMatching(**config["objective"])
+        system = build(config_type(**config))
+        tensors = load_file(folder / "system.safetensors")
+        system.load_state_dict({k: v.float() for k, v in tensors.items()})
+        return cls(system, PatchCodec.load(folder / "codec.safetensors"), tuple(saved["clip_size"]))
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = {build: name for name, (build, _) in SYSTEMS.items()}
+        saved = {
+            "system": kinds[type(self.system)],
+            "config": asdict(self.system.config),
+            "clip_size": self.clip_size,
+        }
+        tensors = {k: v.to(dtype).contiguous() for k, v in self.system.state_dict().items()}
+        with replacing(folder / "system.safetensors") as path:
+            save_file(tensors, path)
+        with replacing(folder / "codec.safetensors") as path:
+            self.codec.save(path)
+        with replacing(folder / "pipeline.json") as path:
+            path.write_text(json.dumps(saved, indent=1) + "\n")
+
+    # --- editing ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        source: Tensor,
+        prompts: list[str],
+        mask: Tensor | None = None,
+        *,
+        steps: int = 12,
+        shift: float = 2.0,
+        guidance: float = 1.0,
+        generator: torch.Generator | None = None,
+        callback: Callable[[DenoisingState], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Generate the system's layers for a batch of clips at the system's own size.
+
+        Args:
+            source: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
+            prompts: B sentences.
+            mask: (B, T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
+            steps: network calls.
+            shift: see :func:`vera_lite.sampling.denoise`.
+            guidance: classifier-free guidance; 1 is off, more follows the prompt harder.
+            generator: source of the noise; the same state gives the same edit.
+            callback: sees every step, see :class:`vera_lite.sampling.DenoisingState`.
+
+        Returns:
+            ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.
+        """
+        size = latent_shape(self.codec, *source.shape[1:2], *source.shape[-2:])
+        text = self.text_encoder(prompts)
+        z_source = self.codec.encode(source)
+        z_mask = None if mask is None else self.codec.encode(mask)
+        noise = torch.randn((len(self.system.layers), len(prompts), *size), generator=generator)
+
+        def predict(x: Tensor, sigma: Tensor) -> Tensor:
+            output = self.system(x, 1000 * sigma, text, z_source, z_mask)
+            if guidance == 1:
+                return output
+            unconditional = self.system(x, 1000 * sigma, torch.zeros_like(text), z_source, z_mask)
+            return unconditional + guidance * (output - unconditional)
+
+        prediction = self.system.config.objective.prediction
+        latents = denoise(predict, noise, steps, shift, prediction, callback)
+        return self.decode(latents)
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Latents (layers, B, c, t, h, w) -> ``{layer: (B, T, 3 or 1, H, W)}``."""
+        videos = {n: self.codec.decode(z) for n, z in zip(self.system.layers, latents, strict=True)}
+        if "alpha" in videos:
+            videos["alpha"] = videos["alpha"].mean(2, keepdim=True)
+        return videos
+
+    def layers_for(
+        self,
+        video: Tensor,
+        prompt: str,
+        mask: Tensor | None = None,
+        *,
+        seed: int = 0,
+        **options,
+    ) -> dict[str, Tensor]:
+        """One edit at the system's own size, for a video of any size and length.
+
+        The video is resampled to ``clip_size``: frames evenly over its whole length, pixels by area.
+        Sides are squeezed, not cropped, so that places in the prompt keep their meaning; on a wide
+        video a circle therefore comes out as wide as the frame.
+
+        Args:
+            video: (T, 3, H, W) in [0, 1].
+            prompt: what to do.
+            mask: (T, 1, H, W) in [0, 1].
+            seed: of the noise.
+            options: as for :meth:`generate`.
+
+        Returns:
+            ``{layer: (t, 3 or 1, h, w)}``.
+        """
+        if video.ndim != 4 or video.shape[1] != 3 or not video.is_floating_point():
+            raise UserError(f"a video is a float tensor (T, 3, H, W), not {video.dtype} {tuple(video.shape)}.")
+        if mask is not None and mask.shape != (len(video), 1, *video.shape[-2:]):
+            raise UserError(
+                f"the mask is {tuple(mask.shape)}; for this video it must be "
+                f"{(len(video), 1, *video.shape[-2:])}."
+            )
+        small_mask = None if mask is None else (self.shrink(mask) > 0.5).float()[None]
+        generator = torch.Generator().manual_seed(seed)
+        layers = self.generate(self.shrink(video)[None], [prompt], small_mask, generator=generator, **options)
+        return {name: layer[0] for name, layer in layers.items()}
+
+    def shrink(self, video: Tensor) -> Tensor:
+        """(T, C, H, W) -> (t, C, h, w) of ``clip_size``."""
+        frames, *size = self.clip_size
+        return F.interpolate(video[frame_choice(len(video), frames)], size=size, mode="area")
+
+    def __call__(
+        self,
+        video: Tensor,
+        prompt: str,
+        mask: Tensor | None = None,
+        *,
+        alpha_floor: float = ALPHA_FLOOR,
+        **options,
+    ) -> EditResult:
+        """Edit a video that fits in memory; `vera-lite edit` streams longer ones.
+
+        Args:
+            video: (T, 3, H, W) in [0, 1], of any size.
+            prompt: e.g. "add a red ring at the top left moving right".
+            mask: (T, 1, H, W) in [0, 1], optional.
+            alpha_floor: see :data:`ALPHA_FLOOR`.
+            options: ``seed``, and those of :meth:`generate`.
+
+        Raises:
+            UserError: shapes do not fit, or the prompt has an unknown word.
+        """
+        layers = self.layers_for(video, prompt, mask, **options)
+        times = range(len(video))
+        large = {
+            name: torch.stack([enlarge(layer, t, len(video), video.shape[-2:]) for t in times])
+            for name, layer in layers.items()
+        }
+        alpha = floored(large["alpha"], alpha_floor)
+        final = composite(large["edit"], alpha, video)
+        return EditResult(final, large["edit"], alpha, large["composite"])
+
+
+def frame_choice(frames: int, wanted: int) -> list[int]:
+    """Indices of ``wanted`` frames spread evenly over ``frames``, first and last included."""
+    if frames == 1 or wanted == 1:
+        return [0] * wanted
+    return [round(i * (frames - 1) / (wanted - 1)) for i in range(wanted)]
+
+
+def enlarge(layer: Tensor, frame: int, frames: int, size: tuple[int, int]) -> Tensor:
+    """Frame ``frame`` of ``frames`` of a layer (t, C, h, w), linear in time and space: (C, H, W)."""
+    if frames == len(layer) and tuple(size) == tuple(layer.shape[-2:]):
+        return layer[frame]
+    at = frame * (len(layer) - 1) / max(1, frames - 1)
+    first = min(int(at), max(0, len(layer) - 2))
+    pair = layer[first : first + 2]
+    mixed = pair[0] if len(pair) == 1 else torch.lerp(pair[0], pair[1], at - first)
+    return F.interpolate(mixed[None], size=tuple(size), mode="bicubic", antialias=False)[0].clamp(0, 1)
+
+
+def floored(alpha: Tensor, floor: float) -> Tensor:
+    """Alpha with everything below ``floor`` set to exactly 0."""
+    if not 0 <= floor < 1:
+        raise UserError(f"alpha_floor lies in [0, 1), not {floor}.")
+    return torch.where(alpha < floor, torch.zeros_like(alpha), alpha)
+
+
+VeraPipeline = EditingPipeline

@@ -1,0 +1,144 @@
+"""One LightningModule for every system."""
+
+import copy
+import math
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+
+from vera_lite.errors import UserError
+from vera_lite.training.optim import MuonAdamW, parameter_groups
+
+_QUARTERS = ("0-25", "25-50", "50-75", "75-100")
+
+
+class EditingModule(L.LightningModule):
+    """Trains a system and keeps an exponential moving average (EMA) of its weights.
+
+    A system is a module with ``config.objective`` and ``training_losses(batch, sigma, generator)``
+    that returns ``{term: (B,)}``; their sum is minimised. Everything random in a step (noise levels,
+    noise, dropped conditions) comes from a generator seeded by (seed, step, rank).
+
+    Args:
+        system: e.g. :class:`vera_lite.systems.Vera`.
+        lr: of AdamW.
+        muon_lr: of Muon, which then takes the matrices of the blocks; None: AdamW for all.
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up.
+        decay_from: share of ``max_steps`` after which the rate falls linearly to zero.
+        ema_decay: of the average.
+        seed: of everything random in training.
+    """
+
+    def __init__(
+        self,
+        system: nn.Module,
+        lr: float = 2e-3,
+        muon_lr: float | None = None,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 60,
+        decay_from: float = 0.5,
+        ema_decay: float = 0.995,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
+            raise UserError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
+        self.system = system
+        #: The average. A plain frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it.
+        self.ema = copy.deepcopy(system).requires_grad_(False)
+        self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
+        self.warmup_steps, self.decay_from = warmup_steps, decay_from
+        self.ema_decay, self.seed = ema_decay, seed
+
+    # --- sharding --------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Under ModelParallelStrategy (FSDP2), shard block by block, then the rest."""
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for system in (self.system, self.ema):
+            for block in system.transformer.blocks:
+                fully_shard(block, mesh=mesh, shard_placement_fn=_widest_axis(mesh.size()))
+            fully_shard(system, mesh=mesh, shard_placement_fn=_widest_axis(mesh.size()))
+        self._sharded = True
+
+    # --- training --------------------------------------------------------------------------------
+
+    def _losses(self, system: nn.Module, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, salt, batch["step"], self.global_rank))
+        clips = len(batch["text"])
+        sigma = system.config.objective.sample_sigma(clips, generator).to(batch["text"])
+        # Called through the module's own __call__, so that DDP and FSDP2 see the pass.
+        return system.training_losses(batch, sigma, generator), sigma
+
+    def training_step(self, batch: dict, _index: int) -> Tensor:
+        losses, sigma = self._losses(self.system, batch, salt=0)
+        total = sum(losses.values())
+        self.log("loss", total.detach().mean(), prog_bar=True)
+        self.log_dict({f"loss/{term}": value.detach().mean() for term, value in losses.items()})
+        self.log_dict(_by_sigma("loss/sigma", total.detach(), sigma))
+        return total.mean()
+
+    def validation_step(self, batch: dict, _index: int) -> None:
+        losses, sigma = self._losses(self.ema, batch, salt=1)
+        total = sum(losses.values())
+        self.log("val", total.mean(), prog_bar=True, sync_dist=True, batch_size=len(sigma))
+        terms = {f"val/{term}": value.mean() for term, value in losses.items()}
+        self.log_dict(terms | _by_sigma("val/sigma", total, sigma), sync_dist=True, batch_size=len(sigma))
+
+    def configure_optimizers(self) -> dict:
+        groups = parameter_groups(self.system, self.lr, self.muon_lr, self.weight_decay)
+        optimizer = MuonAdamW(groups)
+        steps = self.trainer.max_steps
+        if steps < 1:
+            raise UserError("set trainer.max_steps: schedules and data order are tied to steps.")
+        decay = max(1, math.ceil(steps * (1 - self.decay_from)))
+
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / (self.warmup_steps + 1), max(0.0, (steps - step) / decay))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.update_ema()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """ema <- decay * ema + (1 - decay) * weights; the decay starts low and rises with the step."""
+        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers; distinct tuples give unrelated seeds (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & (2**63 - 1)
+
+
+def _by_sigma(prefix: str, loss: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    """Mean loss of each quarter of the batch, ordered by noise level."""
+    quarters = loss[sigma.argsort()].tensor_split(4)
+    return {f"{prefix}_{name}": q.mean() for name, q in zip(_QUARTERS, quarters, strict=True) if len(q)}
+
+
+def _widest_axis(ranks: int):
+    """Shard along the longest axis that divides evenly: the first axis of stacked weights counts
+    experts (3 or 1) and would leave ranks without work."""
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        axes = [a for a in range(parameter.ndim) if parameter.shape[a] % ranks == 0]
+        return Shard(max(axes, key=lambda a: parameter.shape[a])) if axes else None
+
+    return place
