@@ -55,8 +55,7 @@ def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
 
 def to_uint8(x: Tensor) -> Tensor:
     """Floats in [0, 1] as uint8 in [0, 255], rounded; what lies outside is clamped."""
-    # float32 first: half precision cannot hold every product up to 255.
-    return x.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    return x.mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ def to_float(x: Tensor) -> Tensor:
     return x.float() / 255
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class LayeredClip:
     """A source video, an edit of it in layers, and the instruction that asks for the edit.
 

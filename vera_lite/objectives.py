@@ -33,6 +33,56 @@ def to_velocity(output: Tensor, x_sigma: Tensor, sigma: Tensor, prediction: Pred
     return (x_sigma - output) / sigma.view(-1, 1, 1, 1, 1).clamp_min(0.05)
 
 
+class StepDraws:
+    """Everything random in one training step, as a function of (seed, step, place in the global batch).
+
+    A rank draws what its clips would get if one process trained on the whole batch, so neither an
+    interruption nor another number of ranks changes what is learned.
+
+    Args:
+        seed: of the run; any salt (training, validation) is part of it.
+        step: batch number.
+        batch: clips on this rank.
+        rank, ranks: data-parallel position.
+    """
+
+    def __init__(self, seed: int, step: int, batch: int, rank: int = 0, ranks: int = 1):
+        self.batch, self.first = batch, rank * batch
+        self.global_batch = batch * ranks
+        self._seed, self._step = seed, step
+        self._generator = torch.Generator().manual_seed(mix_seed(seed, step))
+
+    def _mine(self, values: Tensor) -> Tensor:
+        return values[self.first : self.first + self.batch]
+
+    def permutation(self) -> Tensor:
+        """This rank's part of a random order of the global batch, (B,)."""
+        return self._mine(torch.randperm(self.global_batch, generator=self._generator))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape)."""
+        return self._mine(torch.rand(self.global_batch, *shape, generator=self._generator))
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Normal noise shaped like (layers, B, C, t, h, w), from one generator a clip."""
+        clips = []
+        for slot in range(self.first, self.first + self.batch):
+            generator = torch.Generator().manual_seed(mix_seed(self._seed, self._step, slot))
+            clips.append(torch.randn(like.shape[0], *like.shape[2:], generator=generator))
+        return torch.stack(clips, dim=1).to(like)
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed from several numbers; different tuples give unrelated seeds (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & (2**63 - 1)
+
+
 @dataclass(frozen=True)
 class FlowMatching:
     """The training objective.
@@ -56,13 +106,13 @@ class FlowMatching:
         if self.shift <= 0 or self.min_sigma_weight <= 0:
             raise UserError("shift and min_sigma_weight must be positive.")
 
-    def sample_sigma(self, batch: int, generator: torch.Generator) -> Tensor:
+    def sample_sigma(self, draws: "StepDraws") -> Tensor:
         """(B,) noise levels, stratified: one uniform number a slice of [0, 1], in random order.
 
-        Strata halve the variance of the batch loss at no cost.
+        Strata take out most of the variance that a batch's loss owes to its noise levels.
         """
-        slices = torch.randperm(batch, generator=generator)
-        u = (slices + torch.rand(batch, generator=generator)) / batch
+        slices = draws.permutation() + draws.uniform()
+        u = slices / draws.global_batch
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def loss(self, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone import WanConfig
 from vera_lite.clip import composite
 from vera_lite.codecs import PatchCodec, latent_shape
 from vera_lite.conditioning import PhraseEncoder
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching
 from vera_lite.sampling import DenoisingState, denoise
-from vera_lite.systems import SYSTEMS
+from vera_lite.systems import build_system, describe_system
 from vera_lite.video import replacing
 
 ASSETS = Path(__file__).parent / "assets"
@@ -43,11 +41,12 @@ class EditResult:
     composite: Tensor
 
 
-class EditingPipeline:
-    """A system, its codec and its text encoder, ready to edit.
+class VeraPipeline:
+    """Vera, its codec and its text encoder, ready to edit.
 
     Args:
-        system: a trained system of :data:`vera_lite.systems.SYSTEMS`.
+        system: a trained :class:`vera_lite.systems.Vera`. :meth:`generate` also serves the regeneration
+            baseline, whose one layer is the composite.
         codec: pixels to latents and back.
         clip_size: (frames, height, width) that the system was trained at.
         text_encoder: prompts to features.
@@ -68,7 +67,7 @@ class EditingPipeline:
     # --- files -----------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None) -> "EditingPipeline":
+    def from_pretrained(cls, folder: str | Path | None = None) -> "VeraPipeline":
         """Load a folder written by :meth:`save_pretrained`; None is the toy Vera in the package.
 
         Raises:
@@ -79,14 +78,7 @@ class EditingPipeline:
         if not index.is_file():
             raise UserError(f"{folder} holds no pipeline: it has no pipeline.json.")
         saved = json.loads(index.read_text())
-        if saved.get("system") not in SYSTEMS:
-            raise UserError(f"{index} names the system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
-        build, config_type = SYSTEMS[saved["system"]]
-        config = dict(saved["config"])
-        config["backbone"]["patch_size"] = tuple(config["backbone"]["patch_size"])
-        config["backbone"] = WanConfig(**config["backbone"])
-        config["objective"] = FlowMatching(**config["objective"])
-        system = build(config_type(**config))
+        system = build_system(saved)
         tensors = load_file(folder / "system.safetensors")
         system.load_state_dict({k: v.float() for k, v in tensors.items()})
         return cls(system, PatchCodec.load(folder / "codec.safetensors"), tuple(saved["clip_size"]))
@@ -95,12 +87,7 @@ class EditingPipeline:
         """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        kinds = {build: name for name, (build, _) in SYSTEMS.items()}
-        saved = {
-            "system": kinds[type(self.system)],
-            "config": asdict(self.system.config),
-            "clip_size": self.clip_size,
-        }
+        saved = describe_system(self.system) | {"clip_size": self.clip_size}
         tensors = {k: v.to(dtype).contiguous() for k, v in self.system.state_dict().items()}
         with replacing(folder / "system.safetensors") as path:
             save_file(tensors, path)
@@ -260,6 +247,3 @@ def floored(alpha: Tensor, floor: float) -> Tensor:
     if not 0 <= floor < 1:
         raise UserError(f"alpha_floor lies in [0, 1), not {floor}.")
     return torch.where(alpha < floor, torch.zeros_like(alpha), alpha)
-
-
-VeraPipeline = EditingPipeline

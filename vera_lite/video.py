@@ -120,7 +120,7 @@ def check_video(path: str | Path) -> VideoInfo:
     times.sort()  # packets come in decoding order
     fps = _frame_rate(times, tick, rates)
     end = times[-1] * tick + 1 / fps
-    if slack:
+    if slack:  # the announced end is that of the longest stream
         end = max(end, others_end)
     # Three quarters: one missing frame is noticed, and rounded or sloppy ends are not.
     is_short = end < announced_end - slack - Fraction(3, 4) / fps
@@ -399,10 +399,8 @@ def _open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
     if not path.exists():
         raise UserError(f"There is no file {path}; check the path.")
     try:
-        # An absolute path cannot be taken for a URL, and a playlist may not lead to the network.
-        with av.open(
-            str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        ) as container:
+        # An absolute path cannot be taken for a URL, and FFmpeg lets no file lead to the network.
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             name = container.format.name
             if name in ("tty", "image2") or name.endswith("_pipe"):
                 raise UserError(f"{path} is a picture or a text; give a video file.")
@@ -447,7 +445,7 @@ def _decode(path: Path, info: VideoInfo, pixel_format: str) -> Iterator[Tensor]:
     """The frames of a checked file: uint8 ``(C, H, W)``, C as ``pixel_format`` has it."""
     count, size = 0, None
     with _open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"
+        stream.thread_type = "AUTO"  # decode several frames at once
         for frame in container.decode(stream):
             if frame.is_corrupt or count == info.frames:
                 raise _damaged(path)
@@ -550,14 +548,15 @@ def _check_target(path: Path, suffix: str) -> None:
 
 def _damaged(path: Path) -> UserError:
     return UserError(
-        f"{path} is cut short or damaged: it announces more than can be decoded; copy or export "
-        "it again."
+        f"{path} is cut short or damaged: it does not hold the frames that it announces; copy or "
+        "export it again."
     )
 
 
 def _ffmpeg(path: Path, before: str, after: str) -> str:
     """A command that converts the file, to be pasted into a shell."""
-    return " ".join(f"ffmpeg {before} {shlex.quote(str(path))} {after} converted.mp4".split())
+    parts = ("ffmpeg", before, shlex.quote(str(path)), after, "converted.mp4")
+    return " ".join(filter(None, parts))
 
 
 def _milliseconds(seconds: Fraction) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vera_lite.clip import composite
 from vera_lite.evaluation.toy_judge import judge, judge_final
-from vera_lite.pipelines import ALPHA_FLOOR, EditingPipeline, floored
+from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, floored
 from vera_lite.toyworld import ToyBatch, WorldConfig, render
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
@@ -44,7 +44,7 @@ def iou(a: Tensor, b: Tensor) -> float:
 
 
 def evaluate(
-    pipe: EditingPipeline,
+    pipe: VeraPipeline,
     clips: int = 256,
     with_mask: bool = True,
     *,
@@ -60,7 +60,7 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
-        steps, batch_size, alpha_floor, options: of sampling, see :class:`EditingPipeline`.
+        steps, batch_size, alpha_floor, options: of sampling, see :class:`VeraPipeline`.
 
     Returns:
         ``{task: {metric: value}}``. ``preserved_psnr``: of the result against the source where the

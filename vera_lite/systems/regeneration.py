@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.backbone.dit import StackedLinear
-from vera_lite.objectives import FlowMatching, noised
+from vera_lite.objectives import FlowMatching, StepDraws, noised
 from vera_lite.systems.vera import drop_conditions
 
 
@@ -63,12 +63,12 @@ class Regeneration(nn.Module):
         return self.transformer(latents, timestep, text, added)
 
     def training_losses(
-        self, batch: dict[str, Tensor], sigma: Tensor, generator: torch.Generator
+        self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws
     ) -> dict[str, Tensor]:
         """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
-        text, mask_given = drop_conditions(batch["text"], self.config, generator)
+        text, mask_given = drop_conditions(batch["text"], self.config, draws)
         x_0 = batch["composite"][None]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        noise = draws.noise(x_0)
         output = self(
             noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
         )

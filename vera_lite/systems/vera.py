@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
 from vera_lite.backbone.dit import StackedLinear
-from vera_lite.objectives import FlowMatching, noised
+from vera_lite.objectives import FlowMatching, StepDraws, noised
 
 LAYERS = ("edit", "alpha", "composite")
 EDIT, ALPHA, COMPOSITE = range(3)
@@ -149,7 +149,7 @@ class Vera(nn.Module):
         return self.transformer(latents, timestep, text, added)
 
     def training_losses(
-        self, batch: dict[str, Tensor], sigma: Tensor, generator: torch.Generator
+        self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws
     ) -> dict[str, Tensor]:
         """Flow-matching loss of each layer and clip.
 
@@ -157,14 +157,14 @@ class Vera(nn.Module):
             batch: latents ``source, mask, edit, alpha, composite`` (B, C, t, h, w) and ``text``
                 (B, T, text_dim).
             sigma: (B,).
-            generator: source of noise and of dropped conditions.
+            draws: source of noise and of dropped conditions.
 
         Returns:
             ``{layer: (B,)}``, weighted so that their sum is the objective.
         """
-        text, mask_given = drop_conditions(batch["text"], self.config, generator)
+        text, mask_given = drop_conditions(batch["text"], self.config, draws)
         x_0 = torch.stack([batch[layer] for layer in LAYERS])                     # (3, B, C, t, h, w)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        noise = draws.noise(x_0)
         output = self(
             noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
         )
@@ -173,10 +173,9 @@ class Vera(nn.Module):
         return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
 
 
-def drop_conditions(text: Tensor, config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def drop_conditions(text: Tensor, config, draws: StepDraws) -> tuple[Tensor, Tensor]:
     """Blank prompts, phrases and masks at the config's rates; text (B, T, F) -> (text, mask_given (B,))."""
-    batch, phrases = text.shape[:2]
-    keep = torch.rand(batch, 1, generator=generator) >= config.text_drop
-    keep = keep & (torch.rand(batch, phrases, generator=generator) >= config.phrase_drop)
-    mask_given = torch.rand(batch, generator=generator) >= config.mask_drop
+    keep = draws.uniform(1) >= config.text_drop
+    keep = keep & (draws.uniform(text.shape[1]) >= config.phrase_drop)
+    mask_given = draws.uniform() >= config.mask_drop
     return text * keep[..., None].to(text), mask_given.to(text)

@@ -1,27 +1,60 @@
-"""`vera-lite fit|validate --config FILE`: LightningCLI on this project's module and data."""
+"""Training from the command line: LightningCLI on this project's module and data, and the export."""
 
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from pathlib import Path
 
-from vera_lite.training.data import ToyWorldData
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+from vera_lite.codecs import PatchCodec
+from vera_lite.errors import UserError
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.systems import build_system
+from vera_lite.training.data import SHIPPED_CODEC, ToyWorldData
 from vera_lite.training.module import EditingModule
 
 
 def train(arguments: list[str]) -> None:
-    """Run LightningCLI; ``arguments`` start with fit or validate.
+    """Run LightningCLI.
 
-    ``--print_config`` shows the whole configuration without running; ``--ckpt_path last`` resumes.
+    Args:
+        arguments: ``fit`` or ``validate``, then options. ``--config FILE`` reads a configuration,
+            ``--print_config`` shows it whole without running, ``--ckpt_path last`` resumes.
     """
     LightningCLI(
         EditingModule,
         ToyWorldData,
         args=arguments,
-        seed_everything_default=0,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
         subclass_mode_data=True,
-        parser_kwargs={"parser_mode": "omegaconf"} if False else {},
-        trainer_defaults={
-            # Order and rank are the data module's business (see StepBatches).
-            "use_distributed_sampler": False,
-        },
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        # Order and rank are the data module's business (see StepBatches).
+        trainer_defaults={"use_distributed_sampler": False},
     )
+
+
+def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
+    """Turn a training checkpoint into a pipeline folder of safetensors, with the averaged weights.
+
+    Args:
+        checkpoint: a single-file ``.ckpt`` of this project's training; only tensors and plain
+            values are read from it.
+        folder: where to write, see :meth:`VeraPipeline.save_pretrained`.
+        half: store weights as float16.
+
+    Raises:
+        UserError: the file is missing or no such checkpoint.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint file {checkpoint}.")
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign or damaged file fails in many ways
+        raise UserError(f"{checkpoint} is no checkpoint that can be read safely.") from error
+    if not isinstance(saved, dict) or "vera_lite" not in saved:
+        raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training.")
+    system = build_system(saved["vera_lite"])
+    prefix = "ema."
+    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+    system.load_state_dict(weights)
+    pipe = VeraPipeline(system, PatchCodec.load(SHIPPED_CODEC), saved["vera_lite"]["clip_size"])
+    pipe.save_pretrained(folder, torch.float16 if half else torch.float32)

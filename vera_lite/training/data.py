@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from vera_lite import toyworld
@@ -182,16 +183,30 @@ class ToyWorldData(L.LightningDataModule):
         self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's present step on, without end: a run is measured in steps."""
-        done = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        steps = range(done, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        """Batches from the trainer's present step on; a run is one epoch of all its steps."""
+        every = self.trainer.accumulate_grad_batches
+        steps = _StepsFrom(self.trainer.global_step * every, self.trainer.max_steps * every)
         return self._loader(self.train, steps)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.validation, range(self.validation.steps_per_epoch))
 
-    def _loader(self, batches: StepBatches, steps: range) -> DataLoader:
+    def _loader(self, batches: StepBatches, steps: Sequence | Sampler) -> DataLoader:
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.workers)
+
+
+class _StepsFrom(Sampler):
+    """Steps first .. total - 1, of length ``total``: Lightning counts the batches of a resumed epoch
+    from the start, and would begin the loader anew after ``total - first`` of them."""
+
+    def __init__(self, first: int, total: int):
+        self.first, self.total = first, total
+
+    def __iter__(self):
+        return iter(range(self.first, self.total))
+
+    def __len__(self) -> int:
+        return self.total
 
 
 SHIPPED_CODEC = Path(__file__).parents[1] / "assets" / "toy_codec.safetensors"

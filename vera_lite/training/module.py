@@ -10,6 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
 from vera_lite.errors import UserError
+from vera_lite.objectives import StepDraws, mix_seed
+from vera_lite.systems import describe_system
 from vera_lite.training.optim import MuonAdamW, parameter_groups
 
 _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
@@ -18,9 +20,9 @@ _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
 class EditingModule(L.LightningModule):
     """Trains a system and keeps an exponential moving average (EMA) of its weights.
 
-    A system is a module with ``config.objective`` and ``training_losses(batch, sigma, generator)``
-    that returns ``{term: (B,)}``; their sum is minimised. Everything random in a step (noise levels,
-    noise, dropped conditions) comes from a generator seeded by (seed, step, rank).
+    A system is a module with ``config.objective`` and ``training_losses(batch, sigma, draws)`` that
+    returns ``{term: (B,)}``; their sum is minimised. Everything random in a step (noise levels,
+    noise, dropped conditions) comes from :class:`vera_lite.objectives.StepDraws`.
 
     Args:
         system: e.g. :class:`vera_lite.systems.Vera`.
@@ -70,18 +72,18 @@ class EditingModule(L.LightningModule):
     # --- training --------------------------------------------------------------------------------
 
     def _losses(self, system: nn.Module, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, salt, batch["step"], self.global_rank))
-        clips = len(batch["text"])
-        sigma = system.config.objective.sample_sigma(clips, generator).to(batch["text"])
-        # Called through the module's own __call__, so that DDP and FSDP2 see the pass.
-        return system.training_losses(batch, sigma, generator), sigma
+        clips, ranks = len(batch["text"]), self.trainer.world_size
+        draws = StepDraws(mix_seed(self.seed, salt), batch["step"], clips, self.global_rank, ranks)
+        sigma = system.config.objective.sample_sigma(draws).to(batch["text"])
+        return system.training_losses(batch, sigma, draws), sigma
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
         losses, sigma = self._losses(self.system, batch, salt=0)
         total = sum(losses.values())
-        self.log("loss", total.detach().mean(), prog_bar=True)
-        self.log_dict({f"loss/{term}": value.detach().mean() for term, value in losses.items()})
-        self.log_dict(_by_sigma("loss/sigma", total.detach(), sigma))
+        total_now = total.detach()
+        self.log("loss", total_now.mean(), prog_bar=True, sync_dist=True)
+        terms = {f"loss/{term}": value.detach().mean() for term, value in losses.items()}
+        self.log_dict(terms | _by_sigma("loss/sigma", total_now, sigma), sync_dist=True)
         return total.mean()
 
     def validation_step(self, batch: dict, _index: int) -> None:
@@ -109,22 +111,17 @@ class EditingModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.update_ema()
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Say what the weights are weights of, so that a checkpoint can be exported by itself."""
+        world = getattr(self.trainer.datamodule, "world", None)
+        size = (world.frames, world.height, world.width) if world is not None else None
+        checkpoint["vera_lite"] = describe_system(self.system) | {"clip_size": size}
+
     @torch.no_grad()
     def update_ema(self) -> None:
         """ema <- decay * ema + (1 - decay) * weights; the decay starts low and rises with the step."""
         decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers; distinct tuples give unrelated seeds (splitmix64)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-        state ^= state >> 31
-    return state & (2**63 - 1)
 
 
 def _by_sigma(prefix: str, loss: Tensor, sigma: Tensor) -> dict[str, Tensor]:

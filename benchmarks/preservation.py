@@ -1,0 +1,210 @@
+"""The comparison that the paper is about: does pasting layers over the source preserve it, and which
+ingredient of Vera matters?
+
+    python benchmarks/preservation.py --report      print the committed table
+    python benchmarks/preservation.py --run         measure it anew (resumes where it was stopped)
+
+Every system sees the same clips in the same order, conditions (mask and prompt) and number of steps;
+only the seed of weights, noise and dropped conditions changes. The baseline regenerates the whole
+frame with about the same number of parameters and of FLOPs a sample.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import lightning
+import torch
+
+from vera_lite.backbone import WanConfig
+from vera_lite.evaluation.toy_benchmark import evaluate
+from vera_lite.objectives import FlowMatching
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
+from vera_lite.training import ToyWorldData
+from vera_lite.training.fit import fit
+from vera_lite.video import replacing
+
+RESULTS = Path(__file__).parent / "results" / "preservation.json"
+RUNS = Path("runs/preservation")
+STEPS, BATCH, SEEDS, TEST_CLIPS = 600, 16, (0, 1, 2), 128
+
+BRANCH = WanConfig(
+    num_attention_heads=4,
+    attention_head_dim=32,
+    in_channels=24,
+    out_channels=24,
+    text_dim=36,
+    freq_dim=64,
+    ffn_dim=384,
+    num_layers=4,
+    pooled_text=True,
+)
+COMMON = {
+    "objective": FlowMatching("x_0", shift=3.0),
+    "mask_drop": 0.6,
+    "text_drop": 0.05,
+    "phrase_drop": 0.03,
+}
+VERA = VeraConfig(backbone=BRANCH, **COMMON)
+VARIANTS = {
+    "Vera": lambda: Vera(VERA),
+    "shared weights instead of MoT": lambda: Vera(replace(VERA, mixture=False)),
+    "separate attention": lambda: Vera(replace(VERA, joint_attention=False)),
+    "no composite supervision": lambda: Vera(replace(VERA, composite_weight=0.0)),
+    # One stream of 48 tokens in place of three: wider and deeper, so that parameters match.
+    "full regeneration": lambda: Regeneration(
+        RegenerationConfig(
+            backbone=replace(BRANCH, num_attention_heads=6, num_layers=5, ffn_dim=480), **COMMON
+        )
+    ),
+}
+#: What the report shows: metric, unit, digits.
+SHOWN = (
+    ("preserved_psnr", "dB", 1),
+    ("full_psnr", "dB", 1),
+    ("satisfied", "share", 2),
+    ("alpha_iou", "", 2),
+)
+
+
+def measure(variant: str, seed: int) -> dict:
+    """Train one variant with one seed, or go on with it, and judge it with and without masks."""
+    torch.manual_seed(seed)
+    system = VARIANTS[variant]()
+    data = ToyWorldData(clips=STEPS * BATCH, validation_clips=BATCH, batch_size=BATCH)
+    folder = RUNS / f"{variant.replace(' ', '-')}-{seed}"
+    started = time.process_time()
+    module = fit(
+        system,
+        data,
+        STEPS,
+        folder=folder,
+        precision="bf16-mixed",
+        progress=False,
+        seed=seed,
+        lr=2e-3,
+        muon_lr=0.02,
+        ema_decay=0.99,
+    )
+    world = data.world
+    pipe = VeraPipeline(module.ema, data.codec, (world.frames, world.height, world.width))
+    measured = {
+        f"{task}, {'mask' if mask else 'no mask'}": row
+        for mask in (True, False)
+        for task, row in evaluate(pipe, TEST_CLIPS, mask).items()
+    }
+    return {
+        "variant": variant,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in system.parameters()),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "metrics": measured,
+    }
+
+
+def summarise(runs: list[dict]) -> list[dict]:
+    """Mean over seeds of each variant against Vera, with the spread, as the benchmark's results."""
+    results = []
+    for case in runs[0]["metrics"]:
+        for metric, unit, _ in SHOWN:
+            mean = {}
+            for variant in VARIANTS:
+                values = [r["metrics"][case].get(metric) for r in runs if r["variant"] == variant]
+                if values and None not in values:
+                    mean[variant] = (statistics.fmean(values), max(values) - min(values))
+            for variant, (value, spread) in mean.items():
+                if variant == "Vera" or "Vera" not in mean:
+                    continue
+                ours, our_spread = mean["Vera"]
+                results.append(
+                    {
+                        "case": f"{case}: {metric}",
+                        "value": round(ours, 4),
+                        "spread": round(our_spread, 4),
+                        "unit": unit,
+                        "peer": variant,
+                        "peer_value": round(value, 4),
+                        "peer_spread": round(spread, 4),
+                        "ratio": round(ours / value, 4) if value else None,
+                        "goal": "Vera above the peer by more than either spread",
+                        "holds": ours - value > max(spread, our_spread),
+                    }
+                )
+    return results
+
+
+def save(runs: list[dict]) -> None:
+    report = {
+        "name": "preservation",
+        "date": datetime.date.today().isoformat(),
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__, "diffusers": diffusers.__version__},
+        "steps": STEPS,
+        "batch": BATCH,
+        "test_clips": TEST_CLIPS,
+        "results": summarise(runs),
+        "runs": runs,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with replacing(RESULTS) as path:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _cell(low: float, mean: float, high: float, digits: int, unit: str) -> str:
+    numbers = f"{mean:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+    return f"{numbers} {unit}" if unit == "dB" else numbers
+
+
+def table(report: dict) -> str:
+    """The committed numbers: mean over seeds, with lowest and highest."""
+    runs = report["runs"]
+    seeds = sorted({r["seed"] for r in runs})
+    lines = [f"{report['steps']} steps of {report['batch']} clips, seeds {seeds}, {report['test_clips']} unseen clips a row; mean (lowest .. highest)"]
+    for case in runs[0]["metrics"]:
+        lines += ["", case, f"  {'':32}" + "".join(f"{m:>26}" for m, _, _ in SHOWN)]
+        for variant in VARIANTS:
+            cells = ""
+            for metric, unit, digits in SHOWN:
+                values = [r["metrics"][case].get(metric) for r in runs if r["variant"] == variant]
+                if not values or None in values:
+                    cells += f"{'-':>26}"
+                    continue
+                low, mean, high = min(values), statistics.fmean(values), max(values)
+                cells += f"{_cell(low, mean, high, digits, unit):>26}"
+            lines.append(f"  {variant:32}{cells}")
+    sizes = {r["variant"]: r["parameters"] for r in runs}
+    lines += ["", "parameters: " + ", ".join(f"{v} {n / 1e6:.2f} M" for v, n in sizes.items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="measure what is missing and write the JSON")
+    parser.add_argument("--fresh", action="store_true", help="with --run: measure everything anew")
+    parser.add_argument("--report", action="store_true", help="print the table of the JSON")
+    arguments = parser.parse_args()
+    if arguments.run:
+        known = RESULTS.is_file() and not arguments.fresh
+        runs = json.loads(RESULTS.read_text())["runs"] if known else []
+        done = {(r["variant"], r["seed"]) for r in runs}
+        for seed in SEEDS:
+            for variant in VARIANTS:
+                if (variant, seed) not in done:
+                    runs.append(measure(variant, seed))
+                    save(runs)
+                    print(f"{variant}, seed {seed}: {runs[-1]['cpu_seconds']} s", flush=True)
+    if not RESULTS.is_file():
+        parser.exit(2, "there is no result yet: run with --run.\n")
+    print(table(json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The predicted FLOPs against those that torch counts, exactly."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from vera_lite.backbone import WAN_1_3B, WanConfig, WanTransformer
+from vera_lite.backbone.flops import counted_flops, forward_flops
+
+SMALL = st.integers(1, 3)
+
+
+def counted(config, latent_size, text_tokens, branches, batch, timesteps, device, **how) -> int:
+    """FLOPs of a real forward pass."""
+    with torch.device(device), torch.no_grad():
+        model = WanTransformer(config, branches, **how)
+        latents = torch.zeros(branches, batch, config.in_channels, *latent_size)
+        text = torch.zeros(batch, text_tokens, config.text_dim)
+    time = torch.zeros(batch)
+    if timesteps > 1:  # the first tokens get one of their own each, the rest the last
+        t, h, w = config.grid(latent_size)
+        time = torch.arange(t * h * w).clamp(max=timesteps - 1).expand(batch, -1)
+    if device == "meta" and timesteps == 1:
+        time = time.to(device)
+    with torch.no_grad():
+        return counted_flops(lambda: model(latents, time, text))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    config=st.builds(
+        WanConfig,
+        patch_size=st.tuples(SMALL, SMALL, SMALL),
+        num_attention_heads=SMALL,
+        attention_head_dim=st.sampled_from([8, 12, 16]),
+        in_channels=SMALL,
+        out_channels=SMALL,
+        text_dim=st.integers(1, 9),
+        freq_dim=st.sampled_from([4, 10]),
+        ffn_dim=st.integers(1, 40),
+        num_layers=st.integers(0, 2),
+        cross_attn_norm=st.booleans(),
+        pooled_text=st.booleans(),
+    ),
+    grid=st.tuples(SMALL, SMALL, SMALL),
+    text_tokens=st.integers(1, 5),
+    branches=SMALL,
+    batch=st.integers(1, 2),
+    timesteps=SMALL,
+    one_expert=st.booleans(),
+    joint=st.booleans(),
+    share_text_kv=st.booleans(),
+    share_condition_embedder=st.booleans(),
+)
+def test_prediction_is_what_torch_counts(
+    config, grid, text_tokens, branches, batch, timesteps, one_expert, **how
+):
+    latent_size = tuple(n * p for n, p in zip(grid, config.patch_size, strict=True))
+    assume(timesteps <= grid[0] * grid[1] * grid[2])
+    how["experts"] = 1 if one_expert else branches
+    predicted = forward_flops(
+        config, latent_size, text_tokens, branches, batch=batch, timesteps=timesteps, **how
+    )
+    assert predicted.total == counted(
+        config, latent_size, text_tokens, branches, batch, timesteps, "cpu", **how
+    )
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+def test_full_size_on_the_meta_device(branches):
+    arguments = WAN_1_3B, (5, 60, 104), 512, branches
+    assert forward_flops(*arguments).total == counted(*arguments, 1, 1, "meta")
+
+
+def test_attention_is_really_counted_on_the_cpu():
+    q = torch.zeros(1, 2, 64, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert counted_flops(lambda: attend(q, q, q)) == 2 * (2 * 2 * 64 * 64 * 16)
+
+
+def test_without_joint_attention_three_branches_cost_three_times_one():
+    one = forward_flops(WAN_1_3B, (21, 60, 104), 512)
+    three = forward_flops(WAN_1_3B, (21, 60, 104), 512, 3, joint=False)
+    joint = forward_flops(WAN_1_3B, (21, 60, 104), 512, 3)
+    assert three.total == 3 * one.total
+    assert joint.self_attention == 9 * one.self_attention
+    assert joint._replace(self_attention=0) == three._replace(self_attention=0)

@@ -1,0 +1,283 @@
+"""The training path: data, optimizer, schedules, resume after `kill -9`, and two ranks."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vera_lite.cli import main
+from vera_lite.codecs import PatchCodec
+from vera_lite.errors import UserError
+from vera_lite.objectives import FlowMatching, StepDraws
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.toyworld import WorldConfig
+from vera_lite.training.data import SHIPPED_CODEC, LatentCache, StepBatches, build_toy_cache
+from vera_lite.training.optim import MuonAdamW, orthogonalise, parameter_groups
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def arguments(cache_dir: Path, run: Path, *more: str) -> list[str]:
+    """`vera-lite fit` on the tiny config, logging and checkpointing below ``run``."""
+    checkpoint = "lightning.pytorch.callbacks.ModelCheckpoint"
+    return [
+        "fit",
+        f"--config={TINY}",
+        f"--data.init_args.cache_dir={cache_dir}",
+        f"--trainer.default_root_dir={run}",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={run}",
+        "--trainer.logger.name=log",
+        f"--trainer.callbacks={checkpoint}",
+        f"--trainer.callbacks.dirpath={run}",
+        "--trainer.callbacks.every_n_train_steps=2",
+        "--trainer.callbacks.save_last=true",
+        "--trainer.callbacks.save_top_k=0",
+        "--trainer.callbacks.enable_version_counter=false",
+        *more,
+    ]
+
+
+def launch(command: list[str], ranks: int = 1) -> subprocess.Popen:
+    """`vera-lite ...` in a process of its own, or under torchrun."""
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+        start += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*start, "vera_lite.cli", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def losses(run: Path) -> list[float]:
+    """Training loss of every step, over all log versions in order (later ones overwrite)."""
+    by_step: dict[int, float] = {}
+    for file in sorted(run.glob("log/version_*/metrics.csv")):
+        for row in csv.DictReader(file.open()):
+            if row.get("loss"):
+                by_step[int(row["step"])] = float(row["loss"])
+    return [by_step[k] for k in sorted(by_step)]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def reference(cache_dir, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("reference")
+    finish(launch(arguments(cache_dir, run)))
+    assert len(losses(run)) == 6
+    return run
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(cache_dir, tmp_path, reference):
+    run = tmp_path / "killed"
+    process = launch(arguments(cache_dir, run))
+    deadline = time.time() + 120
+    while not (run / "last.ckpt").is_file():
+        assert time.time() < deadline and process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert done in (2, 4)  # or there was nothing left to resume
+    finish(launch(arguments(cache_dir, run, "--ckpt_path=last")))
+    before, after = weights(reference / "last.ckpt"), weights(run / "last.ckpt")
+    assert before.keys() == after.keys() and any(k.startswith("ema.") for k in before)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert losses(run)[-2:] == losses(reference)[-2:]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_learn_what_one_learns(cache_dir, tmp_path, reference, strategy):
+    """Half the batch on each of two processes: the same losses, step by step."""
+    options = ["--data.init_args.batch_size=2", "--trainer.devices=2"]
+    if strategy == "ddp":
+        options.append("--trainer.strategy=ddp")
+    else:
+        options += [
+            "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+            "--trainer.strategy.data_parallel_size=2",
+            "--trainer.strategy.tensor_parallel_size=1",
+            "--trainer.strategy.save_distributed_checkpoint=false",
+        ]
+    finish(launch(arguments(cache_dir, tmp_path, *options), ranks=2))
+    one, two = losses(reference), losses(tmp_path)
+    assert len(two) == len(one)
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=2e-4, atol=2e-4)
+    # The average followed on both ranks, and a single-file checkpoint holds it whole.
+    expected, got = weights(reference / "last.ckpt"), weights(tmp_path / "last.ckpt")
+    assert expected.keys() == got.keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=5e-3, atol=5e-3)
+
+
+def test_export_gives_a_pipeline_with_the_averaged_weights(reference, tmp_path, capsys):
+    assert main(["export", str(reference / "last.ckpt"), "--out", str(tmp_path / "pipe"), "--full"]) == 0
+    pipe = VeraPipeline.from_pretrained(tmp_path / "pipe")
+    trained = weights(reference / "last.ckpt")
+    for name, value in pipe.system.state_dict().items():
+        assert torch.equal(value, trained[f"ema.{name}"])
+    assert pipe.clip_size == (9, 32, 32)
+    assert sorted(p.name for p in (tmp_path / "pipe").iterdir()) == [
+        "codec.safetensors",
+        "pipeline.json",
+        "system.safetensors",
+    ]
+
+
+def test_export_refuses_foreign_files(tmp_path, capsys):
+    bad = tmp_path / "bad.ckpt"
+    torch.save({"weights": torch.zeros(2)}, bad)
+    assert main(["export", str(bad), "--out", str(tmp_path / "x")]) == 2
+    bad.write_bytes(b"not a checkpoint")
+    assert main(["export", str(bad), "--out", str(tmp_path / "x")]) == 2
+    assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
+    errors = capsys.readouterr().err
+    assert "is not a checkpoint of vera-lite" in errors and "read safely" in errors and "no checkpoint file" in errors
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_bad_config_key_is_named_and_exits_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={TINY}", "--model.learning_rate=1"])
+    assert stop.value.code == 2 and "learning_rate" in capsys.readouterr().err
+
+
+def test_the_shipped_config_builds_what_it_says():
+    """`--print_config` parses it whole; the text width is the vocabulary's."""
+    import yaml
+
+    from vera_lite.conditioning import PhraseEncoder
+
+    config = yaml.safe_load((Path(__file__).parents[1] / "vera_lite/configs/vera_toy.yaml").read_text())
+    backbone = config["model"]["system"]["init_args"]["config"]["backbone"]
+    assert backbone["text_dim"] == PhraseEncoder.text_dim
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config=vera_lite/configs/vera_toy.yaml", "--print_config"])
+    assert stop.value.code in (0, None)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_cache_is_read_back_as_written_and_resumes(tmp_path):
+    codec = PatchCodec.load(SHIPPED_CODEC)
+    folder = build_toy_cache(tmp_path, codec, WorldConfig(), seed=3, clips=520)
+    assert sorted(p.name for p in folder.iterdir()) == ["00000.safetensors", "00001.safetensors", "index.json"]
+    cache = LatentCache(folder)
+    assert len(cache) == 520 and cache[519]["source"].shape == (24, 3, 8, 8)
+    from vera_lite.toyworld import render
+
+    expected = codec.encode(render(3, [515]).edit)[0]
+    torch.testing.assert_close(cache[515]["edit"], expected, atol=2e-3, rtol=2e-3)  # float16 on disk
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    (folder / "00001.safetensors").unlink()
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match="no finished latent cache"):
+        LatentCache(folder)
+    assert build_toy_cache(tmp_path, codec, WorldConfig(), seed=3, clips=520) == folder
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert build_toy_cache(tmp_path, codec, WorldConfig(), seed=4, clips=8) != folder
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return {"i": torch.tensor(i)}
+
+
+def test_batches_are_pure_functions_of_the_step_and_split_over_ranks():
+    one = StepBatches(Numbers(), 8, seed=1)
+    two = [StepBatches(Numbers(), 4, seed=1, rank=r, world_size=2) for r in range(2)]
+    for step in (0, 3, 4, 7, 123):
+        assert one[step]["i"].tolist() == [*two[0][step]["i"].tolist(), *two[1][step]["i"].tolist()]
+    epoch = [i for step in range(5) for i in one.indices(step)]
+    assert sorted(epoch) == list(range(40))
+    assert epoch != [i for step in range(5, 10) for i in one.indices(step)]
+    with pytest.raises(UserError, match="lower batch_size"):
+        StepBatches(Numbers(), 41, seed=1)
+
+
+def test_draws_do_not_depend_on_the_number_of_ranks():
+    whole = StepDraws(7, 3, 4)
+    parts = [StepDraws(7, 3, 2, rank=r, ranks=2) for r in range(2)]
+    like = torch.zeros(3, 2, 4, 1, 2, 2)
+    noise = whole.noise(torch.zeros(3, 4, 4, 1, 2, 2))
+    assert torch.equal(noise, torch.cat([p.noise(like) for p in parts], dim=1))
+    assert torch.equal(whole.uniform(2), torch.cat([p.uniform(2) for p in parts]))
+    assert torch.equal(whole.permutation(), torch.cat([p.permutation() for p in parts]))
+    assert not torch.equal(StepDraws(7, 4, 4).uniform(), StepDraws(7, 3, 4).uniform())
+    sigma = FlowMatching(shift=1.0).sample_sigma(StepDraws(0, 0, 8))
+    assert sorted((sigma * 8).long().tolist()) == list(range(8))  # one a stratum
+
+
+# --- optimizer -----------------------------------------------------------------------------------
+
+
+def test_muon_equals_torchs_on_each_slice_and_adamw_equals_torchs():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 16, 24), torch.randn(4, 3, 16, 24)
+    stacked, vector = nn.Parameter(start.clone()), nn.Parameter(torch.ones(5))
+    ours = MuonAdamW(
+        [
+            {"params": [stacked], "muon": True, "lr": 0.02, "weight_decay": 0.0},
+            {"params": [vector], "muon": False, "lr": 1e-2, "weight_decay": 0.1},
+        ]
+    )
+    slices = [nn.Parameter(s.clone()) for s in start]
+    same = nn.Parameter(torch.ones(5))
+    muon = torch.optim.Muon(slices, lr=0.02, weight_decay=0.0, momentum=0.95, nesterov=True)
+    adamw = torch.optim.AdamW([same], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.97))
+    for gradient in gradients:
+        stacked.grad, vector.grad = gradient.clone(), gradient[0, 0, :5].clone()
+        for p, g in zip(slices, gradient, strict=True):
+            p.grad = g.clone()
+        same.grad = vector.grad.clone()
+        for optimizer in (ours, muon, adamw):
+            optimizer.step()
+    assert (stacked - start).abs().max() > 0.01
+    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in slices]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(vector.detach(), same.detach(), atol=1e-7, rtol=0)
+
+
+def test_orthogonalise_flattens_singular_values():
+    torch.manual_seed(0)
+    for shape in ((2, 16, 32), (2, 32, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.4
+
+
+def test_muon_gets_the_matrices_of_the_blocks_only():
+    from test_vera import vera
+
+    system = vera()
+    groups = parameter_groups(system, 1e-3, 0.02, 0.0)
+    names = {id(p): n for n, p in system.named_parameters()}
+    muon = {names[id(p)] for g in groups if g["muon"] for p in g["params"]}
+    assert "transformer.blocks.0.attn1.to_q.weight" in muon
+    assert not any("scale_shift" in n or "norm" in n or "embed" in n or n.endswith("bias") for n in muon)
+    assert sum(len(g["params"]) for g in groups) == len(names)
+    assert [g["muon"] for g in parameter_groups(system, 1e-3, None, 0.0)] == [False]

@@ -1,0 +1,190 @@
+"""Vera: the invariants that its architecture promises, and its parameter counts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig
+from vera_lite.errors import UserError
+from vera_lite.objectives import FlowMatching, StepDraws
+from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
+
+TINY = WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=4,
+    out_channels=4,
+    text_dim=16,
+    freq_dim=32,
+    ffn_dim=48,
+    num_layers=2,
+)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Nothing left at zero or one, so that no term can hide."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def vera(**changes) -> Vera:
+    torch.manual_seed(0)
+    return randomise(Vera(VeraConfig(backbone=TINY, **changes)))
+
+
+@pytest.fixture
+def inputs() -> dict:
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    return {
+        "latents": draw(3, 2, 4, 3, 4, 4),
+        "timestep": torch.tensor([900.0, 250.0]),
+        "text": draw(2, 5, 16),
+        "source": draw(2, 4, 3, 4, 4),
+        "mask": draw(2, 4, 3, 4, 4),
+    }
+
+
+@pytest.fixture
+def wan(tmp_path):
+    torch.manual_seed(3)
+    names = ("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim")
+    names += ("freq_dim", "ffn_dim", "num_layers")
+    model = randomise(WanTransformer3DModel(**{n: getattr(TINY, n) for n in names}))
+    model.save_pretrained(tmp_path / "wan")
+    return model, tmp_path / "wan"
+
+
+def test_three_copies_of_wan_fed_alike_are_wan(wan, inputs):
+    """Softmax over every key three times over is softmax over the keys."""
+    theirs, folder = wan
+    ours = Vera.from_wan(folder).eval()
+    x, t, text = inputs["latents"][0], inputs["timestep"], inputs["text"]
+    expected = theirs(x, t, text).sample
+    # At the start source, mask and layer embeddings add nothing: the branches are text-to-video.
+    result = ours(x.expand(3, -1, -1, -1, -1, -1), t, text, inputs["source"], inputs["mask"])
+    for branch in result:
+        torch.testing.assert_close(branch, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_joint_attention_branches_are_three_separate_transformers(wan, inputs):
+    theirs, folder = wan
+    ours = Vera.from_wan(folder, joint_attention=False).eval()
+    t, text = inputs["timestep"], inputs["text"]
+    result = ours(inputs["latents"], t, text, inputs["source"])
+    for branch, x in zip(result, inputs["latents"], strict=True):
+        torch.testing.assert_close(branch, theirs(x, t, text).sample, atol=1e-5, rtol=1e-5)
+
+
+def test_joint_attention_lets_branches_see_each_other(inputs):
+    def response(joint: bool) -> list[bool]:
+        model = vera(joint_attention=joint)
+        before = model(**inputs)
+        changed = inputs | {"latents": inputs["latents"].clone()}
+        changed["latents"][2] += 1  # the composite
+        return [not torch.equal(a, b) for a, b in zip(before, model(**changed), strict=True)]
+
+    assert response(joint=True) == [True, True, True]
+    assert response(joint=False) == [False, False, True]
+
+
+def test_permuting_branches_permutes_outputs(inputs):
+    model = vera(share_text_kv=False, share_condition_embedder=False)
+    transformer, order = model.transformer, [2, 0, 1]
+    expected = transformer(inputs["latents"], inputs["timestep"], inputs["text"])[order]
+    with torch.no_grad():
+        for p in transformer.parameters():
+            p.copy_(p[order].clone())
+    result = transformer(inputs["latents"][order], inputs["timestep"], inputs["text"])
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_source_enters_through_the_composite_branch_only(inputs):
+    model = vera(joint_attention=False)
+    before = model(**inputs)
+    after = model(**inputs | {"source": inputs["source"] + 1})
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False]
+
+
+def test_the_mask_enters_through_the_alpha_branch_only_and_can_be_withheld(inputs):
+    model = vera(joint_attention=False)
+    with_mask = model(**inputs)
+    without = model(**inputs | {"mask": None})
+    assert [torch.equal(a, b) for a, b in zip(with_mask, without, strict=True)] == [True, False, True]
+    half = model(**inputs, mask_given=torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(half[:, 0], with_mask[:, 0])
+    torch.testing.assert_close(half[:, 1], without[:, 1])
+
+
+def test_shared_weights_ablation_tells_branches_apart_by_conditions_only(inputs):
+    model = vera(mixture=False)
+    assert model.transformer.blocks[0].attn1.to_q.weight.shape[0] == 1
+    same = inputs["latents"][:1].expand(3, -1, -1, -1, -1, -1)
+    edit, alpha, composite = model(**inputs | {"latents": same})
+    assert not torch.allclose(edit, alpha) and not torch.allclose(alpha, composite)
+    with torch.no_grad():
+        model.layer_embedding.zero_()
+        model.source_embedding.weight.zero_()
+        model.source_embedding.bias.zero_()
+    edit, _, composite = model(**inputs | {"latents": same, "mask": None})
+    torch.testing.assert_close(edit, composite, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "billions"), [(WAN_1_3B, 3.92), (WAN_14B, 38.2)], ids=["1.3B", "14B"])
+def test_parameter_counts_are_the_reported_ones(size, billions):
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Vera(VeraConfig(backbone=size)).parameters())
+    digits = 2 if billions < 10 else 1
+    assert round(count / 1e9, digits) == billions
+
+
+def batch(inputs: dict) -> dict:
+    names = ("edit", "alpha", "composite")
+    return {n: inputs["latents"][i] for i, n in enumerate(names)} | {
+        n: inputs[n] for n in ("source", "mask", "text")
+    }
+
+
+def test_training_losses_follow_the_config(inputs):
+    def losses(model):
+        sigma = torch.tensor([0.9, 0.25])
+        return model.training_losses(batch(inputs), sigma, StepDraws(5, 0, 2))
+
+    full = losses(vera())
+    assert set(full) == {"edit", "alpha", "composite"}
+    assert all(v.shape == (2,) and (v > 0).all() for v in full.values())
+    ablated = losses(vera(composite_weight=0.0))
+    assert torch.equal(ablated["edit"], full["edit"]) and not ablated["composite"].any()
+    always = losses(vera(mask_drop=1.0, text_drop=1.0))
+    assert not torch.equal(always["alpha"], full["alpha"])
+
+
+def test_a_perfect_network_has_no_loss(inputs):
+    """Both predictions: the target is what the formula says it is."""
+    x_0, noise = inputs["latents"], inputs["latents"].flip(0)
+    sigma = torch.tensor([0.7, 0.1])
+    for prediction, output in (("velocity", noise - x_0), ("x_0", x_0)):
+        objective = FlowMatching(prediction)
+        assert objective.loss(output, x_0, noise, sigma).abs().max() < 1e-10
+        assert (objective.loss(output + 1, x_0, noise, sigma) > 0.9).all()
+
+
+def test_regeneration_uses_source_mask_and_text(inputs):
+    model = randomise(Regeneration(RegenerationConfig(backbone=TINY)))
+    single = inputs | {"latents": inputs["latents"][:1]}
+    before = model(**single)
+    for name in ("source", "mask", "text"):
+        assert not torch.allclose(model(**single | {name: single[name] + 1}), before), name
+    assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepDraws(0, 0, 2))) == {"composite"}
+
+
+def test_odd_latents_are_refused_in_one_sentence(inputs):
+    with pytest.raises(UserError, match="do not divide into patches"):
+        vera()(**inputs | {"latents": inputs["latents"][..., :3]})
+    with pytest.raises(UserError, match="prediction is velocity or x_0"):
+        replace(VeraConfig(backbone=TINY), objective=FlowMatching("noise"))

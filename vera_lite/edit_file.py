@@ -1,0 +1,180 @@
+"""Edit a video file of any size and length; frames stream through, so memory does not grow with it."""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vera_lite.clip import composite, to_float, to_uint8
+from vera_lite.conditioning import parse
+from vera_lite.errors import UserError
+from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.video import VideoInfo, VideoReader, VideoWriter, read_gray, replacing
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+_SHEET_FRAMES = 5
+
+
+def edit_file(
+    pipe: VeraPipeline,
+    video: str | Path,
+    prompt: str,
+    out: str | Path,
+    *,
+    mask: str | Path | None = None,
+    seed: int = 0,
+    alpha_floor: float = ALPHA_FLOOR,
+    **options,
+) -> list[Path]:
+    """Edit ``video`` and write the results into ``out``.
+
+    The layers are generated at the model's own size and resampled onto the source. Where alpha is 0
+    a pixel of ``final.mkv`` is the decoded source's own, bit for bit.
+
+    Args:
+        pipe: the model.
+        video: a file with constant frame rate.
+        prompt: what to do.
+        out: folder, made if needed. Gets ``final.mkv, edit.mkv, alpha.mkv`` (lossless), ``final.mp4``
+            (preview), ``sheet.png`` and ``metrics.json``, each replaced whole or not at all.
+        mask: a video of the same length, or a picture for all frames.
+        seed: of the noise.
+        alpha_floor: alpha below this is 0.
+        options: of :meth:`VeraPipeline.generate`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: a file cannot be read, or the prompt has an unknown word; nothing is written then.
+    """
+    parse(prompt)  # before any work
+    reader = VideoReader(video)
+    info = reader.info
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out wants a folder.")
+
+    started = time.perf_counter()
+    chosen = frame_choice(info.frames, pipe.clip_size[0])
+    frames = _pick(tqdm(reader, "reading", unit="frame"), chosen)
+    small_mask = None if mask is None else _read_mask(Path(mask), info)[chosen]
+    steps = options.get("steps", 12)
+    with tqdm(total=steps, desc="denoising", unit="step") as bar:
+        layers = pipe.layers_for(
+            to_float(frames), prompt, small_mask, seed=seed, callback=lambda _: bar.update(), **options
+        )
+    layers["alpha"] = layers["alpha"].clamp(0, 1)
+    generated = time.perf_counter()
+
+    out.mkdir(parents=True, exist_ok=True)
+    kinds = {"final.mkv": "lossless", "edit.mkv": "lossless", "alpha.mkv": "lossless", "final.mp4": "preview"}
+    untouched, untouched_equal, touched_error = 0, True, 0.0
+    sheet: list[tuple[Tensor, ...]] = []
+    on_sheet = set(frame_choice(info.frames, _SHEET_FRAMES))
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(VideoWriter(out / name, info.fps, kind)) for name, kind in kinds.items()
+        }
+        for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
+            size = (info.height, info.width)
+            edit, alpha = (enlarge(layers[name], t, info.frames, size) for name in ("edit", "alpha"))
+            alpha = floored(alpha, alpha_floor)
+            source = to_float(frame)
+            final = to_uint8(composite(edit, alpha, source))
+            empty = (alpha == 0).expand_as(final)
+            untouched += int(empty.sum())
+            untouched_equal &= bool(torch.equal(final[empty], frame[empty]))
+            touched_error += float((to_float(final) - source).square().sum())
+            edit, alpha = to_uint8(edit), to_uint8(alpha)
+            for name, picture in (("final.mkv", final), ("edit.mkv", edit), ("alpha.mkv", alpha), ("final.mp4", final)):
+                writers[name].write(picture)
+            if t in on_sheet:
+                sheet.append((frame, edit, alpha, final))
+    pixels = info.frames * info.height * info.width * 3
+    metrics = {
+        "source": str(video),
+        "prompt": prompt,
+        "mask": None if mask is None else str(mask),
+        "seed": seed,
+        "steps": steps,
+        "alpha_floor": alpha_floor,
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+        "fps": float(info.fps),
+        "untouched_share": round(untouched / pixels, 6),
+        "untouched_pixels_equal_source": untouched_equal,
+        "mean_squared_change": touched_error / pixels,
+        "seconds_generating": round(generated - started, 2),
+        "seconds_writing": round(time.perf_counter() - generated, 2),
+    }
+    with replacing(out / "sheet.png") as path:
+        _draw_sheet(sheet, [i / float(info.fps) for i in sorted(on_sheet)], prompt).save(path, format="PNG")
+    with replacing(out / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=1) + "\n")
+    return [out / name for name in ("sheet.png", "final.mp4", *list(kinds)[:3], "metrics.json")]
+
+
+def _pick(frames, chosen: list[int]) -> Tensor:
+    """The chosen frames of an iterable; the rest is passed over, so that damage is found now."""
+    kept = {t: frame for t, frame in enumerate(frames) if t in set(chosen)}
+    return torch.stack([kept[t] for t in chosen])
+
+
+def _read_mask(path: Path, info: VideoInfo) -> Tensor:
+    """(T, 1, H, W) in [0, 1] from a video or a picture, resized to the video's size if need be."""
+    if path.suffix.lower() in _PICTURES:
+        if not path.is_file():
+            raise UserError(f"there is no mask file {path}.")
+        try:
+            gray = np.asarray(Image.open(path).convert("L"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{path} is no picture that can be read.") from error
+        mask = torch.from_numpy(gray.copy())[None, None].expand(info.frames, -1, -1, -1)
+    else:
+        mask = read_gray(path)
+        if len(mask) != info.frames:
+            raise UserError(f"the mask has {len(mask)} frames, the video {info.frames}; they must agree.")
+    if mask.shape[-2:] != (info.height, info.width):
+        raise UserError(
+            f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, the video {info.width}x{info.height}; they must agree."
+        )
+    return to_float(mask)
+
+
+def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: str) -> Image.Image:
+    """Contact sheet: one column a moment, one row a layer."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = ("source", "edit layer", "alpha", "final")
+    height, width = rows[0][0].shape[-2:]
+    figure = Figure(figsize=(1.9 * len(rows) * min(2.0, width / height) + 0.9, 1.9 * 4 + 0.7), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, len(rows), squeeze=False)
+    for column, layers in enumerate(rows):
+        for row, picture in enumerate(layers):
+            ax = axes[row][column]
+            pixels = picture.permute(1, 2, 0).numpy()
+            ax.imshow(pixels[..., 0] if len(picture) == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if row == 0:
+                ax.set_title(f"{seconds[column]:.2f} s", fontsize=10)
+            if column == 0:
+                ax.set_ylabel(names[row], fontsize=11)
+    figure.suptitle(f"“{prompt}”", fontsize=12)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return Image.open(buffer)

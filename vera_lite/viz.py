@@ -1,0 +1,150 @@
+"""Small pictures for notebooks: pure functions from tensors to a matplotlib Figure.
+
+The figures do not pass through pyplot, so a notebook cell shows one by ending with it, and nothing
+stays open. The colours (Okabe and Ito; cividis) suit people with colour vision deficiencies too.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+DPI = 80
+#: Okabe-Ito without yellow, which vanishes on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def image(frame: Tensor) -> np.ndarray:
+    """A frame (1 or 3, H, W) in [0, 1] as (H, W, 3) for imshow."""
+    return frame.detach().float().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[Tensor | None]],
+    columns: Sequence[str],
+    title: str,
+    side: float = 1.15,
+) -> Figure:
+    """Frames in a grid, pixels kept square and sharp.
+
+    Args:
+        rows: label -> one frame a column, each (1 or 3, H, W) in [0, 1], or None for a gap.
+        columns: their headings.
+        title: what to see.
+        side: inches of a frame.
+    """
+    label = 0.085 * max(map(len, rows))
+    heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
+    width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
+    figure = _figure(width, height, title)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, (name, frames) in zip(grid, rows.items(), strict=True):
+        for ax, frame in zip(axes, frames, strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_color("0.8")
+            if frame is None:
+                ax.spines[:].set_visible(False)
+            else:
+                ax.imshow(image(frame), interpolation="nearest")
+        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, name in zip(grid[0], columns, strict=True):
+        ax.set_title(name, fontsize=10)
+    return figure
+
+
+def show_clip(rows: Mapping[str, Tensor], title: str, every: int = 2) -> Figure:
+    """Videos (T, 1 or 3, H, W) under each other, every ``every``-th frame from left to right."""
+    frames = range(0, len(next(iter(rows.values()))), every)
+    sheet = {name: [video[t] for t in frames] for name, video in rows.items()}
+    return contact_sheet(sheet, [f"frame {t}" for t in frames], title)
+
+
+def attention_matrices(
+    matrices: Mapping[str, Tensor],
+    names: Sequence[str],
+    title: str,
+    *,
+    numbers: bool = False,
+    side: float = 2.6,
+) -> Figure:
+    """Attention weights or masses, one row a query and one column a key, on one colour scale.
+
+    Args:
+        matrices: heading -> (R, R), of which every name owns an equal run of rows and of columns.
+        names: of the runs; lines are drawn between them.
+        title: what to see.
+        numbers: write each value into its cell.
+        side: inches of a matrix.
+    """
+    figure = _figure((side + 0.1) * len(matrices) + 2.0, side + 1.05, title)
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    top = max(float(m.max()) for m in matrices.values())
+    for ax, (heading, matrix) in zip(axes, matrices.items(), strict=True):
+        values = matrix.detach().numpy()
+        run = len(values) / len(names)
+        shown = ax.imshow(values, vmin=0, vmax=top, cmap="cividis", interpolation="nearest")
+        middles = [run * (i + 0.5) - 0.5 for i in range(len(names))]
+        ax.set_xticks(middles, names, fontsize=9)
+        ax.set_yticks(middles, names if ax is axes[0] else [""] * len(names), fontsize=9)
+        ax.tick_params(length=0)
+        ax.set(title=heading, xlabel="key: looked at")
+        for border in [run * i - 0.5 for i in range(1, len(names))]:
+            ax.axhline(border, color="white", lw=1.5)
+            ax.axvline(border, color="white", lw=1.5)
+        for (i, j), value in np.ndenumerate(values) if numbers else ():
+            shade = "black" if value > 0.6 * top else "white"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=10)
+    axes[0].set_ylabel("query: who looks")
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="attention")
+    return figure
+
+
+def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel: str) -> Figure:
+    """Lines over steps, each in a colour and a dash of its own."""
+    figure = _figure(6.4, 3.4, title)
+    ax = figure.subplots()
+    for i, (name, values) in enumerate(lines.items()):
+        style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4]}
+        ax.plot(values, lw=2, label=name, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return figure
+
+
+def seed_dots(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, xlabels: Sequence[str]
+) -> Figure:
+    """Variants under each other: a dot a seed and a bar at their mean; panels share a scale.
+
+    Args:
+        panels: heading -> variant -> values of the seeds; all panels have the same variants.
+        title: what to see.
+        xlabels: one a panel.
+    """
+    variants = list(next(iter(panels.values())))
+    figure = _figure(2.1 * len(panels) + 2.2, 0.38 * len(variants) + 1.3, title)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (heading, values), xlabel in zip(axes, panels.items(), xlabels, strict=True):
+        for row, variant in enumerate(variants):
+            seeds = torch.tensor(values[variant], dtype=torch.float64)
+            colour = PALETTE[0] if row == 0 else PALETTE[1]
+            if len(seeds):
+                ax.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.6, ms=5)
+                ax.plot([seeds.mean()] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
+        ax.set(title=heading, xlabel=xlabel)
+        ax.title.set_fontsize(10)
+        ax.grid(axis="x", color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(variants)), variants)
+    axes[0].invert_yaxis()
+    return figure
