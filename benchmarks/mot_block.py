@@ -119,4 +119,4 @@ def measure(report: Report, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main("mot_block", measure, rounds=7)
+    main("mot_block", measure, rounds=5)

@@ -1,0 +1,57 @@
+"""Render the clips in data_samples/ and write their checksums: `python scripts/make_data_samples.py`.
+
+`--check` renders into a temporary folder and compares instead.
+"""
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+
+from vera_lite.clip import to_uint8
+from vera_lite.toyworld import WorldConfig, render
+from vera_lite.video import replacing, write_video
+
+FOLDER = Path(__file__).parents[1] / "data_samples"
+WORLD = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
+SEED, FPS = 77, 8
+CLIPS = {"clouds": 5, "coffee": 7, "triangle": 12}  # name -> index in the world
+MASKS = ("triangle",)
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the sources, and the subject's mask where there is a subject."""
+    written = []
+    for name, index in CLIPS.items():
+        clip = render(SEED, [index], WORLD).clip(0)
+        layers = {name: clip.source} | ({f"{name}_mask": clip.mask} if name in MASKS else {})
+        for stem, layer in layers.items():
+            path = folder / f"{stem}.mkv"
+            write_video(path, to_uint8(layer), FPS, "lossless")
+            written.append(path)
+    return written
+
+
+def checksums(paths: list[Path]) -> str:
+    """Lines as `sha256sum -c` reads them."""
+    return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in paths)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    if not parser.parse_args().check:
+        text = checksums(write(FOLDER))
+        with replacing(FOLDER / "SHA256SUMS") as path:
+            path.write_text(text)
+        print(text, end="")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        same = checksums(write(Path(folder))) == (FOLDER / "SHA256SUMS").read_text()
+    print("same as committed" if same else "differs from the committed clips")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The benchmarks' harness, and the reports that are kept."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+REPORTS = sorted((BENCHMARKS / "results").glob("*.json"))
+RATIOS = {"mot_block", "rope", "checkpointing", "flops"}  # written by the harness
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _harness
+
+    return _harness
+
+
+def check_schema(harness, saved):
+    """A report of the harness: every field there, every verdict the one its numbers give."""
+    assert set(saved) == {"name", "date", "machine", "versions", "results"}
+    assert set(saved["machine"]) == {"cpu", "cores", "memory_gb", "threads"}
+    assert set(saved["versions"]) == {"python", "torch", "diffusers"}
+    assert saved["results"]
+    rows = [(r["case"], r["peer"]) for r in saved["results"]]
+    assert len(set(rows)) == len(rows), "a case is there twice"
+    for row in saved["results"]:
+        assert set(row) == set(harness.Result.__dataclass_fields__)
+        assert row["value"] > 0
+        if row["goal"] is None:
+            assert row["holds"] is None
+        else:
+            assert row["holds"] == harness.meets(row["ratio"], row["goal"])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "goal", "holds"),
+    [
+        (1.10, "<= 1.10", True),
+        (1.11, "<= 1.10", False),
+        (1.0, "< 1", False),
+        (0.99, "< 1", True),
+        (4.0, ">= 4", True),
+        (3.9, ">= 4", False),
+        (1.0, "== 1", True),
+        (1.0 + 1e-15, "== 1", False),
+    ],
+)
+def test_goals(harness, ratio, goal, holds):
+    assert harness.meets(ratio, goal) is holds
+
+
+@pytest.mark.parametrize("goal", ["1.10", "<=1.10", "=< 1", "<= fast", "<= 1.1 or so"])
+def test_a_goal_that_is_no_comparison_is_refused(harness, goal):
+    with pytest.raises(ValueError, match="should look like"):
+        harness.meets(1.0, goal)
+
+
+def test_ratio_is_the_median_of_the_rounds(harness):
+    report = harness.Report("example")
+    # The machine slows down fourfold after two rounds; the third round caught a hiccup of ours.
+    seconds = {"ours": [2.0, 2.0, 80.0, 8.0, 8.0], "theirs": [1.0, 1.0, 4.0, 4.0, 4.0]}
+    report.add_times("a", seconds, "ours", "theirs", "<= 1.10")
+    (row,) = report.results
+    assert (row.value, row.peer_value, row.ratio) == (8000.0, 4000.0, 2.0)
+    assert row.holds is False
+    assert "NO" in report.table()
+
+
+def test_whole_numbers_are_compared_to_the_last_digit(harness):
+    report = harness.Report("example")
+    report.add("off by one", 10**16 + 1, "FLOP", peer="count", peer_value=10**16, goal="== 1")
+    assert report.results[0].holds is False  # though as floats they are equal
+
+
+def test_a_goal_without_a_peer_is_refused(harness):
+    with pytest.raises(ValueError, match="compare with"):
+        harness.Report("example").add("a", 1.0, "s", goal="<= 1")
+
+
+def test_functions_take_turns_and_fast_ones_are_repeated(harness):
+    order = []
+
+    def work(name, seconds):
+        order.append(name)
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    functions = {"slow": lambda: work("slow", 0.03), "fast": lambda: work("fast", 0.004)}
+    seconds = harness.cpu_seconds(functions, rounds=3)
+    turns = [n for n, before in zip(order, [None, *order], strict=False) if n != before]
+    assert turns == ["slow", "fast"] * 4  # warm-up, then three rounds
+    assert order.count("slow") == 2 + 3
+    assert order.count("fast") > 2 + 3
+    assert all(len(s) == 3 for s in seconds.values())
+    assert all(0.004 <= s < 0.03 for s in seconds["fast"])
+
+
+def test_report_is_written_whole_or_not_at_all(harness, tmp_path, capsys):
+    path = tmp_path / "new" / "example.json"
+
+    def measure(report, rounds):
+        report.add("a", 1.0, "s", peer="b", peer_value=2.0, goal="<= 0.25")
+        report.add("context", float(rounds), "rounds")
+
+    harness.main("example", measure, rounds=7, argv=["--json", str(path), "--rounds", "3"])
+    saved = json.loads(path.read_text())
+    check_schema(harness, saved)
+    assert [r["holds"] for r in saved["results"]] == [False, None]
+    assert saved["results"][1]["value"] == 3
+    assert "example" in capsys.readouterr().out
+
+    report = harness.Report("example")
+    report.add("a", object(), "s")  # JSON cannot hold it
+    with pytest.raises(TypeError):
+        report.write(path)
+    assert json.loads(path.read_text()) == saved
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda p: p.stem)
+def test_kept_reports(harness, path):
+    saved = json.loads(path.read_text())
+    assert saved["name"] == path.stem
+    assert (BENCHMARKS / f"{path.stem}.py").is_file()
+    assert {"date", "machine", "versions"} <= set(saved)
+    if path.stem in RATIOS:
+        check_schema(harness, saved)
+
+
+def test_every_benchmark_has_its_report():
+    assert {p.stem for p in REPORTS} >= RATIOS
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_from_the_command_line(tmp_path):
+    script, path = BENCHMARKS / "flops.py", tmp_path / "flops.json"
+    subprocess.run([sys.executable, script, "--json", path], check=True, cwd=ROOT)
+    assert all(r["holds"] is not False for r in json.loads(path.read_text())["results"])

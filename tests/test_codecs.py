@@ -1,0 +1,126 @@
+"""Codecs: exact where they promise it, causal, and the real Wan VAE behind the same protocol."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from vera_lite.codecs import PatchCodec, WanCodec, latent_shape
+from vera_lite.errors import UserError
+from vera_lite.toyworld import render
+from vera_lite.training.data import SHIPPED_CODEC
+
+
+@pytest.fixture(scope="module")
+def video():
+    return render(21, range(12)).composite
+
+
+def test_keeping_every_component_is_lossless_and_fewer_is_pca(video):
+    full = PatchCodec(2, 2, 12).fit([video])
+    first_frames = full.decode(full.encode(video))[:, :1]
+    torch.testing.assert_close(first_frames, video[:, :1], atol=2e-4, rtol=0)
+
+    codec = PatchCodec(4, 4, 24).fit([video])
+    rows = codec._patches(video * 2 - 1)[1].flatten(0, -2).double().numpy()
+    centred = rows - rows.mean(0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    best = centred @ components[:24].T @ components[:24] + rows.mean(0)
+    decoded = codec.decode(codec.encode(video))
+    ours = codec._patches(decoded * 2 - 1)[1].flatten(0, -2).double().numpy()
+    error = ((ours - rows) ** 2).mean()
+    assert error <= ((best - rows) ** 2).mean() * 1.001  # clamping to [0, 1] may only help
+
+
+def test_latents_have_unit_power_and_the_promised_shape(video):
+    codec = PatchCodec(4, 4, 24).fit([video])
+    latents = codec.encode(video)
+    assert latents.shape == (12, *latent_shape(codec, 9, 32, 32)) == (12, 24, 3, 8, 8)
+    assert 0.8 < float(latents.square().mean()) < 1.2
+
+
+@pytest.mark.parametrize("kind", ["patch", "wan"])
+def test_codecs_are_causal(video, kind, wan_codec):
+    codec = PatchCodec.load(SHIPPED_CODEC) if kind == "patch" else wan_codec
+    late = video.clone()
+    late[:, 5:] = 1 - late[:, 5:]  # frames of the last group only
+    before, after = codec.encode(video), codec.encode(late)
+    torch.testing.assert_close(before[:, :, :2], after[:, :, :2], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before[:, :, 2], after[:, :, 2])
+
+
+def test_gray_is_repeated(video):
+    codec = PatchCodec.load(SHIPPED_CODEC)
+    alpha = video[:, :, :1]
+    assert torch.equal(codec.encode(alpha), codec.encode(alpha.expand(-1, -1, 3, -1, -1)))
+
+
+def test_the_shipped_codec_is_good_and_fits_anew_to_itself():
+    """What the toy study measured as the ceiling: alpha IoU above 0.99, 30 dB and more."""
+    codec = PatchCodec.load(SHIPPED_CODEC)
+    batch = render(22, range(64))
+    alpha = codec.decode(codec.encode(batch.alpha)).mean(2, keepdim=True)
+    seen, true = alpha > 0.5, batch.alpha > 0.5
+    assert (seen & true).sum() / (seen | true).sum() > 0.985
+    for name in ("source", "edit", "composite"):
+        video = getattr(batch, name)
+        assert (codec.decode(codec.encode(video)) - video).square().mean() < 10**-3.0
+    seen = render(100, range(64))
+    streams = [getattr(seen, k) for k in ("source", "edit", "alpha", "composite")]
+    twice = [PatchCodec(4, 4, 24).fit(streams).state_dict() for _ in range(2)]
+    assert all(torch.equal(twice[0][k], twice[1][k]) for k in twice[0])
+
+
+def test_save_and_load(tmp_path, video):
+    codec = PatchCodec(4, 4, 16).fit([video])
+    codec.save(tmp_path / "codec.safetensors")
+    loaded = PatchCodec.load(tmp_path / "codec.safetensors")
+    assert torch.equal(loaded.encode(video), codec.encode(video))
+    with pytest.raises(UserError, match="no codec file"):
+        PatchCodec.load(tmp_path / "none")
+
+
+def test_misfits_are_refused(video):
+    codec = PatchCodec.load(SHIPPED_CODEC)
+    with pytest.raises(UserError, match=r"1 \+ 4n frames"):
+        codec.encode(video[:, :8])
+    with pytest.raises(UserError, match="sides divisible by 4"):
+        codec.encode(video[..., :30])
+    with pytest.raises(UserError, match="a codec wants"):
+        codec.encode(video[:, :, :2])
+    with pytest.raises(UserError, match="no 100 components"):
+        PatchCodec(4, 4, 100)
+
+
+@pytest.fixture(scope="module")
+def wan_codec(tmp_path_factory):
+    """A tiny random Wan VAE, saved and loaded in the real format."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.5, 2.0, 1.0],
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return WanCodec.from_pretrained(folder)
+
+
+def test_wan_latents_are_the_pipelines_latents(wan_codec, video):
+    vae, config = wan_codec.vae, wan_codec.vae.config
+    x = (video * 2 - 1).transpose(1, 2)
+    mode = vae.encode(x).latent_dist.mode()
+    mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+    latents = wan_codec.encode(video)
+    torch.testing.assert_close(latents, (mode - mean) / std)
+    assert latents.shape == (12, *latent_shape(wan_codec, 9, 32, 32)) == (12, 4, 3, 4, 4)
+    expected = (vae.decode(mode).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    decoded = wan_codec.decode(latents)
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+    assert decoded.shape == video.shape
+    assert not any(p.requires_grad for p in wan_codec.parameters())
