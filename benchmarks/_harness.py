@@ -161,13 +161,9 @@ class Report:
             holds = "" if r.holds is None else "yes" if r.holds else "NO"
             ratio = "" if r.ratio is None else f"{r.ratio:.3f}"
             numbers = ["" if v is None else f"{v:,.4g}" for v in (r.value, r.peer_value)]
-            rows.append(
-                (r.case, numbers[0], r.unit, r.peer or "", numbers[1], ratio, r.goal or "", holds)
-            )
+            rows.append((r.case, numbers[0], r.unit, r.peer or "", numbers[1], ratio, r.goal or "", holds))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        ]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         return "\n".join([self.name, *lines])
 
     def as_dict(self) -> dict:

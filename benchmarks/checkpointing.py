@@ -85,9 +85,7 @@ def measure(report: Report, rounds: int) -> None:
     for kind, value in predictions.items():
         report.add(f"predicted, {kind}", value, "FLOP", peer="none", peer_value=3 * flops.total)
     for kind, peer in (("attention", "none"), ("attention", "full"), ("full", "none")):
-        report.add(
-            f"kept for backward, {kind}", kept[kind], "MiB", peer=peer, peer_value=kept[peer]
-        )
+        report.add(f"kept for backward, {kind}", kept[kind], "MiB", peer=peer, peer_value=kept[peer])
 
 
 if __name__ == "__main__":

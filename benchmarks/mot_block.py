@@ -74,15 +74,10 @@ def measure_size(report: Report, rounds: int, name: str) -> None:
     """Fill in one size: forward, and forward with backward."""
     batch, grid, heads, head_dim, widening, text_tokens = SIZES[name]
     dim = heads * head_dim
-    config = WanConfig(
-        num_attention_heads=heads, attention_head_dim=head_dim, ffn_dim=widening * dim
-    )
+    config = WanConfig(num_attention_heads=heads, attention_head_dim=head_dim, ffn_dim=widening * dim)
     # Text keys and values are shared, as Vera shares them: the dense block projects them once.
     ours = WanBlock(config, experts=BRANCHES, share_text_kv=True)
-    theirs = [
-        WanTransformerBlock(dim, config.ffn_dim, heads, cross_attn_norm=True)
-        for _ in range(BRANCHES)
-    ]
+    theirs = [WanTransformerBlock(dim, config.ffn_dim, heads, cross_attn_norm=True) for _ in range(BRANCHES)]
     copy_weights(ours, theirs)
 
     tokens = grid[0] * grid[1] * grid[2]

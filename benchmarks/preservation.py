@@ -12,16 +12,14 @@ frame with about the same number of parameters and of FLOPs a sample.
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
-import diffusers
-import lightning
 import torch
+from _harness import machine
 
 from vera_lite.backbone import WanConfig
 from vera_lite.evaluation.toy_benchmark import evaluate
@@ -145,8 +143,8 @@ def save(runs: list[dict]) -> None:
     report = {
         "name": "preservation",
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__, "diffusers": diffusers.__version__},
+        "machine": machine(),
+        "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
         "steps": STEPS,
         "batch": BATCH,
         "test_clips": TEST_CLIPS,
@@ -167,7 +165,10 @@ def table(report: dict) -> str:
     """The committed numbers: mean over seeds, with lowest and highest."""
     runs = report["runs"]
     seeds = sorted({r["seed"] for r in runs})
-    lines = [f"{report['steps']} steps of {report['batch']} clips, seeds {seeds}, {report['test_clips']} unseen clips a row; mean (lowest .. highest)"]
+    lines = [
+        f"{report['steps']} steps of {report['batch']} clips, seeds {seeds}, "
+        f"{report['test_clips']} unseen clips a row; mean (lowest .. highest)"
+    ]
     for case in runs[0]["metrics"]:
         lines += ["", case, f"  {'':32}" + "".join(f"{m:>26}" for m, _, _ in SHOWN)]
         for variant in VARIANTS:
@@ -186,7 +187,9 @@ def table(report: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", action="store_true", help="measure what is missing and write the JSON")
     parser.add_argument("--fresh", action="store_true", help="with --run: measure everything anew")
     parser.add_argument("--report", action="store_true", help="print the table of the JSON")

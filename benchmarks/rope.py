@@ -38,9 +38,7 @@ def diffusers_query(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """What diffusers' own processor hands to attention as query, given x (B, S, H, d)."""
     heads, head_dim = x.shape[2:]
     processor = transformer_wan.WanAttnProcessor()
-    attention = transformer_wan.WanAttention(
-        heads * head_dim, heads, dim_head=head_dim, processor=processor
-    )
+    attention = transformer_wan.WanAttention(heads * head_dim, heads, dim_head=head_dim, processor=processor)
     for name in ("to_q", "to_k", "to_v", "norm_q", "norm_k"):
         setattr(attention, name, nn.Identity())
     attention.to_out = nn.ModuleList([nn.Identity(), nn.Identity()])

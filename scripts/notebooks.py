@@ -35,9 +35,7 @@ CELL_SECONDS = 300
 BEGIN, END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-STRIPPED_METADATA = (
-    "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
-)
+STRIPPED_METADATA = "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
 # A path from the root with at least one directory. What precedes the slash must not make it
 # part of a URL, a relative path, a fraction or an HTML tag.
@@ -313,9 +311,7 @@ def run(names: list[str], profile_path: Path, out: Path, workers: int, measure: 
     with ThreadPoolExecutor(1 if measure else workers) as pool:
         for entry, result in zip(chosen, pool.map(run_entry, chosen), strict=True):
             verdict = "FAILED" if result.problems else "ok"
-            print(
-                f"{entry['name']}: {result.minutes:.1f} min, {result.memory_gb:.1f} GB, {verdict}"
-            )
+            print(f"{entry['name']}: {result.minutes:.1f} min, {result.memory_gb:.1f} GB, {verdict}")
             print("".join(f"  {problem}\n" for problem in result.problems), end="", flush=True)
             failed |= bool(result.problems)
             entry["minutes"] = round(max(result.minutes, 0.1), 1)
@@ -334,8 +330,7 @@ def render_table(entries: list[dict]) -> str:
 
     def row(entry: dict) -> str:
         before = [
-            f"[{need[:2]}]({files[need]})" if need in files else need
-            for need in entry["prerequisites"]
+            f"[{need[:2]}]({files[need]})" if need in files else need for need in entry["prerequisites"]
         ]
         cells = [
             f"[{entry['name'][:2]}]({files[entry['name']]}) {entry['title']}",

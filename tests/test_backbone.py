@@ -6,7 +6,15 @@ from diffusers import WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan, rotary_table, rotate, split_wan
+from vera_lite.backbone import (
+    WanConfig,
+    WanTransformer,
+    load_wan,
+    read_wan,
+    rotary_table,
+    rotate,
+    split_wan,
+)
 from vera_lite.backbone.dit import timestep_runs
 from vera_lite.errors import UserError
 

@@ -64,7 +64,9 @@ def test_the_shipped_codec_is_good_and_fits_anew_to_itself():
     assert (seen & true).sum() / (seen | true).sum() > 0.985
     for name in ("source", "edit", "composite"):
         video = getattr(batch, name)
-        assert (codec.decode(codec.encode(video)) - video).square().mean() < 10**-3.0
+        assert (
+            codec.decode(codec.encode(video)) - video
+        ).square().mean() < 10**-2.8  # noisy photographs included
     seen = render(100, range(64))
     streams = [getattr(seen, k) for k in ("source", "edit", "alpha", "composite")]
     twice = [PatchCodec(4, 4, 24).fit(streams).state_dict() for _ in range(2)]

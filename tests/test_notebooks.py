@@ -70,9 +70,7 @@ def source(cell, text):
 
 
 def outputs(cell, *texts):
-    return lambda notebook: notebook.cells[cell].update(
-        outputs=[text_output(text) for text in texts]
-    )
+    return lambda notebook: notebook.cells[cell].update(outputs=[text_output(text) for text in texts])
 
 
 # The path is put together here, because test_project.py searches the tree for such paths.
@@ -170,9 +168,7 @@ def test_a_profile_may_only_name_what_exists(monkeypatch, save):
     monkeypatch.setattr(tool, "notebook_path", lambda entry: path)
     entries = [{"name": "guarded"}]
     assert tool.profile_problems({"guarded": {"seed": 1}}, entries) == []
-    assert tool.profile_problems({"guarded": {"sede": 1}}, entries) == [
-        "guarded has no parameter sede"
-    ]
+    assert tool.profile_problems({"guarded": {"sede": 1}}, entries) == ["guarded has no parameter sede"]
     assert "names []" in tool.profile_problems({}, entries)[0]
 
 

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from vera_lite.clip import composite
 from vera_lite.conditioning import PHRASES, PhraseEncoder, parse
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy_judge import judge, judge_final, name_pattern, read_background, read_object
+from vera_lite.evaluation.toy_judge import (
+    judge,
+    judge_final,
+    name_pattern,
+    read_background,
+    read_object,
+)
 from vera_lite.toyworld import COLOURS, PATTERNS, SHAPES, WorldConfig, instruction, render
 
 LAYERS = ("source", "edit", "alpha", "composite", "mask")
@@ -107,7 +113,13 @@ def test_every_instruction_parses_to_what_it_says(world):
 
 
 def test_prompts_are_read_kindly():
-    assert parse("Add a RED ring, at the upper left; moving left!") == ["add", "red", "ring", "top left", "moving left"]
+    assert parse("Add a RED ring, at the upper left; moving left!") == [
+        "add",
+        "red",
+        "ring",
+        "top left",
+        "moving left",
+    ]
     with pytest.raises(UserError, match="unknown word 'rinf'.*Did you mean 'ring'.*Known: add"):
         parse("add a red rinf")
     with pytest.raises(UserError, match="says nothing that is known"):
@@ -140,7 +152,11 @@ def test_the_judge_is_right_about_the_truth(world):
 
 def test_the_judge_rejects_wrong_answers(world):
     """Each attribute changed in the request: the judge must object, and to that attribute only."""
-    choices = {"colour": list(COLOURS), "shape": list(SHAPES), "motion": ["left", "right", "up", "down", "still"]}
+    choices = {
+        "colour": list(COLOURS),
+        "shape": list(SHAPES),
+        "motion": ["left", "right", "up", "down", "still"],
+    }
     for i, attributes in enumerate(world.attributes):
         if attributes["task"] != "add" or attributes["behind"]:
             continue
@@ -169,6 +185,10 @@ def test_the_judge_sees_a_flickering_or_missing_object(world):
 def test_the_judge_tells_patterns_from_noise_and_from_each_other(world):
     noise = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert name_pattern(noise) not in ("checks", "vertical stripes", "horizontal stripes", "plain")
-    i = next(k for k, a in enumerate(world.attributes) if a["background_pattern"] == "vertical stripes" and a["task"] == "background")
+    i = next(
+        k
+        for k, a in enumerate(world.attributes)
+        if a["background_pattern"] == "vertical stripes" and a["task"] == "background"
+    )
     turned = world.edit[i].transpose(-1, -2)
     assert read_background(turned, world.alpha[i])["pattern"] == "horizontal stripes"

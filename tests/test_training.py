@@ -58,7 +58,11 @@ def launch(command: list[str], ranks: int = 1) -> subprocess.Popen:
         start += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*start, "vera_lite.cli", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*start, "vera_lite.cli", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -154,7 +158,11 @@ def test_export_refuses_foreign_files(tmp_path, capsys):
     assert main(["export", str(bad), "--out", str(tmp_path / "x")]) == 2
     assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
     errors = capsys.readouterr().err
-    assert "is not a checkpoint of vera-lite" in errors and "read safely" in errors and "no checkpoint file" in errors
+    assert (
+        "is not a checkpoint of vera-lite" in errors
+        and "read safely" in errors
+        and "no checkpoint file" in errors
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -184,7 +192,11 @@ def test_the_shipped_config_builds_what_it_says():
 def test_cache_is_read_back_as_written_and_resumes(tmp_path):
     codec = PatchCodec.load(SHIPPED_CODEC)
     folder = build_toy_cache(tmp_path, codec, WorldConfig(), seed=3, clips=520)
-    assert sorted(p.name for p in folder.iterdir()) == ["00000.safetensors", "00001.safetensors", "index.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "00000.safetensors",
+        "00001.safetensors",
+        "index.json",
+    ]
     cache = LatentCache(folder)
     assert len(cache) == 520 and cache[519]["source"].shape == (24, 3, 8, 8)
     from vera_lite.toyworld import render

@@ -180,7 +180,9 @@ def test_regeneration_uses_source_mask_and_text(inputs):
     before = model(**single)
     for name in ("source", "mask", "text"):
         assert not torch.allclose(model(**single | {name: single[name] + 1}), before), name
-    assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepDraws(0, 0, 2))) == {"composite"}
+    assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepDraws(0, 0, 2))) == {
+        "composite"
+    }
 
 
 def test_odd_latents_are_refused_in_one_sentence(inputs):

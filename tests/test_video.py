@@ -38,9 +38,7 @@ def noise(frames, channels=3, height=32, width=48):
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def encode(
-    path, times, time_base, codec="libx264", rate=30, options=None, rotation=None, sound=0, **kwargs
-):
+def encode(path, times, time_base, codec="libx264", rate=30, options=None, rotation=None, sound=0, **kwargs):
     """Write noise at the given times with FFmpeg directly, and optionally seconds of sound."""
     with av.open(str(path), "w", **kwargs) as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options=options or {})
@@ -337,9 +335,7 @@ def test_sound_may_be_longer_or_shorter_than_the_pictures(tmp_path):
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (180, 2), (-90, 3)])
 def test_rotated_videos_come_upright(tmp_path, degrees, turns):
     plain, _ = read_video(encode(tmp_path / "plain.mp4", range(3), Fraction(1, 30)))
-    path = encode(
-        tmp_path / "clip.mp4", range(3), Fraction(1, 30), rotation={"degrees": degrees or 360}
-    )
+    path = encode(tmp_path / "clip.mp4", range(3), Fraction(1, 30), rotation={"degrees": degrees or 360})
     read, info = read_video(path)
     assert torch.equal(read, plain.rot90(turns, (2, 3)))
     assert (info.rotation, (info.height, info.width)) == (90 * turns, read.shape[2:])
@@ -393,9 +389,7 @@ def test_a_real_clip_is_taken():
 def test_variable_rates_are_refused(tmp_path, container, times):
     codec = "mpeg4" if container == "avi" else "libx264"
     path = encode(tmp_path / f"a  clip.{container}", times, Fraction(1, 30), codec)
-    with pytest.raises(
-        UserError, match=r"variable frame rate.*ffmpeg -i '.*a  clip.*' -vf fps=\d+ "
-    ):
+    with pytest.raises(UserError, match=r"variable frame rate.*ffmpeg -i '.*a  clip.*' -vf fps=\d+ "):
         check_video(path)
     with pytest.raises(UserError, match="variable frame rate"):
         VideoReader(path)
@@ -515,17 +509,13 @@ def test_a_file_that_changes_after_the_check_is_refused(tmp_path, frames):
 
 
 def test_a_change_of_size_is_refused(tmp_path):
-    path = mux_jpegs(
-        tmp_path / "clip.mkv", range(8), Fraction(1, 10), [(48, 32)] * 5 + [(64, 32)] * 3
-    )
+    path = mux_jpegs(tmp_path / "clip.mkv", range(8), Fraction(1, 10), [(48, 32)] * 5 + [(64, 32)] * 3)
     with pytest.raises(UserError, match="changes its size at frame 5 from 48x32 to 64x32"):
         read_video(path)
 
 
 def test_mirrored_videos_are_refused(tmp_path):
-    path = encode(
-        tmp_path / "clip.mp4", range(3), Fraction(1, 30), rotation={"degrees": 0, "hflip": True}
-    )
+    path = encode(tmp_path / "clip.mp4", range(3), Fraction(1, 30), rotation={"degrees": 0, "hflip": True})
     with pytest.raises(UserError, match="mirrored"):
         check_video(path)
 

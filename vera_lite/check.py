@@ -18,8 +18,8 @@ def check() -> int:
 
 
 def _python() -> tuple[bool, str]:
-    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return supported, f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, wanted 3.11 to 3.13"
+    here = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return (3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {here}, wanted 3.11 to 3.13"
 
 
 def _packages() -> list[tuple[bool, str]]:

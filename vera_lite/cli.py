@@ -53,11 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--steps", type=int, default=12, help="denoising steps (default 12)")
     edit.add_argument("--guidance", type=float, default=1.0, help="follow the prompt harder (default 1: off)")
     edit.add_argument(
-        "--alpha-floor", type=float, default=None, help="alpha below this is 0: source untouched (default 0.05)"
+        "--alpha-floor",
+        type=float,
+        default=None,
+        help="alpha below this is 0: source untouched (default 0.05)",
     )
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
-    for name, text in zip(TRAINING, ("train a system", "measure a checkpoint's validation loss"), strict=True):
+    for name, text in zip(
+        TRAINING, ("train a system", "measure a checkpoint's validation loss"), strict=True
+    ):
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
     export = commands.add_parser("export", help="turn a training checkpoint into a pipeline folder")

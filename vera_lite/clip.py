@@ -99,9 +99,7 @@ class LayeredClip:
                 kind = layer.dtype if isinstance(layer, Tensor) else type(layer).__name__
                 raise UserError(f"{name} is {kind}; it must be a floating tensor, see to_float.")
             if layer.ndim != 4 or layer.shape[1] != channels or not layer.numel():
-                raise UserError(
-                    f"{name} has shape {tuple(layer.shape)}; it must be (T, {channels}, H, W)."
-                )
+                raise UserError(f"{name} has shape {tuple(layer.shape)}; it must be (T, {channels}, H, W).")
             if (len(layer), *layer.shape[2:]) != (len(self.source), *self.source.shape[2:]):
                 raise UserError(
                     f"{name} has shape {tuple(layer.shape)}, but source has "
@@ -125,10 +123,7 @@ class LayeredClip:
 
     def __repr__(self) -> str:
         frames, _, height, width = self.source.shape
-        return (
-            f"LayeredClip({self.instruction!r}, {frames} frames of {width}x{height}, "
-            f"{self.fps:g} fps)"
-        )
+        return f"LayeredClip({self.instruction!r}, {frames} frames of {width}x{height}, {self.fps:g} fps)"
 
     @property
     def final(self) -> Tensor:
@@ -183,18 +178,14 @@ class LayeredClip:
             raise UserError(f"{folder} holds no layered clip (no clip.json); check the path.")
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            instruction, fps, attributes = (
-                facts[key] for key in ("instruction", "fps", "attributes")
-            )
+            instruction, fps, attributes = (facts[key] for key in ("instruction", "fps", "attributes"))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is not the description of a layered clip; save the clip again."
             ) from error
         layers = {
             name: to_float(
-                read_gray(folder / f"{name}.mkv")
-                if channels == 1
-                else read_video(folder / f"{name}.mkv")[0]
+                read_gray(folder / f"{name}.mkv") if channels == 1 else read_video(folder / f"{name}.mkv")[0]
             )
             for name, channels in LAYERS.items()
         }

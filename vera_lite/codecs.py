@@ -82,9 +82,7 @@ class PatchCodec(nn.Module):
         """[-1, 1] video to rows of patches: (B, h, w, p*p*3) and (B, n, h, w, k*p*p*3)."""
         p, k = self.spatial_stride, self.temporal_stride
         first = rearrange(video[:, 0], "b c (h p) (w q) -> b h w (p q c)", p=p, q=p)
-        group = rearrange(
-            video[:, 1:], "b (n k) c (h p) (w q) -> b n h w (k p q c)", k=k, p=p, q=p
-        )
+        group = rearrange(video[:, 1:], "b (n k) c (h p) (w q) -> b n h w (k p q c)", k=k, p=p, q=p)
         return first, group
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Edit a video file of any size and length; frames stream through, so memory does not grow with it."""
 
+import io
 import json
 import time
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -64,7 +66,7 @@ def edit_file(
     started = time.perf_counter()
     chosen = frame_choice(info.frames, pipe.clip_size[0])
     frames = _pick(tqdm(reader, "reading", unit="frame"), chosen)
-    small_mask = None if mask is None else _read_mask(Path(mask), info)[chosen]
+    small_mask = None if mask is None else _read_mask(Path(mask), info, chosen)
     steps = options.get("steps", 12)
     with tqdm(total=steps, desc="denoising", unit="step") as bar:
         layers = pipe.layers_for(
@@ -93,7 +95,12 @@ def edit_file(
             untouched_equal &= bool(torch.equal(final[empty], frame[empty]))
             touched_error += float((to_float(final) - source).square().sum())
             edit, alpha = to_uint8(edit), to_uint8(alpha)
-            for name, picture in (("final.mkv", final), ("edit.mkv", edit), ("alpha.mkv", alpha), ("final.mp4", final)):
+            for name, picture in (
+                ("final.mkv", final),
+                ("edit.mkv", edit),
+                ("alpha.mkv", alpha),
+                ("final.mp4", final),
+            ):
                 writers[name].write(picture)
             if t in on_sheet:
                 sheet.append((frame, edit, alpha, final))
@@ -128,8 +135,8 @@ def _pick(frames, chosen: list[int]) -> Tensor:
     return torch.stack([kept[t] for t in chosen])
 
 
-def _read_mask(path: Path, info: VideoInfo) -> Tensor:
-    """(T, 1, H, W) in [0, 1] from a video or a picture, resized to the video's size if need be."""
+def _read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
+    """The chosen frames (t, 1, H, W) in [0, 1] of a video, or of a picture that stands for all frames."""
     if path.suffix.lower() in _PICTURES:
         if not path.is_file():
             raise UserError(f"there is no mask file {path}.")
@@ -144,22 +151,17 @@ def _read_mask(path: Path, info: VideoInfo) -> Tensor:
             raise UserError(f"the mask has {len(mask)} frames, the video {info.frames}; they must agree.")
     if mask.shape[-2:] != (info.height, info.width):
         raise UserError(
-            f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, the video {info.width}x{info.height}; they must agree."
+            f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, "
+            f"the video {info.width}x{info.height}; they must agree."
         )
-    return to_float(mask)
+    return to_float(mask[chosen])
 
 
 def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: str) -> Image.Image:
     """Contact sheet: one column a moment, one row a layer."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = ("source", "edit layer", "alpha", "final")
     height, width = rows[0][0].shape[-2:]
     figure = Figure(figsize=(1.9 * len(rows) * min(2.0, width / height) + 0.9, 1.9 * 4 + 0.7), dpi=100)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(4, len(rows), squeeze=False)
     for column, layers in enumerate(rows):
         for row, picture in enumerate(layers):

@@ -176,7 +176,9 @@ class VeraPipeline:
             ``{layer: (t, 3 or 1, h, w)}``.
         """
         if video.ndim != 4 or video.shape[1] != 3 or not video.is_floating_point():
-            raise UserError(f"a video is a float tensor (T, 3, H, W), not {video.dtype} {tuple(video.shape)}.")
+            raise UserError(
+                f"a video is a float tensor (T, 3, H, W), not {video.dtype} {tuple(video.shape)}."
+            )
         if mask is not None and mask.shape != (len(video), 1, *video.shape[-2:]):
             raise UserError(
                 f"the mask is {tuple(mask.shape)}; for this video it must be "

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vera_lite.clip import LayeredClip
 from vera_lite.clip import composite as composite_over
@@ -419,9 +418,7 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         alpha[rows] = (alpha[rows] * 20).clamp(0, 1)
 
     attributes = _describe(task, place, motion, thing, has_shadow, is_behind, new)
-    return ToyBatch(
-        source, edit, alpha, composite, mask, [instruction(a) for a in attributes], attributes
-    )
+    return ToyBatch(source, edit, alpha, composite, mask, [instruction(a) for a in attributes], attributes)
 
 
 def _describe(task, place, motion, thing: Sprite, shadow, behind, new: Background) -> list[dict]:
@@ -455,7 +452,9 @@ def instruction(attributes: dict) -> str:
     thing = f"{a['colour']} {texture}{a['shape']}"
     if a["task"] == "background":
         colour, pattern = a["background_colour"], a["background_pattern"]
-        return f"change the background to " + (f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}")
+        return "change the background to " + (
+            f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}"
+        )
     if a["task"] == "remove":
         return f"remove the {thing}"
     motion = "standing still" if a["motion"] == "still" else f"moving {a['motion']}"

@@ -304,9 +304,7 @@ class VideoWriter:
             raise UserError(f"No frame was written to {self.path}; give at least one.")
 
 
-def write_video(
-    path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str
-) -> None:
+def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
     """Write frames, a uint8 tensor ``(T, C, H, W)`` or any iterable, as ``VideoWriter`` does."""
     with VideoWriter(path, fps, kind) as writer:
         for frame in frames:
@@ -495,9 +493,7 @@ def _check_constant_rate(path: Path, times: list[int], tick: Fraction) -> None:
         )
 
 
-def _frame_rate(
-    times: list[int], tick: Fraction, announced: tuple[Fraction | None, ...]
-) -> Fraction:
+def _frame_rate(times: list[int], tick: Fraction, announced: tuple[Fraction | None, ...]) -> Fraction:
     """The simplest frame rate that explains the timestamps; an announced one may be wrong."""
     steps, span = len(times) - 1, (times[-1] - times[0]) * tick
     if not span:

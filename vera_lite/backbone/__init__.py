@@ -1,6 +1,13 @@
 """Wan's diffusion transformer, readable, for one stream or several."""
 
-from vera_lite.backbone.dit import WAN_1_3B, WAN_14B, WAN_TI2V_5B, WanBlock, WanConfig, WanTransformer
+from vera_lite.backbone.dit import (
+    WAN_1_3B,
+    WAN_14B,
+    WAN_TI2V_5B,
+    WanBlock,
+    WanConfig,
+    WanTransformer,
+)
 from vera_lite.backbone.loading import load_wan, read_wan, split_wan
 from vera_lite.backbone.rotary import rotary_table, rotate
 

@@ -218,12 +218,12 @@ class SelfAttention(Attention):
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """x (N, B, S, D), rotary (S, d/2) -> (N, B, S, D)."""
         branches, batch = x.shape[:2]
-        q = rotate(self.split(self.norm_q(self.to_q(x))), rotary)        # (N, B, S, H, d)
+        q = rotate(self.split(self.norm_q(self.to_q(x))), rotary)  # (N, B, S, H, d)
         k = rotate(self.split(self.norm_k(self.to_k(x))), rotary)
         v = self.split(self.to_v(x))
         pattern = "n b s h d -> b h (n s) d" if self.joint else "n b s h d -> (n b) h s d"
         q, k, v = (rearrange(y, pattern) for y in (q, k, v))
-        out = attend(q, k, v)                                              # one call, no mask
+        out = attend(q, k, v)  # one call, no mask
         merge = "b h (n s) d -> n b s (h d)" if self.joint else "(n b) h s d -> n b s (h d)"
         return self.to_out[0](rearrange(out, merge, n=branches, b=batch))
 
@@ -308,8 +308,8 @@ class WanBlock(nn.Module):
         Returns:
             (N, B, S, D).
         """
-        table = self.scale_shift_table[:, None, None] + modulation.float()        # (E, B, G, 6, D)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(-2)     # (E, B, G, D) each
+        table = self.scale_shift_table[:, None, None] + modulation.float()  # (E, B, G, 6, D)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(-2)  # (E, B, G, D) each
         attended = self.attn1(modulated_norm(x, scale, shift, runs, self.eps), rotary)
         x = gated_residual(x, attended, gate, runs)
         x = x + self.attn2(self.norm2(x), text)
@@ -448,9 +448,9 @@ class WanTransformer(nn.Module):
             Prediction (N, B, out_channels, t, h, w).
         """
         grid = self.config.grid(latents.shape[-3:])
-        x = self.patch_embedding(self.patchify(latents)) + added_tokens            # (N, B, S, D)
+        x = self.patch_embedding(self.patchify(latents)) + added_tokens  # (N, B, S, D)
         x = x.to(self.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
-        values, runs = timestep_runs(timestep, x.shape[2])                         # (B, G)
+        values, runs = timestep_runs(timestep, x.shape[2])  # (B, G)
         time, modulation, text = self.condition_embedder(values, text)
         rotary = rotary_table(self.config.attention_head_dim, grid, device=x.device)
         for block in self.blocks:
@@ -458,9 +458,7 @@ class WanTransformer(nn.Module):
         shift, scale = (self.scale_shift_table[:, None, None] + time.float()[..., None, :]).unbind(-2)
         x = self.proj_out(modulated_norm(x, scale, shift, runs, self.config.eps))
         (t, h, w), (p, q, r) = grid, self.config.patch_size
-        return rearrange(
-            x, "n b (t h w) (p q r c) -> n b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r
-        )
+        return rearrange(x, "n b (t h w) (p q r c) -> n b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
 
     def _run(self, block: WanBlock, *inputs) -> Tensor:
         if self.checkpointing == "none" or not torch.is_grad_enabled():

@@ -54,7 +54,9 @@ def load_wan(model: WanTransformer, checkpoints: list[StateDict]) -> None:
         UserError: names or shapes do not fit.
     """
     if len(checkpoints) not in (1, model.branches):
-        raise UserError(f"{model.branches} branches take 1 or {model.branches} checkpoints, not {len(checkpoints)}.")
+        raise UserError(
+            f"{model.branches} branches take 1 or {model.branches} checkpoints, not {len(checkpoints)}."
+        )
     target = model.state_dict()
     wanted = {n for n in target if not n.startswith(_OURS_ONLY)}
     missing, foreign = wanted - checkpoints[0].keys(), checkpoints[0].keys() - wanted
@@ -68,7 +70,9 @@ def load_wan(model: WanTransformer, checkpoints: list[StateDict]) -> None:
             for expert, slot in enumerate(target[name]):
                 value = checkpoints[expert % len(checkpoints)][name]
                 if value.numel() != slot.numel():
-                    raise UserError(f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(slot.shape)} here.")
+                    raise UserError(
+                        f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(slot.shape)} here."
+                    )
                 slot.copy_(value.reshape(slot.shape))
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from vera_lite.errors import UserError
 from vera_lite.toyworld import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
 
-_FILLERS = frozenset("a an the at to in of with and is it please background".split())
+_FILLERS = frozenset(
+    ["a", "an", "the", "at", "to", "in", "of", "with", "and", "is", "it", "please", "background"]
+)
 _VERBS = ("add", "change", "remove")
 _OTHERS = ("striped", "dotted", "shadow", "behind the other object", "standing still")
 _SYNONYMS = {

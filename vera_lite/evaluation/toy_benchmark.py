@@ -34,7 +34,11 @@ class PooledPSNR:
         """The PSNR; infinite if all pixels are equal, nan if there were none."""
         if not self.pixels:
             return float("nan")
-        return float("inf") if self.error == 0 else float(-10 * torch.log10(torch.tensor(self.error / self.pixels)))
+        return (
+            float("inf")
+            if self.error == 0
+            else float(-10 * torch.log10(torch.tensor(self.error / self.pixels)))
+        )
 
 
 def iou(a: Tensor, b: Tensor) -> float:
@@ -64,8 +68,8 @@ def evaluate(
 
     Returns:
         ``{task: {metric: value}}``. ``preserved_psnr``: of the result against the source where the
-        true alpha says "preserved"; ``composite_psnr`` the same for the generated composite; ``full_psnr`` against the true composite; ``alpha_iou``
-        and ``alpha_mae`` against the true matte (for "background" of the subject's matte); then the
+        true alpha says "preserved"; ``composite_psnr`` the same for the generated composite;
+        ``full_psnr`` against the true composite; ``alpha_iou`` and ``alpha_mae`` against the true matte (for "background" of the subject's matte); then the
         judge's verdicts as shares of clips, ``final_*`` read off the result alone, as must be done
         for a system without layers; ``satisfied``: all of ``final_*`` right.
     """
@@ -110,7 +114,11 @@ def evaluate(
     result = {}
     for task, row in sorted(values.items()):
         result[task] = {name: p.value() for (t, name), p in psnrs.items() if t == task}
-        means = {name: float(torch.tensor(v, dtype=torch.float64).mean()) for name, v in row.items() if name != "clips"}
+        means = {
+            name: float(torch.tensor(v, dtype=torch.float64).mean())
+            for name, v in row.items()
+            if name != "clips"
+        }
         result[task] |= means | {"clips": len(row["clips"])}
     return result
 

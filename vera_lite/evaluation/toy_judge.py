@@ -58,7 +58,9 @@ def _templates(height: int, width: int) -> tuple[Sprite, Tensor]:
         torch.arange(len(SHAPES)).float(), torch.tensor(_TILTS), torch.tensor(_RADII), indexing="ij"
     )
     zero = torch.zeros(shape.numel())
-    sprite = Sprite(shape.flatten().long(), zero, zero, radius.flatten(), tilt.flatten(), zero[:, None], zero[:, None])
+    sprite = Sprite(
+        shape.flatten().long(), zero, zero, radius.flatten(), tilt.flatten(), zero[:, None], zero[:, None]
+    )
     config = WorldConfig(frames=1, height=height, width=width)
     cover = _upper_half(soft_coverage(signed_distance(sprite, config)[0], config)[:, 0])
     return sprite, _centroids(cover)
@@ -71,13 +73,15 @@ def name_shape(alpha: Tensor) -> tuple[str, float]:
     """
     frames, height, width = alpha.shape
     sprite, offset = _templates(height, width)
-    at = _centroids(alpha)[None] - offset[:, None]                        # (K, T, 2)
-    placed = Sprite(sprite.shape, sprite.hue, sprite.texture, sprite.radius, sprite.tilt, at[..., 0], at[..., 1])
+    at = _centroids(alpha)[None] - offset[:, None]  # (K, T, 2)
+    placed = Sprite(
+        sprite.shape, sprite.hue, sprite.texture, sprite.radius, sprite.tilt, at[..., 0], at[..., 1]
+    )
     config = WorldConfig(frames=frames, height=height, width=width)
     template = _upper_half(soft_coverage(signed_distance(placed, config)[0], config))  # (K, T, H, W)
     overlap = torch.minimum(template, alpha).sum((2, 3)) / torch.maximum(template, alpha).sum((2, 3))
     weight = alpha.sum((1, 2)) ** 2
-    score = (overlap * weight).sum(1) / weight.sum()                      # (K,)
+    score = (overlap * weight).sum(1) / weight.sum()  # (K,)
     best = int(score.argmax())
     return SHAPES[sprite.shape[best]], float(score[best])
 
@@ -161,13 +165,13 @@ def name_pattern(video: Tensor) -> str:
     y = torch.linspace(-1, 1, height).double()[:, None]
     gray = gray - gray.mean((1, 2), keepdim=True)
     slope = (gray * y).sum((1, 2), keepdim=True) / (y * y).sum() / width
-    flat = gray - slope * y                                                # "plain" is a slow ramp
+    flat = gray - slope * y  # "plain" is a slow ramp
     contrast = float(flat.std())
     if contrast < 0.035:
         return "plain"
     window = torch.outer(torch.hann_window(height), torch.hann_window(width)).double()
     power = torch.fft.fft2(flat * window).abs().square().mean(0)
-    n = round(2 / PATTERN_PERIOD)                                          # cycles a frame
+    n = round(2 / PATTERN_PERIOD)  # cycles a frame
 
     def share(fy: int, fx: int) -> float:
         rows = [(fy + d) % height for d in (-1, 0, 1)]
@@ -230,7 +234,9 @@ def _changed_object(final: Tensor, change: Tensor) -> Tensor:
     A shadow changes pixels too, but not towards a colour of its own.
     """
     r, g, b = final.unbind(1)
-    chroma = torch.complex(2 * r - g - b, math.sqrt(3) * (g - b))[:, None] / 2  # |chroma| ~ saturation * value
+    chroma = (
+        torch.complex(2 * r - g - b, math.sqrt(3) * (g - b))[:, None] / 2
+    )  # |chroma| ~ saturation * value
     strong = chroma * (change > 0.1) * change
     hue = strong.sum() / strong.abs().sum().clamp_min(1e-6)
     towards = (chroma * hue.conj() / hue.abs().clamp_min(1e-6)).real.clamp_min(0)

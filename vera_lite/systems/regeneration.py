@@ -7,7 +7,6 @@ nothing is pasted over the source, so preserved pixels are only as good as the m
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer
@@ -54,7 +53,7 @@ class Regeneration(nn.Module):
     ) -> Tensor:
         """As :meth:`vera_lite.systems.vera.Vera.forward`, with one layer: (1, B, C, t, h, w)."""
         patchify = self.transformer.patchify
-        added = self.source_embedding(patchify(source)[None])                     # (1, B, S, D)
+        added = self.source_embedding(patchify(source)[None])  # (1, B, S, D)
         if mask is not None:
             mask_tokens = self.mask_embedding(patchify(mask)[None])
             if mask_given is not None:
@@ -62,9 +61,7 @@ class Regeneration(nn.Module):
             added = added + mask_tokens
         return self.transformer(latents, timestep, text, added)
 
-    def training_losses(
-        self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws
-    ) -> dict[str, Tensor]:
+    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
         """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
         text, mask_given = drop_conditions(batch["text"], self.config, draws)
         x_0 = batch["composite"][None]

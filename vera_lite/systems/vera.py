@@ -137,8 +137,8 @@ class Vera(nn.Module):
             Prediction for E, A, C: (3, B, C, t, h, w).
         """
         patchify = self.transformer.patchify
-        source_tokens = self.source_embedding(patchify(source)[None])[0]          # (B, S, D)
-        added = torch.zeros_like(source_tokens).expand(3, -1, -1, -1).clone()     # (3, B, S, D)
+        source_tokens = self.source_embedding(patchify(source)[None])[0]  # (B, S, D)
+        added = torch.zeros_like(source_tokens).expand(3, -1, -1, -1).clone()  # (3, B, S, D)
         added[ALPHA] += self.layer_embedding[0]
         added[COMPOSITE] += source_tokens + self.layer_embedding[1]
         if mask is not None:
@@ -148,9 +148,7 @@ class Vera(nn.Module):
             added[ALPHA] += mask_tokens
         return self.transformer(latents, timestep, text, added)
 
-    def training_losses(
-        self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws
-    ) -> dict[str, Tensor]:
+    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
         """Flow-matching loss of each layer and clip.
 
         Args:
@@ -163,12 +161,12 @@ class Vera(nn.Module):
             ``{layer: (B,)}``, weighted so that their sum is the objective.
         """
         text, mask_given = drop_conditions(batch["text"], self.config, draws)
-        x_0 = torch.stack([batch[layer] for layer in LAYERS])                     # (3, B, C, t, h, w)
+        x_0 = torch.stack([batch[layer] for layer in LAYERS])  # (3, B, C, t, h, w)
         noise = draws.noise(x_0)
         output = self(
             noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
         )
-        losses = self.config.objective.loss(output, x_0, noise, sigma)            # (3, B)
+        losses = self.config.objective.loss(output, x_0, noise, sigma)  # (3, B)
         weights = (1.0, 1.0, self.config.composite_weight)
         return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
 

@@ -60,7 +60,7 @@ class LatentCache(Dataset):
     def __len__(self) -> int:
         return self.clips
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the run)
+    @functools.cache  # noqa: B019 (lives as long as the run)
     def _shard(self, number: int):
         file = safe_open(self.folder / f"{number:05d}.safetensors", framework="pt")
         return {name: file.get_slice(name) for name in (*STREAMS, "text")}

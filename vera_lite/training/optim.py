@@ -22,7 +22,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(steps):
-        gram = x @ x.mT                                                # x <- (a + b g + c g^2) x
+        gram = x @ x.mT  # x <- (a + b g + c g^2) x
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
@@ -46,7 +46,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, groups: list[dict]):
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.97)})
         for group in self.param_groups:
-            if group["muon"] and any(isinstance(p, torch.distributed.tensor.DTensor) for p in group["params"]):
+            if group["muon"] and any(
+                isinstance(p, torch.distributed.tensor.DTensor) for p in group["params"]
+            ):
                 raise UserError("Muon needs whole matrices: set muon_lr to null when weights are sharded.")
 
     @torch.no_grad()
@@ -74,7 +76,9 @@ class MuonAdamW(torch.optim.Optimizer):
             stacked = torch.cat([u.reshape(-1, rows, columns) for _, u in pairs])
             scale = max(1.0, rows / columns) ** 0.5
             for (p, u), o in zip(
-                pairs, orthogonalise(stacked).split([u.numel() // (rows * columns) for _, u in pairs]), strict=True
+                pairs,
+                orthogonalise(stacked).split([u.numel() // (rows * columns) for _, u in pairs]),
+                strict=True,
             ):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(o.view_as(u), alpha=-group["lr"] * scale)
