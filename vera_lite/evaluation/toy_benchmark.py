@@ -1,5 +1,6 @@
 """How well a system edits the toy world: clips it never saw, sampled and judged."""
 
+import math
 from collections import defaultdict
 
 import torch
@@ -34,11 +35,7 @@ class PooledPSNR:
         """The PSNR; infinite if all pixels are equal, nan if there were none."""
         if not self.pixels:
             return float("nan")
-        return (
-            float("inf")
-            if self.error == 0
-            else float(-10 * torch.log10(torch.tensor(self.error / self.pixels)))
-        )
+        return float("inf") if self.error == 0 else -10 * math.log10(self.error / self.pixels)
 
 
 def iou(a: Tensor, b: Tensor) -> float:
@@ -69,9 +66,10 @@ def evaluate(
     Returns:
         ``{task: {metric: value}}``. ``preserved_psnr``: of the result against the source where the
         true alpha says "preserved"; ``composite_psnr`` the same for the generated composite;
-        ``full_psnr`` against the true composite; ``alpha_iou`` and ``alpha_mae`` against the true matte (for "background" of the subject's matte); then the
-        judge's verdicts as shares of clips, ``final_*`` read off the result alone, as must be done
-        for a system without layers; ``satisfied``: all of ``final_*`` right.
+        ``full_psnr`` against the true composite; ``alpha_iou`` and ``alpha_mae`` against the true
+        matte (for "background" of the subject's matte); then the judge's verdicts as shares of clips,
+        ``final_*`` read off the result alone, as must be done for a system without layers;
+        ``satisfied``: all of ``final_*`` right.
     """
     frames, height, width = pipe.clip_size
     world = WorldConfig(frames=frames, height=height, width=width)

@@ -1,0 +1,352 @@
+"""From a prompt to layers, and from a video file to results on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from test_vera import TINY, randomise
+from torchmetrics.functional.classification import binary_jaccard_index
+
+from vera_lite.cli import main
+from vera_lite.clip import to_float, to_uint8
+from vera_lite.codecs import PatchCodec
+from vera_lite.errors import UserError
+from vera_lite.evaluation.toy_benchmark import PooledPSNR, evaluate, iou
+from vera_lite.objectives import noised
+from vera_lite.pipelines import VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.sampling import denoise
+from vera_lite.systems import Regeneration, RegenerationConfig
+from vera_lite.toyworld import WorldConfig, render
+from vera_lite.training.data import SHIPPED_CODEC
+from vera_lite.video import read_gray, read_video, write_video
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "data_samples"
+PROMPT = "add a red ring at the top left moving right"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VeraPipeline:
+    return VeraPipeline.from_pretrained()
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x_0"])
+def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction):
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = torch.randn(2, 3, 2, 4, 1, 2, 2, generator=generator)
+    seen = []
+
+    def predict(x, sigma):
+        torch.testing.assert_close(x, noised(x_0, noise, sigma), atol=1e-4, rtol=1e-4)
+        return noise - x_0 if prediction == "velocity" else x_0
+
+    result = denoise(predict, noise, 7, 2.0, prediction, seen.append)
+    torch.testing.assert_close(result, x_0, atol=1e-4, rtol=1e-4)
+    assert [s.step for s in seen] == list(range(7)) and seen[0].sigma == 1.0
+    assert all(a.sigma > b.sigma for a, b in zip(seen, seen[1:], strict=False))
+    torch.testing.assert_close(seen[3].x_0, x_0, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="at least one step"):
+        denoise(predict, noise, 0)
+
+
+# --- the pipeline --------------------------------------------------------------------------------
+
+
+def test_same_seed_same_edit_and_where_alpha_is_zero_the_source_stays(pipe):
+    batch = render(31, [0])
+    video = batch.source[0]
+    first, again, other = (pipe(video, PROMPT, seed=s, steps=4) for s in (1, 1, 2))
+    assert torch.equal(first.final, again.final) and not torch.equal(first.alpha, other.alpha)
+    empty = (first.alpha == 0).expand_as(video)
+    assert empty.float().mean() > 0.3
+    assert torch.equal(first.final[empty], video[empty])
+    assert not torch.equal(first.final, video)
+    nothing = pipe(video, PROMPT, steps=1, alpha_floor=0.999)
+    untouched = (nothing.alpha == 0).expand_as(video)
+    assert torch.equal(nothing.final[untouched], video[untouched])
+
+
+def test_alpha_zero_everywhere_returns_the_source_bit_for_bit(pipe, monkeypatch):
+    video = render(31, [1]).source[0]
+    monkeypatch.setattr(
+        pipe, "layers_for", lambda *a, **k: {n: torch.zeros(9, c, 32, 32) for n, c in
+                                             (("edit", 3), ("alpha", 1), ("composite", 3))}
+    )  # fmt: skip
+    assert torch.equal(pipe(video, PROMPT).final, video)
+
+
+def test_any_size_and_length(pipe):
+    video = torch.rand(14, 3, 45, 80, generator=torch.Generator().manual_seed(0))
+    result = pipe(video, PROMPT, mask=torch.ones(14, 1, 45, 80), steps=2)
+    assert result.final.shape == result.edit.shape == result.composite.shape == video.shape
+    assert result.alpha.shape == (14, 1, 45, 80)
+    assert pipe(video[:1], PROMPT, steps=1).final.shape == (1, 3, 45, 80)
+
+
+def test_mask_guidance_and_prompt_change_the_edit(pipe):
+    video = render(31, [0]).source[0]
+    base = pipe(video, PROMPT, steps=2).alpha
+    mask = torch.zeros(9, 1, 32, 32)
+    mask[..., 20:28, 20:28] = 1
+    assert not torch.equal(pipe(video, PROMPT, mask=mask, steps=2).alpha, base)
+    assert not torch.equal(pipe(video, PROMPT, steps=2, guidance=2.0).alpha, base)
+    assert not torch.equal(pipe(video, "add a blue square", steps=2).alpha, base)
+
+
+def test_bad_input_is_one_sentence(pipe):
+    video = torch.zeros(9, 3, 32, 32)
+    for call, message in (
+        (lambda: pipe(video[0], PROMPT), r"a video is a float tensor \(T, 3, H, W\)"),
+        (lambda: pipe(video.byte(), PROMPT), "not torch.uint8"),
+        (lambda: pipe(video, "add a unicorn"), "unknown word 'unicorn'"),
+        (lambda: pipe(video, PROMPT, mask=video), r"must be \(9, 1, 32, 32\)"),
+        (lambda: pipe(video, PROMPT, steps=0), "at least one step"),
+        (lambda: pipe(video, PROMPT, steps=1, alpha_floor=1.0), "alpha_floor lies in"),
+        (lambda: VeraPipeline.from_pretrained("nowhere"), "no pipeline.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "copy")
+    copy = VeraPipeline.from_pretrained(tmp_path / "copy")
+    assert copy.system.config == pipe.system.config and copy.clip_size == pipe.clip_size
+    video = render(31, [3]).source[0]
+    assert torch.equal(copy(video, PROMPT, steps=1).final, pipe(video, PROMPT, steps=1).final)
+    saved = json.loads((tmp_path / "copy" / "pipeline.json").read_text())
+    for change, message in (
+        ({"system": "other"}, "unknown system 'other'"),
+        ({"config": {**saved["config"], "surprise": 1}}, "does not fit this version"),
+    ):
+        (tmp_path / "copy" / "pipeline.json").write_text(json.dumps(saved | change))
+        with pytest.raises(UserError, match=message):
+            VeraPipeline.from_pretrained(tmp_path / "copy")
+
+
+def test_the_shipped_checkpoint_is_small_and_safe():
+    folder = ROOT / "vera_lite" / "assets" / "vera_toy"
+    files = {p.name for p in folder.iterdir()}
+    assert files == {"README.md", "codec.safetensors", "pipeline.json", "system.safetensors"}
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 6e6
+
+
+def test_the_shipped_checkpoint_edits_as_asked(pipe):
+    """A floor well below the card's numbers (64 clips; the card has 256)."""
+    with_mask = evaluate(pipe, 64, True)["add"]
+    assert with_mask["preserved_psnr"] > 40 and with_mask["alpha_iou"] > 0.88
+    assert with_mask["colour"] > 0.95 and with_mask["shape"] > 0.85
+    free = evaluate(pipe, 64, False)
+    assert free["add"]["place"] > 0.7 and free["add"]["colour"] > 0.9
+    assert free["background"]["pattern"] > 0.7
+
+
+def test_the_card_and_the_report_agree():
+    report = json.loads((ROOT / "benchmarks/results/vera_toy.json").read_text())
+    card = (ROOT / "vera_lite/assets/vera_toy/README.md").read_text()
+    for row in report["results"]:
+        assert f"| {row['case']} | {row['value']:.3f}" in card
+
+
+def test_resampling_keeps_ends_and_sizes():
+    assert frame_choice(289, 9)[0] == 0 and frame_choice(289, 9)[-1] == 288
+    assert frame_choice(3, 9) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and frame_choice(1, 3) == [0, 0, 0]
+    layer = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(enlarge(layer, 4, 9, (8, 8)), layer[4])
+    flat = enlarge(torch.full((9, 1, 8, 8), 0.25), 17, 33, (31, 50))
+    assert flat.shape == (1, 31, 50) and torch.allclose(flat, torch.tensor(0.25))
+    half_way = enlarge(layer, 1, 17, (8, 8))
+    torch.testing.assert_close(half_way, (layer[0] + layer[1]) / 2)
+    assert floored(torch.tensor([0.04, 0.06]), 0.05).tolist() == pytest.approx([0.0, 0.06])
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+def test_psnr_equals_scikit_images_and_iou_equals_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 4, 3, 8, 8, generator=generator)
+    where = torch.rand(4, 1, 8, 8, generator=generator) > 0.4
+    psnr = PooledPSNR()
+    for i in range(4):
+        psnr.add(a[i], b[i], where[i])
+    keep = where.expand_as(a)
+    expected = peak_signal_noise_ratio(a[keep].double().numpy(), b[keep].double().numpy(), data_range=1.0)
+    assert psnr.value() == pytest.approx(expected, abs=1e-9)
+    equal = PooledPSNR()
+    equal.add(a, a, where)
+    assert equal.value() == float("inf")
+    x, y = a > 0.5, b > 0.3
+    assert iou(x, y) == pytest.approx(float(binary_jaccard_index(x.int(), y.int())), abs=1e-6)
+    assert iou(x & ~x, y & ~y) == 1.0
+
+
+def test_a_perfect_editor_gets_perfect_marks():
+    """The truth put in place of the generated layers: every metric at its best."""
+
+    class Oracle(VeraPipeline):
+        def generate(self, source, prompts, mask=None, **_):
+            batch = next(b for b in worlds if torch.equal(b.source, source))
+            return {"edit": batch.edit, "alpha": batch.alpha, "composite": batch.composite}
+
+    worlds = [render(7, range(i, i + 32)) for i in (0, 32)]
+    codec = PatchCodec.load(SHIPPED_CODEC)
+    oracle = Oracle(randomise(Regeneration(RegenerationConfig(backbone=TINY))), codec, (9, 32, 32))
+    marks = evaluate(oracle, 64, seed=7)
+    for task in ("add", "background"):
+        # The floor takes the faintest shadow away: not quite infinite.
+        assert marks[task]["preserved_psnr"] > 60 or task == "background"
+        assert marks[task]["alpha_iou"] > 0.99 and marks[task]["satisfied"] > 0.9
+    assert marks["add"]["shape"] >= 0.99 and marks["add"]["steady"] >= 0.99
+    assert marks["background"]["pattern"] >= 0.99
+    assert marks["add"]["clips"] + marks["background"]["clips"] == 64
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def edit(*arguments: str) -> int:
+    return main(["edit", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("edit")
+    command = [sys.executable, "-m", "vera_lite.cli", "edit", str(SAMPLES / "clouds.mkv")]
+    done = subprocess.run(
+        [*command, "--prompt", PROMPT, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Look at:" in done.stdout and "denoising" in done.stderr
+    return out
+
+
+def test_edit_writes_everything_and_leaves_the_rest_of_the_source_alone(edited):
+    names = {"final.mkv", "edit.mkv", "alpha.mkv", "final.mp4", "sheet.png", "metrics.json"}
+    assert {p.name for p in edited.iterdir()} == names
+    source, info = read_video(SAMPLES / "clouds.mkv")
+    final, final_info = read_video(edited / "final.mkv")
+    alpha = read_gray(edited / "alpha.mkv")
+    assert final.shape == source.shape and final_info.fps == info.fps
+    empty = (alpha == 0).expand_as(final)
+    assert torch.equal(final[empty], source[empty]) and not torch.equal(final, source)
+    metrics = json.loads((edited / "metrics.json").read_text())
+    assert metrics["untouched_pixels_equal_source"] is True
+    assert metrics["untouched_share"] == pytest.approx(float(empty.float().mean()), abs=1e-6)
+    assert 0.5 < metrics["untouched_share"] < 1
+    edit_layer, _ = read_video(edited / "edit.mkv")
+    mix = to_float(alpha) * to_float(edit_layer) + (1 - to_float(alpha)) * to_float(source)
+    assert (to_uint8(mix).int() - final.int()).abs().max() <= 2  # layers were rounded to 8 bits
+    preview, _ = read_video(edited / "final.mp4")
+    assert preview.shape == final.shape
+    assert np.asarray(Image.open(edited / "sheet.png")).std() > 10
+
+
+def test_edit_with_a_mask_as_video_or_picture(tmp_path, capsys):
+    triangle, mask = SAMPLES / "triangle.mkv", SAMPLES / "triangle_mask.mkv"
+    prompt = "change the background to blue checks"
+    assert edit(triangle, "--prompt", prompt, "--mask", mask, "--out", tmp_path / "a", "--steps", 2) == 0
+    elsewhere = 255 - read_gray(mask)[0, 0].numpy()
+    Image.fromarray(elsewhere).save(tmp_path / "mask.png")
+    assert (
+        edit(
+            triangle,
+            "--prompt",
+            prompt,
+            "--mask",
+            tmp_path / "mask.png",
+            "--out",
+            tmp_path / "b",
+            "--steps",
+            2,
+        )
+        == 0
+    )
+    a, b = (read_gray(tmp_path / n / "alpha.mkv") for n in "ab")
+    assert not torch.equal(a, b)
+
+
+def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
+    clouds, out = SAMPLES / "clouds.mkv", tmp_path / "out"
+    short = tmp_path / "short.mkv"
+    write_video(short, torch.zeros(3, 1, 128, 128, dtype=torch.uint8), 8, "lossless")
+    small = tmp_path / "small.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(small)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(clouds.read_bytes()[:100_000])
+    text = tmp_path / "text.mkv"
+    text.write_text("hello")
+    for arguments, message in (
+        ((tmp_path / "none.mkv", "--prompt", PROMPT), "none.mkv"),
+        ((text, "--prompt", PROMPT), "text.mkv"),
+        ((cut, "--prompt", PROMPT), "cut.mkv"),
+        ((clouds, "--prompt", "add a red dragon"), "unknown word 'dragon'"),
+        ((clouds, "--prompt", PROMPT, "--mask", short), "the mask has 3 frames"),
+        ((clouds, "--prompt", PROMPT, "--mask", small), "the mask is 4x4"),
+        ((clouds, "--prompt", PROMPT, "--mask", tmp_path / "no.png"), "no mask file"),
+        ((clouds, "--prompt", PROMPT, "--steps", 0), "at least one step"),
+        ((clouds, "--prompt", PROMPT, "--model", tmp_path), "no pipeline.json"),
+    ):
+        assert edit(*arguments, "--out", out) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vera-lite: ")]
+        assert len(error) == 1 and message in error[0], error
+        assert not out.exists()
+    occupied = tmp_path / "file"
+    occupied.write_text("mine")
+    assert edit(clouds, "--prompt", PROMPT, "--out", occupied) == 2 and occupied.read_text() == "mine"
+
+
+def test_check_has_a_line_for_each_requirement(capsys, monkeypatch):
+    assert main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and all(line.startswith("OK") for line in lines)
+    monkeypatch.setattr(VeraPipeline, "from_pretrained", lambda: 1 / 0)
+    assert main(["check"]) == 1
+    assert "FAIL  the shipped model does not run: division by zero" in capsys.readouterr().out
+
+
+def test_too_little_memory_is_said_kindly(monkeypatch, capsys):
+    def starve(*_a, **_k):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 EB")
+
+    monkeypatch.setattr(VeraPipeline, "layers_for", starve)
+    assert edit(SAMPLES / "clouds.mkv", "--prompt", PROMPT, "--out", "unused") == 2
+    assert "not enough memory" in capsys.readouterr().err
+    assert not Path("unused").exists()
+
+
+@pytest.mark.slow
+def test_a_real_clip(tmp_path):
+    clip = ROOT.parent / "shared" / "clips" / "01_dog.mp4"
+    if not clip.is_file():
+        pytest.skip("the real clip is not there")
+    frames, info = read_video(clip, max_frames=24)
+    part = tmp_path / "dog.mkv"
+    write_video(part, frames, info.fps, "lossless")
+    assert edit(part, "--prompt", PROMPT, "--out", tmp_path / "out") == 0
+    final, _ = read_video(tmp_path / "out" / "final.mkv")
+    alpha = read_gray(tmp_path / "out" / "alpha.mkv")
+    empty = (alpha == 0).expand_as(final)
+    assert torch.equal(final[empty], frames[empty]) and empty.float().mean() > 0.5
+
+
+def test_sample_clips_are_what_their_checksums_say():
+    import hashlib
+
+    lines = (SAMPLES / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        digest, name = line.split()
+        assert hashlib.sha256((SAMPLES / name).read_bytes()).hexdigest() == digest
+    stored = to_float(read_video(SAMPLES / "coffee.mkv")[0])
+    world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
+    assert (render(77, [7], world).source[0] - stored).abs().max() < 2 / 255
