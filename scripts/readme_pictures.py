@@ -21,9 +21,7 @@ FRAME = 4
 
 world = render(TEST_SEED, range(40))
 tasks = [a["task"] for a in world.attributes]
-picks = [
-    i for task in ("add", "background") for i in range(40) if tasks[i] == task and tasks[:i].count(task) < 4
-]
+picks = [i for task in ("add", "background") for i in [k for k, t in enumerate(tasks) if t == task][:4]]
 source, prompts = world.source[picks], [world.instruction[i] for i in picks]
 layers = VeraPipeline.from_pretrained().generate(source, prompts, generator=torch.Generator().manual_seed(0))
 alpha = floored(layers["alpha"], ALPHA_FLOOR)
@@ -32,7 +30,7 @@ rows = {"source": source, "edit layer": layers["edit"], "alpha": alpha, "final":
 figure = viz.contact_sheet(
     {name: [clip[FRAME] for clip in clips] for name, clips in rows.items()},
     [textwrap.fill(p, 19) for p in prompts],
-    "Eight prompts over clips that the model never saw, no masks: final = alpha · edit + (1 − alpha) · source",
+    "Eight prompts over unseen clips, no masks: final = alpha · edit + (1 − alpha) · source",
     side=1.45,
 )
 OUT.parent.mkdir(exist_ok=True)
