@@ -1,6 +1,6 @@
 """How fast the toy world renders on one core, and what rendering many clips at once is worth.
 
-    python benchmarks/toyworld.py [--json OUT]
+python benchmarks/toyworld.py [--json OUT]
 """
 
 from statistics import median

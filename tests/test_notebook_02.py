@@ -1,47 +1,25 @@
 """Notebook 02: its exercises judge right and wrong answers, its classes equal the library's."""
 
-import ast
 import re
 
-import nbformat
 import pytest
 import torch
+from notebook_cells import Book
 from torch.testing import assert_close
 
-import notebooks as tool
 from vera_lite import viz
 from vera_lite.backbone import WanConfig, rotary_table
 from vera_lite.backbone.dit import SelfAttention
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.toyworld import render
 
-NOTEBOOK = nbformat.read(tool.NOTEBOOKS / "02_mot_layered_dit.ipynb", as_version=4)
+BOOK = Book("02_mot_layered_dit")
 
 
 @pytest.fixture
 def book():
-    """Everything that the notebook imports and defines, without running the rest.
-
-    The dict is the globals of the notebook's functions: what a test puts in, they see.
-    """
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    body = []
-    for cell in NOTEBOOK.cells:
-        if cell.cell_type == "code":
-            tree = ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE))
-            body += [node for node in tree.body if isinstance(node, kinds)]
-    names = {"CASES": ("a case",), "ADD": 0, "BACKGROUND": 1, "seed": 0, "steps": 12}
-    exec(compile(ast.Module(body, type_ignores=[]), "notebook 02", "exec"), names)
-    return names
-
-
-def solution(book, name):
-    """The function from the collapsed solution of an exercise."""
-    text = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
-    [source] = re.findall(rf"```python\n(def {name}\(.*?)```", text, flags=re.DOTALL)
-    names = dict(book)
-    exec(source, names)
-    return names[name]
+    """The notebook's definitions."""
+    return BOOK.definitions(CASES=("a case",), ADD=0, BACKGROUND=1, seed=0, steps=12)
 
 
 # ---------------------------------------------------------------------- exercises
@@ -51,7 +29,7 @@ EXERCISES = {"merge": "check_merge", "branch_mask": "check_branch_mask"}
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_solution_passes(name, book):
-    book[EXERCISES[name]](solution(book, name))
+    book[EXERCISES[name]](BOOK.solution(book, name))
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -112,7 +90,7 @@ def test_one_wire_can_be_cut_in_the_trained_model(book):
     sources = clips.source[1:], [clips.instruction[1]]
     call = (None, torch.zeros(3, 1, 48, 1))  # read for its number of tokens
     book |= {"pipe": pipe, "sources": sources, "steps": 2, "calls": [call]}
-    book["branch_mask"] = solution(book, "branch_mask")
+    book["branch_mask"] = BOOK.solution(book, "branch_mask")
 
     plain = pipe.generate(*sources, steps=2, generator=book["generator"]())["alpha"][0, 4]
     assert_close(book["alpha_without"](1, 1), plain, rtol=1e-3, atol=1e-4)

@@ -41,7 +41,7 @@ def contact_sheet(
         title: what to see.
         side: inches of a frame.
     """
-    label = 0.085 * max(map(len, rows))
+    label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
     width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
     figure = _figure(width, height, title)
