@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from test_vera import TINY, randomise
@@ -15,13 +16,14 @@ from torchmetrics.functional.classification import binary_jaccard_index
 
 from vera_lite.cli import main
 from vera_lite.clip import to_float, to_uint8
-from vera_lite.codecs import PatchCodec
+from vera_lite.codecs import PatchCodec, WanCodec
+from vera_lite.conditioning import Umt5Encoder
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy_benchmark import PooledPSNR, evaluate, iou
 from vera_lite.objectives import noised
 from vera_lite.pipelines import VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.sampling import denoise
-from vera_lite.systems import Regeneration, RegenerationConfig
+from vera_lite.systems import Regeneration, RegenerationConfig, Vera
 from vera_lite.toyworld import WorldConfig, render
 from vera_lite.training.data import SHIPPED_CODEC
 from vera_lite.video import read_gray, read_video, write_video
@@ -155,6 +157,52 @@ def test_the_card_and_the_report_agree():
     card = (ROOT / "vera_lite/assets/vera_toy/README.md").read_text()
     for row in report["results"]:
         assert f"| {row['case']} | {row['value']:.3f}" in card
+
+
+def test_the_same_pipeline_runs_on_wans_own_parts(tmp_path):
+    """Tiny random Wan transformer, VAE and umT5, saved and loaded in the real formats."""
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    words = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", "add", "a", "dog"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(tmp_path / "tokenizer")
+    small = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    umt5 = UMT5EncoderModel(UMT5Config(vocab_size=6, **small)).eval()
+    umt5.save_pretrained(tmp_path / "text_encoder")
+    names = ("num_attention_heads", "attention_head_dim", "text_dim", "freq_dim", "ffn_dim", "num_layers")
+    sizes = {n: getattr(TINY, n) for n in names} | {"in_channels": 4, "out_channels": 4}
+    randomise(WanTransformer3DModel(**sizes)).save_pretrained(tmp_path / "transformer")
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+
+    encoder = Umt5Encoder.from_pretrained(tmp_path)
+    features = encoder(["add a  dog", ""])
+    theirs = WanPipeline(fast, umt5, vae, scheduler=FlowMatchEulerDiscreteScheduler())
+    expected, _ = theirs.encode_prompt(
+        ["add a dog", ""], do_classifier_free_guidance=False, max_sequence_length=512
+    )
+    torch.testing.assert_close(features, expected)
+
+    codec = WanCodec.from_pretrained(tmp_path / "vae")
+    pipe = VeraPipeline(Vera.from_wan(tmp_path / "transformer"), codec, (5, 32, 48), encoder)
+    video = torch.rand(7, 3, 40, 60)
+    result = pipe(video, "add a dog", steps=2, guidance=2.0)
+    assert result.final.shape == video.shape and result.final.isfinite().all()
+    with pytest.raises(UserError, match="only toy pipelines"):
+        pipe.save_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match="no tokenizer folder"):
+        Umt5Encoder.from_pretrained(tmp_path / "vae")
 
 
 def test_resampling_keeps_ends_and_sizes():

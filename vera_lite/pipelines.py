@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.clip import composite
-from vera_lite.codecs import PatchCodec, latent_shape
+from vera_lite.codecs import Codec, PatchCodec, latent_shape
 from vera_lite.conditioning import PhraseEncoder
 from vera_lite.errors import UserError
 from vera_lite.sampling import DenoisingState, denoise
@@ -45,17 +45,26 @@ class VeraPipeline:
     """Vera, its codec and its text encoder, ready to edit.
 
     Args:
-        system: a trained :class:`vera_lite.systems.Vera`. :meth:`generate` also serves the regeneration
+        system: a :class:`vera_lite.systems.Vera`. :meth:`generate` also serves the regeneration
             baseline, whose one layer is the composite.
         codec: pixels to latents and back.
         clip_size: (frames, height, width) that the system was trained at.
-        text_encoder: prompts to features.
+        text_encoder: prompts to features (B, T, text_dim); None is the toy vocabulary.
+
+    At full scale the parts are Wan's::
+
+        VeraPipeline(
+            Vera.from_wan(wan / "transformer"),
+            WanCodec.from_pretrained(wan / "vae"),
+            (49, 480, 832),
+            Umt5Encoder.from_pretrained(wan),
+        )
     """
 
     def __init__(
         self,
         system: nn.Module,
-        codec: PatchCodec,
+        codec: Codec,
         clip_size: tuple[int, int, int],
         text_encoder: Callable[[list[str]], Tensor] | None = None,
     ):
@@ -84,7 +93,14 @@ class VeraPipeline:
         return cls(system, PatchCodec.load(folder / "codec.safetensors"), tuple(saved["clip_size"]))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``."""
+        """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``.
+
+        Raises:
+            UserError: the codec or the text encoder is a large pretrained model, which has a folder
+                of its own already: save the system alone and build the pipeline from its parts.
+        """
+        if not isinstance(self.codec, PatchCodec) or not isinstance(self.text_encoder, PhraseEncoder):
+            raise UserError("only toy pipelines are saved whole; save system.state_dict() of a large one.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         saved = describe_system(self.system) | {"clip_size": self.clip_size}
@@ -127,7 +143,9 @@ class VeraPipeline:
             ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.
         """
         size = latent_shape(self.codec, *source.shape[1:2], *source.shape[-2:])
-        text = self.text_encoder(prompts)
+        text, no_text = self.text_encoder(prompts), None
+        if guidance != 1:
+            no_text = self.text_encoder([""] * len(prompts))
         z_source = self.codec.encode(source)
         z_mask = None if mask is None else self.codec.encode(mask)
         noise = torch.randn((len(self.system.layers), len(prompts), *size), generator=generator)
@@ -136,7 +154,7 @@ class VeraPipeline:
             output = self.system(x, 1000 * sigma, text, z_source, z_mask)
             if guidance == 1:
                 return output
-            unconditional = self.system(x, 1000 * sigma, torch.zeros_like(text), z_source, z_mask)
+            unconditional = self.system(x, 1000 * sigma, no_text, z_source, z_mask)
             return unconditional + guidance * (output - unconditional)
 
         prediction = self.system.config.objective.prediction

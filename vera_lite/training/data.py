@@ -87,7 +87,7 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
     if (folder / "index.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    for start in tqdm(range(0, clips, _SHARD), desc="encoding clips", unit_scale=_SHARD, unit="clip"):
+    for start in tqdm(range(0, clips, _SHARD), desc="encoding clips", unit="shard"):
         path = folder / f"{start // _SHARD:05d}.safetensors"
         if path.is_file():
             continue
