@@ -94,6 +94,17 @@ def reference(cache_dir, tmp_path_factory) -> Path:
     return run
 
 
+def test_losses_are_logged_by_layer_and_by_noise_level(reference):
+    [file] = reference.glob("log/version_*/metrics.csv")
+    columns = set(next(csv.reader(file.open())))
+    for kind in ("loss", "val"):
+        terms = ("edit", "alpha", "composite", "sigma_0-25", "sigma_25-50", "sigma_50-75", "sigma_75-100")
+        assert columns >= {kind, *(f"{kind}/{term}" for term in terms)}
+    row = next(csv.DictReader(file.open()))
+    layers = sum(float(row[f"loss/{layer}"]) for layer in ("edit", "alpha", "composite"))
+    assert float(row["loss"]) == pytest.approx(layers, rel=1e-5)
+
+
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(cache_dir, tmp_path, reference):
     run = tmp_path / "killed"
     process = launch(arguments(cache_dir, run))

@@ -34,7 +34,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def vera(**changes) -> Vera:
     torch.manual_seed(0)
-    return randomise(Vera(VeraConfig(backbone=TINY, **changes)))
+    return randomise(Vera(VeraConfig(**{"backbone": TINY} | changes)))
 
 
 @pytest.fixture

@@ -112,6 +112,12 @@ class VeraPipeline:
         with replacing(folder / "pipeline.json") as path:
             path.write_text(json.dumps(saved, indent=1) + "\n")
 
+    def to(self, device: torch.device | str) -> "VeraPipeline":
+        """Move system and codec; inputs may stay where they are, results come back to them."""
+        self.system.to(device)
+        self.codec.to(device)
+        return self
+
     # --- editing ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -143,14 +149,18 @@ class VeraPipeline:
             ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.
         """
         size = latent_shape(self.codec, *source.shape[1:2], *source.shape[-2:])
-        text, no_text = self.text_encoder(prompts), None
+        weights = next(self.system.parameters())  # everything goes to their device, in their precision
+        text, no_text = self.text_encoder(prompts).to(weights), None
         if guidance != 1:
-            no_text = self.text_encoder([""] * len(prompts))
-        z_source = self.codec.encode(source)
-        z_mask = None if mask is None else self.codec.encode(mask)
+            no_text = self.text_encoder([""] * len(prompts)).to(weights)
+        z_source = self.codec.encode(source.to(weights.device)).to(weights)
+        z_mask = None if mask is None else self.codec.encode(mask.to(weights.device)).to(weights)
+        # Drawn on the CPU: one seed is one edit on every device.
         noise = torch.randn((len(self.system.layers), len(prompts), *size), generator=generator)
+        noise = noise.to(weights.device)
 
         def predict(x: Tensor, sigma: Tensor) -> Tensor:
+            x = x.to(weights)
             output = self.system(x, 1000 * sigma, text, z_source, z_mask)
             if guidance == 1:
                 return output
@@ -159,7 +169,7 @@ class VeraPipeline:
 
         prediction = self.system.config.objective.prediction
         latents = denoise(predict, noise, steps, shift, prediction, callback)
-        return self.decode(latents)
+        return {name: video.to(source) for name, video in self.decode(latents).items()}
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Latents (layers, B, c, t, h, w) -> ``{layer: (B, T, 3 or 1, H, W)}``."""

@@ -15,6 +15,7 @@ def fit(
     steps: int,
     *,
     folder: str | Path | None = None,
+    accelerator: str = "auto",
     precision: str = "32-true",
     progress: bool = True,
     callbacks: tuple[L.Callback, ...] = (),
@@ -28,6 +29,7 @@ def fit(
         data: e.g. :class:`vera_lite.training.ToyWorldData`.
         steps: optimizer steps in all; schedules depend on it.
         folder: keeps ``last.ckpt``; None keeps nothing.
+        accelerator: Lightning's; "auto" takes a GPU if there is one.
         precision: Lightning's; "bf16-mixed" is about 1.5 times faster on CPUs with bfloat16.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
@@ -48,7 +50,7 @@ def fit(
         last = Path(folder) / "last.ckpt"
         resume = last if last.is_file() else None
     trainer = L.Trainer(
-        accelerator="auto" if precision != "32-true" else "cpu",
+        accelerator=accelerator,
         devices=1,
         precision=precision,
         max_steps=steps,
