@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--alpha-floor",
         type=float,
         default=None,
-        help="alpha below this is 0: source untouched (default 0.05)",
+        help="alpha below this is 0: source untouched (default 0.1)",
     )
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")

@@ -19,8 +19,9 @@ from vera_lite.systems import build_system, describe_system
 from vera_lite.video import replacing
 
 ASSETS = Path(__file__).parent / "assets"
-#: Matte values below this are taken for zero, and there the source stays untouched.
-ALPHA_FLOOR = 0.05
+#: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
+#: faintest tenth of soft edges and shadows; on the toy world it is worth 2 dB of preserved PSNR against 0.05.
+ALPHA_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class VeraPipeline:
         mask: Tensor | None = None,
         *,
         steps: int = 12,
-        shift: float = 2.0,
+        shift: float = 3.0,
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
         callback: Callable[[DenoisingState], None] | None = None,

@@ -33,7 +33,7 @@ def denoise(
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     steps: int = 12,
-    shift: float = 2.0,
+    shift: float = 3.0,
     prediction: Prediction = "velocity",
     callback: Callable[[DenoisingState], None] | None = None,
 ) -> Tensor:
