@@ -6,12 +6,13 @@ ingredient of Vera matters?
 
 Every system sees the same clips in the same order, conditions (mask and prompt) and number of steps;
 only the seed of weights, noise and dropped conditions changes. The baseline regenerates the whole
-frame with about the same number of parameters and of FLOPs a sample.
+frame with about the same number of parameters; the report prints both counts and the FLOPs.
 """
 
 import argparse
 import datetime
 import json
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -22,6 +23,7 @@ import torch
 from _harness import machine
 
 from vera_lite.backbone import WanConfig
+from vera_lite.backbone.flops import counted_flops
 from vera_lite.evaluation.toy_benchmark import evaluate
 from vera_lite.objectives import FlowMatching
 from vera_lite.pipelines import VeraPipeline
@@ -31,7 +33,7 @@ from vera_lite.training.fit import fit
 from vera_lite.video import replacing
 
 RESULTS = Path(__file__).parent / "results" / "preservation.json"
-RUNS = Path("runs/preservation")
+RUNS = Path(__file__).parents[1] / "runs" / "preservation"
 STEPS, BATCH, SEEDS, TEST_CLIPS = 600, 16, (0, 1, 2), 128
 
 BRANCH = WanConfig(
@@ -141,15 +143,27 @@ def summarise(runs: list[dict]) -> list[dict]:
     return results
 
 
+def settings() -> dict:
+    """What all rows of one table share."""
+    return {"steps": STEPS, "batch": BATCH, "test_clips": TEST_CLIPS, "sampling": SAMPLING}
+
+
+def known_runs() -> list[dict]:
+    """Runs of the JSON, if they were made with the present settings."""
+    if not RESULTS.is_file():
+        return []
+    report = json.loads(RESULTS.read_text())
+    same = all(report.get(name) == value for name, value in settings().items())
+    return report["runs"] if same else []
+
+
 def save(runs: list[dict]) -> None:
     report = {
         "name": "preservation",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
-        "steps": STEPS,
-        "batch": BATCH,
-        "test_clips": TEST_CLIPS,
+        **settings(),
         "results": summarise(runs),
         "runs": runs,
     }
@@ -183,9 +197,18 @@ def table(report: dict) -> str:
                 low, mean, high = min(values), statistics.fmean(values), max(values)
                 cells += f"{_cell(low, mean, high, digits, unit):>26}"
             lines.append(f"  {variant:32}{cells}")
+    lines += ["", "size: parameters, and FLOPs of a forward pass for one clip"]
     sizes = {r["variant"]: r["parameters"] for r in runs}
-    lines += ["", "parameters: " + ", ".join(f"{v} {n / 1e6:.2f} M" for v, n in sizes.items())]
+    lines += [f"  {v:32}{n / 1e6:6.2f} M {forward_flops(v) / 1e6:8.0f} MFLOP" for v, n in sizes.items()]
     return "\n".join(lines)
+
+
+def forward_flops(variant: str) -> int:
+    """FLOPs of one pass for one clip of 9x32x32."""
+    system = VARIANTS[variant]()
+    z = torch.zeros(1, BRANCH.in_channels, 3, 8, 8)
+    latents, text = z.expand(len(system.layers), *z.shape), torch.zeros(1, 10, BRANCH.text_dim)
+    return counted_flops(lambda: system(latents, torch.zeros(1), text, z, z))
 
 
 def main() -> None:
@@ -197,8 +220,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the table of the JSON")
     arguments = parser.parse_args()
     if arguments.run:
-        known = RESULTS.is_file() and not arguments.fresh
-        runs = json.loads(RESULTS.read_text())["runs"] if known else []
+        if arguments.fresh:
+            shutil.rmtree(RUNS, ignore_errors=True)
+        runs = [] if arguments.fresh else known_runs()
         done = {(r["variant"], r["seed"]) for r in runs}
         for seed in SEEDS:
             for variant in VARIANTS:

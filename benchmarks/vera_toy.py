@@ -9,8 +9,8 @@ python benchmarks/vera_toy.py --run RUN --card    also write the model card, wit
 import argparse
 import csv
 import datetime
+import inspect
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,11 @@ import yaml
 from _harness import machine, meets
 
 from vera_lite.evaluation.toy_benchmark import TEST_SEED, evaluate
-from vera_lite.pipelines import ASSETS, VeraPipeline
+from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, VeraPipeline
 from vera_lite.video import replacing
 
 CLIPS, STEPS = 256, 12
+CONFIG = ASSETS.parent / "configs" / "vera_toy.yaml"
 #: (mask given, task, metric, unit, goal); None for numbers without a goal.
 GOALS = (
     (True, "add", "preserved_psnr", "dB", ">= 46"),
@@ -74,6 +75,8 @@ def measure(pipe: VeraPipeline) -> dict:
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,
+        "shift": inspect.signature(pipe.generate).parameters["shift"].default,
+        "alpha_floor": ALPHA_FLOOR,
         "cpu_seconds": round(time.process_time() - started, 1),
         "results": results,
         "metrics": {"with mask": metrics[True], "no mask": metrics[False]},
@@ -81,26 +84,40 @@ def measure(pipe: VeraPipeline) -> dict:
 
 
 def training_facts(run: Path) -> dict:
-    """Steps, clips and wall time of a finished run, read off its files."""
-    folder = max(run.glob("log/version_*"), key=lambda p: p.stat().st_mtime)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    checkpoint = run / "last.ckpt"
-    step = torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
-    rows = [r for r in csv.DictReader((folder / "metrics.csv").open()) if r.get("val")]
-    data = config["data"]["init_args"]
+    """What a finished run's files say: one log version a stage, each a call of `vera-lite fit`."""
+    versions = sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
+    configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
+    shipped = yaml.safe_load(CONFIG.read_text())
+    for config in configs:
+        for part in ("model", "data"):
+            if not _includes(config[part], shipped[part]):
+                raise SystemExit(
+                    f"{run} was not trained with the {part} of {CONFIG.name}; no card is written."
+                )
+    saved = torch.load(run / "last.ckpt", weights_only=True, map_location="cpu")
+    rows = [r for v in versions for r in csv.DictReader((v / "metrics.csv").open()) if r.get("val")]
+    data = configs[0]["data"]["init_args"]
+    seconds = [(v / "metrics.csv").stat().st_mtime - (v / "config.yaml").stat().st_mtime for v in versions]
     return {
-        "steps": step,
+        "stages": [c["trainer"]["max_steps"] for c in configs],
+        "steps": saved["global_step"],
         "batch_size": data["batch_size"],
         "clips_cached": data["clips"],
-        "samples": step * data["batch_size"],
-        "wall_minutes": round((checkpoint.stat().st_mtime - (folder / "config.yaml").stat().st_mtime) / 60),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
-        "precision": config["trainer"]["precision"],
+        "samples": saved["global_step"] * data["batch_size"],
+        "wall_minutes": round(sum(seconds) / 60),
+        "threads": saved["vera_lite"].get("threads"),
+        "precision": configs[0]["trainer"]["precision"],
         "validation_loss": [
-            {"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)}
-            for r in rows[:: max(1, len(rows) // 6)]
+            {"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)} for r in rows[::4]
         ],
     }
+
+
+def _includes(whole: dict, part: dict) -> bool:
+    """Whether every value of ``part`` stands in ``whole``."""
+    return all(
+        _includes(whole.get(k, {}), v) if isinstance(v, dict) else whole.get(k) == v for k, v in part.items()
+    )
 
 
 def table(report: dict) -> str:
@@ -120,11 +137,15 @@ def card(report: dict) -> str:
         f"{'' if r['holds'] is None else ('yes' if r['holds'] else '**no**')} |"
         for r in report["results"]
     )
+    threads = f" on {t['threads']} thread" if t["threads"] else ""
     training = (
         f"{t['steps']:,} steps of {t['batch_size']} clips = {t['samples']:,} samples, {t['precision']}, "
-        f"{t['wall_minutes']} minutes of wall time on {t['threads']} thread of a shared {m['cores']}-core "
-        f"CPU ({m['cpu']})."
+        f"{t['wall_minutes']} minutes of wall time{threads} of a {m['cores']}-core CPU ({m['cpu']}) "
+        "that other work shared."
     )
+    commands = [f"--trainer.max_steps {t['stages'][0]}"]
+    commands += [f"--trainer.max_steps {n} --ckpt_path last" for n in t["stages"][1:]]
+    commands = "\n".join(f"  vera-lite fit --config vera_lite/configs/vera_toy.yaml {c}" for c in commands)
     return f"""# Toy Vera
 
 Edits clips of 9 frames at 32×32 pixels: adds an object, or replaces the background, from a prompt and
@@ -134,10 +155,16 @@ an optional mask, as an edit layer and an alpha matte over the untouched source.
   exponential moving average of the training run; `codec.safetensors`, the patch codec. MIT licence.
 - **Data**: {t["clips_cached"]:,} clips of the procedural toy world, seed 1; nothing else. Some source
   backgrounds are photographs that come with scikit-image.
-- **Training**: `vera-lite fit --config vera_lite/configs/vera_toy.yaml`, then `vera-lite export`.
-  {training}
+- **Training**: {training} Each stage lowers its
+  learning rate to zero; a resumed one raises it again first.
+
+  ```
+{commands}
+  vera-lite export runs/vera_toy/last.ckpt --out vera_lite/assets/vera_toy
+  ```
 - **Measured** on {report["date"]} by `python benchmarks/vera_toy.py`: {report["clips"]} clips of a world
-  that it never saw, {report["sampler_steps"]} steps, no guidance, one training seed.
+  that it never saw, {report["sampler_steps"]} steps (shift {report["shift"]:g}), no guidance, alpha below
+  {report["alpha_floor"]:g} taken for 0, one training seed. Shift and floor were chosen on another world.
 
 | task, condition: metric | value | goal | met |
 |---|---|---|---|

@@ -4,7 +4,8 @@ import torch
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.toyworld import render
-from vera_lite.training.data import SHIPPED_CODEC, write_atomically
+from vera_lite.training.data import SHIPPED_CODEC
+from vera_lite.video import replacing
 
 CLIPS, SEED = 1024, 100
 
@@ -12,5 +13,6 @@ batches = [render(SEED, range(i, i + 32)) for i in range(0, CLIPS, 32)]
 layers = ("source", "edit", "alpha", "composite")
 codec = PatchCodec(patch=4, temporal_stride=4, latent_channels=24)
 codec.fit([torch.cat([getattr(b, name) for b in batches]) for name in layers])
-write_atomically(SHIPPED_CODEC, codec.save)
+with replacing(SHIPPED_CODEC) as path:
+    codec.save(path)
 print(f"wrote {SHIPPED_CODEC} ({SHIPPED_CODEC.stat().st_size / 1e3:.0f} kB)")

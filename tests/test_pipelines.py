@@ -1,5 +1,6 @@
 """From a prompt to layers, and from a video file to results on disk."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -21,12 +22,12 @@ from vera_lite.conditioning import Umt5Encoder
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy_benchmark import PooledPSNR, evaluate, iou
 from vera_lite.objectives import noised
-from vera_lite.pipelines import VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.sampling import denoise
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
 from vera_lite.toyworld import WorldConfig, render
 from vera_lite.training.data import SHIPPED_CODEC
-from vera_lite.video import read_gray, read_video, write_video
+from vera_lite.video import VideoReader, read_gray, read_video, write_video
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "data_samples"
@@ -41,8 +42,9 @@ def pipe() -> VeraPipeline:
 # --- sampling ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [7, 100])
 @pytest.mark.parametrize("prediction", ["velocity", "x_0"])
-def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction):
+def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction, steps):
     generator = torch.Generator().manual_seed(0)
     x_0, noise = torch.randn(2, 3, 2, 4, 1, 2, 2, generator=generator)
     seen = []
@@ -51,9 +53,9 @@ def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction):
         torch.testing.assert_close(x, noised(x_0, noise, sigma), atol=1e-4, rtol=1e-4)
         return noise - x_0 if prediction == "velocity" else x_0
 
-    result = denoise(predict, noise, 7, 2.0, prediction, seen.append)
+    result = denoise(predict, noise, steps, 2.0, prediction, seen.append)
     torch.testing.assert_close(result, x_0, atol=1e-4, rtol=1e-4)
-    assert [s.step for s in seen] == list(range(7)) and seen[0].sigma == 1.0
+    assert [s.step for s in seen] == list(range(steps)) and seen[0].sigma == 1.0
     assert all(a.sigma > b.sigma for a, b in zip(seen, seen[1:], strict=False))
     torch.testing.assert_close(seen[3].x_0, x_0, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="at least one step"):
@@ -98,10 +100,27 @@ def test_mask_guidance_and_prompt_change_the_edit(pipe):
     video = render(31, [0]).source[0]
     base = pipe(video, PROMPT, steps=2).alpha
     mask = torch.zeros(9, 1, 32, 32)
-    mask[..., 20:28, 20:28] = 1
-    assert not torch.equal(pipe(video, PROMPT, mask=mask, steps=2).alpha, base)
+    mask[..., 18:28, 18:28] = 1
+    inside = pipe(video, "add a blue square at the bottom right standing still", mask=mask).alpha
+    assert inside[..., 14:32, 14:32].sum() > 0.9 * inside.sum() > 20
     assert not torch.equal(pipe(video, PROMPT, steps=2, guidance=2.0).alpha, base)
     assert not torch.equal(pipe(video, "add a blue square", steps=2).alpha, base)
+
+
+def test_generator_callback_and_double_precision_are_taken(pipe):
+    video = render(31, [0]).source[0]
+    seen = []
+    result = pipe(
+        video.double(), PROMPT, steps=2, generator=torch.Generator().manual_seed(5), callback=seen.append
+    )
+    assert len(seen) == 2 and torch.equal(result.alpha, pipe(video, PROMPT, steps=2, seed=5).alpha.double())
+
+
+def test_a_mask_smaller_than_the_models_pixels_still_counts(pipe):
+    mask = torch.zeros(9, 1, 320, 320)
+    mask[..., 203:208, 203:208] = 1
+    small = pipe._shrink_mask(mask)
+    assert small.sum() == 9 and small[..., 20, 20].all()
 
 
 def test_bad_input_is_one_sentence(pipe):
@@ -113,6 +132,8 @@ def test_bad_input_is_one_sentence(pipe):
         (lambda: pipe(video, PROMPT, mask=video), r"must be \(9, 1, 32, 32\)"),
         (lambda: pipe(video, PROMPT, steps=0), "at least one step"),
         (lambda: pipe(video, PROMPT, steps=1, alpha_floor=1.0), "alpha_floor lies in"),
+        (lambda: pipe(video, PROMPT, mask=torch.zeros(9, 1, 32, 32)), "the mask is empty"),
+        (lambda: pipe.generate(video[None], [PROMPT] * 2), "1 clips need as many prompts"),
         (lambda: VeraPipeline.from_pretrained("nowhere"), "no pipeline.json"),
     ):
         with pytest.raises(UserError, match=message):
@@ -157,6 +178,8 @@ def test_the_card_and_the_report_agree():
     card = (ROOT / "vera_lite/assets/vera_toy/README.md").read_text()
     for row in report["results"]:
         assert f"| {row['case']} | {row['value']:.3f}" in card
+    assert report["alpha_floor"] == ALPHA_FLOOR
+    assert report["shift"] == inspect.signature(VeraPipeline.generate).parameters["shift"].default
 
 
 def test_the_same_pipeline_runs_on_wans_own_parts(tmp_path):
@@ -251,8 +274,8 @@ def test_a_perfect_editor_gets_perfect_marks():
     oracle = Oracle(randomise(Regeneration(RegenerationConfig(backbone=TINY))), codec, (9, 32, 32))
     marks = evaluate(oracle, 64, seed=7)
     for task in ("add", "background"):
-        # The floor takes the faintest shadow away: not quite infinite.
-        assert marks[task]["preserved_psnr"] > 60 or task == "background"
+        # The floor takes the faintest tenth of edges and shadows away: not quite infinite.
+        assert marks[task]["preserved_psnr"] > (45 if task == "add" else 60)
         assert marks[task]["alpha_iou"] > 0.99 and marks[task]["satisfied"] > 0.9
     assert marks["add"]["shape"] >= 0.99 and marks["add"]["steady"] >= 0.99
     assert marks["background"]["pattern"] >= 0.99
@@ -299,28 +322,18 @@ def test_edit_writes_everything_and_leaves_the_rest_of_the_source_alone(edited):
     assert np.asarray(Image.open(edited / "sheet.png")).std() > 10
 
 
-def test_edit_with_a_mask_as_video_or_picture(tmp_path, capsys):
+def test_a_mask_may_be_a_video_or_a_picture(tmp_path, capsys):
     triangle, mask = SAMPLES / "triangle.mkv", SAMPLES / "triangle_mask.mkv"
+    white = read_gray(mask)
+    assert torch.equal(white, white[:1].expand_as(white))  # the subject stands still: one picture says all
+    Image.fromarray(white[0, 0].numpy()).save(tmp_path / "mask.png")
     prompt = "change the background to blue checks"
-    assert edit(triangle, "--prompt", prompt, "--mask", mask, "--out", tmp_path / "a", "--steps", 2) == 0
-    elsewhere = 255 - read_gray(mask)[0, 0].numpy()
-    Image.fromarray(elsewhere).save(tmp_path / "mask.png")
-    assert (
-        edit(
-            triangle,
-            "--prompt",
-            prompt,
-            "--mask",
-            tmp_path / "mask.png",
-            "--out",
-            tmp_path / "b",
-            "--steps",
-            2,
-        )
-        == 0
-    )
-    a, b = (read_gray(tmp_path / n / "alpha.mkv") for n in "ab")
-    assert not torch.equal(a, b)
+    for out, file in (("video", mask), ("picture", tmp_path / "mask.png")):
+        assert edit(triangle, "--prompt", prompt, "--mask", file, "--out", tmp_path / out) == 0
+    video, picture = (read_gray(tmp_path / n / "alpha.mkv") for n in ("video", "picture"))
+    assert torch.equal(video, picture)
+    # The subject keeps the source: alpha is low inside its mask and high outside.
+    assert video[white > 0].float().mean() < 0.4 * 255 < 0.8 * 255 < video[white == 0].float().mean()
 
 
 def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
@@ -342,6 +355,7 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
         ((clouds, "--prompt", PROMPT, "--mask", small), "the mask is 4x4"),
         ((clouds, "--prompt", PROMPT, "--mask", tmp_path / "no.png"), "no mask file"),
         ((clouds, "--prompt", PROMPT, "--steps", 0), "at least one step"),
+        ((clouds, "--prompt", PROMPT, "--alpha-floor", 1.5), "alpha_floor lies in"),
         ((clouds, "--prompt", PROMPT, "--model", tmp_path), "no pipeline.json"),
     ):
         assert edit(*arguments, "--out", out) == 2
@@ -377,14 +391,14 @@ def test_a_real_clip(tmp_path):
     clip = ROOT.parent / "shared" / "clips" / "01_dog.mp4"
     if not clip.is_file():
         pytest.skip("the real clip is not there")
-    frames, info = read_video(clip, max_frames=24)
-    part = tmp_path / "dog.mkv"
-    write_video(part, frames, info.fps, "lossless")
-    assert edit(part, "--prompt", PROMPT, "--out", tmp_path / "out") == 0
-    final, _ = read_video(tmp_path / "out" / "final.mkv")
-    alpha = read_gray(tmp_path / "out" / "alpha.mkv")
-    empty = (alpha == 0).expand_as(final)
-    assert torch.equal(final[empty], frames[empty]) and empty.float().mean() > 0.5
+    assert edit(clip, "--prompt", PROMPT, "--out", tmp_path) == 0
+    untouched = total = 0
+    readers = [VideoReader(path) for path in (clip, tmp_path / "final.mkv", tmp_path / "alpha.mkv")]
+    for source, final, alpha in zip(*readers, strict=True):
+        empty = alpha == 0
+        assert torch.equal(final[empty], source[empty])
+        untouched, total = untouched + int(empty.sum()), total + empty.numel()
+    assert len(readers[1]) == 289 and 0.5 < untouched / total < 1
 
 
 def test_sample_clips_are_what_their_checksums_say():

@@ -22,6 +22,7 @@ from vera_lite.training.data import SHIPPED_CODEC, LatentCache, StepBatches, bui
 from vera_lite.training.optim import MuonAdamW, orthogonalise, parameter_groups
 
 TINY = Path(__file__).parent / "tiny.yaml"
+STEPS = 12  # of tiny.yaml
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def reference(cache_dir, tmp_path_factory) -> Path:
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("reference")
     finish(launch(arguments(cache_dir, run)))
-    assert len(losses(run)) == 6
+    assert len(losses(run)) == STEPS
     return run
 
 
@@ -115,7 +116,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(cache_dir, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
-    assert done in (2, 4)  # or there was nothing left to resume
+    assert 0 < done < STEPS  # or there was nothing left to resume
     finish(launch(arguments(cache_dir, run, "--ckpt_path=last")))
     before, after = weights(reference / "last.ckpt"), weights(run / "last.ckpt")
     assert before.keys() == after.keys() and any(k.startswith("ema.") for k in before)

@@ -10,6 +10,7 @@ from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig
 from vera_lite.errors import UserError
 from vera_lite.objectives import FlowMatching, StepDraws
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
+from vera_lite.systems.vera import drop_conditions
 
 TINY = WanConfig(
     num_attention_heads=2,
@@ -160,8 +161,28 @@ def test_training_losses_follow_the_config(inputs):
     assert all(v.shape == (2,) and (v > 0).all() for v in full.values())
     ablated = losses(vera(composite_weight=0.0))
     assert torch.equal(ablated["edit"], full["edit"]) and not ablated["composite"].any()
-    always = losses(vera(mask_drop=1.0, text_drop=1.0))
-    assert not torch.equal(always["alpha"], full["alpha"])
+
+
+def test_conditions_are_dropped_at_their_rates(inputs):
+    config = VeraConfig(backbone=TINY, mask_drop=0.0, text_drop=0.0)
+    text = torch.ones(400, 5, 16)
+
+    def dropped(**rates):
+        features, mask_given = drop_conditions(text, replace(config, **rates), StepDraws(1, 0, 400))
+        return float((features == 0).float().mean()), float(1 - mask_given.mean())
+
+    assert dropped() == (0.0, 0.0)
+    assert dropped(mask_drop=1.0) == (0.0, 1.0) and dropped(text_drop=1.0) == (1.0, 0.0)
+    assert dropped(phrase_drop=1.0) == (1.0, 0.0)
+    assert dropped(mask_drop=0.3)[1] == pytest.approx(0.3, abs=0.07)
+    assert dropped(text_drop=0.3)[0] == pytest.approx(0.3, abs=0.07)
+    whole = drop_conditions(text, replace(config, text_drop=0.3), StepDraws(1, 0, 400))[0]
+    assert set(whole.mean((1, 2)).tolist()) == {0.0, 1.0}  # all phrases of a prompt, or none
+    # A dropped mask is no mask.
+    model, sigma = vera(mask_drop=1.0), torch.tensor([0.9, 0.25])
+    one = model.training_losses(batch(inputs), sigma, StepDraws(5, 0, 2))
+    other = model.training_losses(batch(inputs) | {"mask": inputs["mask"] + 1}, sigma, StepDraws(5, 0, 2))
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_a_perfect_network_has_no_loss(inputs):

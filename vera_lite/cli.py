@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vera-lite: interrupted; finished files were kept.", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        out_of_memory = ("allocate memory", "out of memory")
+        if isinstance(error, MemoryError) or any(text in str(error) for text in out_of_memory):
             return _fail("not enough memory: use a shorter or smaller video, or a smaller batch.")
         raise
 
@@ -52,12 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--seed", type=int, default=0, help="another seed is another edit (default 0)")
     edit.add_argument("--steps", type=int, default=12, help="denoising steps (default 12)")
     edit.add_argument("--guidance", type=float, default=1.0, help="follow the prompt harder (default 1: off)")
-    edit.add_argument(
-        "--alpha-floor",
-        type=float,
-        default=None,
-        help="alpha below this is 0: source untouched (default 0.1)",
-    )
+    edit.add_argument("--alpha-floor", type=float, help="alpha below this is 0: the source stays untouched")
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
     for name, text in zip(
@@ -85,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
 
     from vera_lite.edit_file import edit_file
-    from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline
+    from vera_lite.pipelines import VeraPipeline
 
     written = edit_file(
         VeraPipeline.from_pretrained(options.model),
@@ -96,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
-        alpha_floor=ALPHA_FLOOR if options.alpha_floor is None else options.alpha_floor,
+        **({} if options.alpha_floor is None else {"alpha_floor": options.alpha_floor}),
     )
     print("\nLook at:")
     for path in written:

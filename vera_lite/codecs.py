@@ -78,6 +78,11 @@ class PatchCodec(nn.Module):
             self.register_buffer(f"{kind}_basis", torch.eye(size, latent_channels))  # orthonormal columns
             self.register_buffer(f"{kind}_scale", torch.ones(latent_channels))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The constructor's arguments."""
+        return self.spatial_stride, self.temporal_stride, self.latent_channels
+
     def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """[-1, 1] video to rows of patches: (B, h, w, p*p*3) and (B, n, h, w, k*p*p*3)."""
         p, k = self.spatial_stride, self.temporal_stride

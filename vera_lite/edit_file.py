@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vera_lite.clip import composite, to_float, to_uint8
-from vera_lite.conditioning import parse
+from vera_lite.conditioning import PhraseEncoder, parse
 from vera_lite.errors import UserError
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
-from vera_lite.video import VideoInfo, VideoReader, VideoWriter, read_gray, replacing
+from vera_lite.sampling import DenoisingState
+from vera_lite.video import VideoInfo, VideoReader, VideoWriter, replacing
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _SHEET_FRAMES = 5
@@ -56,7 +57,9 @@ def edit_file(
     Raises:
         UserError: a file cannot be read, or the prompt has an unknown word; nothing is written then.
     """
-    parse(prompt)  # before any work
+    if isinstance(pipe.text_encoder, PhraseEncoder):  # what can be refused is refused before any work
+        parse(prompt)
+    floored(torch.zeros(1), alpha_floor)
     reader = VideoReader(video)
     info = reader.info
     out = Path(out)
@@ -67,12 +70,15 @@ def edit_file(
     chosen = frame_choice(info.frames, pipe.clip_size[0])
     frames = _pick(tqdm(reader, "reading", unit="frame"), chosen)
     small_mask = None if mask is None else _read_mask(Path(mask), info, chosen)
-    steps = options.get("steps", 12)
+    steps, watch = options.get("steps", 12), options.pop("callback", None)
     with tqdm(total=steps, desc="denoising", unit="step") as bar:
-        layers = pipe.layers_for(
-            to_float(frames), prompt, small_mask, seed=seed, callback=lambda _: bar.update(), **options
-        )
-    layers["alpha"] = layers["alpha"].clamp(0, 1)
+
+        def show(state: DenoisingState) -> None:
+            bar.update()
+            if watch is not None:
+                watch(state)
+
+        layers = pipe.layers_for(to_float(frames), prompt, small_mask, seed=seed, callback=show, **options)
     generated = time.perf_counter()
 
     out.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,8 @@ def edit_file(
 
 def _pick(frames, chosen: list[int]) -> Tensor:
     """The chosen frames of an iterable; the rest is passed over, so that damage is found now."""
-    kept = {t: frame for t, frame in enumerate(frames) if t in set(chosen)}
+    wanted = set(chosen)
+    kept = {t: frame for t, frame in enumerate(frames) if t in wanted}
     return torch.stack([kept[t] for t in chosen])
 
 
@@ -144,17 +151,18 @@ def _read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
             gray = np.asarray(Image.open(path).convert("L"))
         except (UnidentifiedImageError, OSError) as error:
             raise UserError(f"{path} is no picture that can be read.") from error
-        mask = torch.from_numpy(gray.copy())[None, None].expand(info.frames, -1, -1, -1)
+        mask = torch.from_numpy(gray.copy())[None, None].expand(len(chosen), -1, -1, -1)
     else:
-        mask = read_gray(path)
-        if len(mask) != info.frames:
-            raise UserError(f"the mask has {len(mask)} frames, the video {info.frames}; they must agree.")
+        reader = VideoReader(path)
+        if len(reader) != info.frames:
+            raise UserError(f"the mask has {len(reader)} frames, the video {info.frames}; they must agree.")
+        mask = _pick(reader, chosen)
     if mask.shape[-2:] != (info.height, info.width):
         raise UserError(
             f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, "
             f"the video {info.width}x{info.height}; they must agree."
         )
-    return to_float(mask[chosen])
+    return to_float(mask).mean(1, keepdim=True)
 
 
 def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: str) -> Image.Image:
@@ -174,7 +182,7 @@ def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: st
                 ax.set_title(f"{seconds[column]:.2f} s", fontsize=10)
             if column == 0:
                 ax.set_ylabel(names[row], fontsize=11)
-    figure.suptitle(f"“{prompt}”", fontsize=12)
+    figure.suptitle(f"“{prompt}”", fontsize=12, parse_math=False)
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -26,11 +26,11 @@ def noised(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def to_velocity(output: Tensor, x_sigma: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """What a network predicts, as a velocity.
 
-    From x_0:  v = (x_sigma - x_0) / sigma, with sigma held above 0.05 so that the division stays tame.
+    From x_0:  v = (x_sigma - x_0) / sigma, with sigma held above 0.001 so that the division stays tame.
     """
     if prediction == "velocity":
         return output
-    return (x_sigma - output) / sigma.view(-1, 1, 1, 1, 1).clamp_min(0.05)
+    return (x_sigma - output) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
 
 
 class StepDraws:
@@ -114,6 +114,10 @@ class FlowMatching:
         slices = draws.permutation() + draws.uniform()
         u = slices / draws.global_batch
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def quantile(self, sigma: Tensor) -> Tensor:
+        """Where each sigma lies in the distribution that training draws from, in [0, 1]."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
 
     def loss(self, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Mean squared velocity error of each clip, (..., B, C, t, h, w) -> (..., B)."""

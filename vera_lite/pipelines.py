@@ -20,7 +20,7 @@ from vera_lite.video import replacing
 
 ASSETS = Path(__file__).parent / "assets"
 #: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
-#: faintest tenth of soft edges and shadows; on the toy world it is worth 2 dB of preserved PSNR against 0.05.
+#: faintest tenth of soft edges and shadows. Chosen on the validation world, as the sampler's shift.
 ALPHA_FLOOR = 0.1
 
 
@@ -87,9 +87,15 @@ class VeraPipeline:
         index = folder / "pipeline.json"
         if not index.is_file():
             raise UserError(f"{folder} holds no pipeline: it has no pipeline.json.")
-        saved = json.loads(index.read_text())
+        weights = folder / "system.safetensors"
+        if not weights.is_file():
+            raise UserError(f"{folder} holds no weights: it has no system.safetensors.")
+        try:
+            saved = json.loads(index.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{index} is no JSON: {error}.") from error
         system = build_system(saved)
-        tensors = load_file(folder / "system.safetensors")
+        tensors = load_file(weights)
         system.load_state_dict({k: v.float() for k, v in tensors.items()})
         return cls(system, PatchCodec.load(folder / "codec.safetensors"), tuple(saved["clip_size"]))
 
@@ -142,20 +148,21 @@ class VeraPipeline:
             mask: (B, T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
             steps: network calls.
             shift: see :func:`vera_lite.sampling.denoise`.
-            guidance: classifier-free guidance; 1 is off, more follows the prompt harder.
+            guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is
+                features of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
             generator: source of the noise; the same state gives the same edit.
             callback: sees every step, see :class:`vera_lite.sampling.DenoisingState`.
 
         Returns:
             ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.
         """
+        if len(source) != len(prompts):
+            raise UserError(f"{len(source)} clips need as many prompts, got {len(prompts)}.")
         size = latent_shape(self.codec, *source.shape[1:2], *source.shape[-2:])
         weights = next(self.system.parameters())  # everything goes to their device, in their precision
-        text, no_text = self.text_encoder(prompts).to(weights), None
-        if guidance != 1:
-            no_text = self.text_encoder([""] * len(prompts)).to(weights)
-        z_source = self.codec.encode(source.to(weights.device)).to(weights)
-        z_mask = None if mask is None else self.codec.encode(mask.to(weights.device)).to(weights)
+        text = self.text_encoder(prompts).to(weights)
+        z_source = self.codec.encode(source.to(weights.device).float()).to(weights)
+        z_mask = None if mask is None else self.codec.encode(mask.to(weights.device).float()).to(weights)
         # Drawn on the CPU: one seed is one edit on every device.
         noise = torch.randn((len(self.system.layers), len(prompts), *size), generator=generator)
         noise = noise.to(weights.device)
@@ -165,7 +172,7 @@ class VeraPipeline:
             output = self.system(x, 1000 * sigma, text, z_source, z_mask)
             if guidance == 1:
                 return output
-            unconditional = self.system(x, 1000 * sigma, no_text, z_source, z_mask)
+            unconditional = self.system(x, 1000 * sigma, torch.zeros_like(text), z_source, z_mask)
             return unconditional + guidance * (output - unconditional)
 
         prediction = self.system.config.objective.prediction
@@ -186,6 +193,7 @@ class VeraPipeline:
         mask: Tensor | None = None,
         *,
         seed: int = 0,
+        generator: torch.Generator | None = None,
         **options,
     ) -> dict[str, Tensor]:
         """One edit at the system's own size, for a video of any size and length.
@@ -198,7 +206,8 @@ class VeraPipeline:
             video: (T, 3, H, W) in [0, 1].
             prompt: what to do.
             mask: (T, 1, H, W) in [0, 1].
-            seed: of the noise.
+            seed: of the noise, if no ``generator`` is given.
+            generator: source of the noise.
             options: as for :meth:`generate`.
 
         Returns:
@@ -213,10 +222,17 @@ class VeraPipeline:
                 f"the mask is {tuple(mask.shape)}; for this video it must be "
                 f"{(len(video), 1, *video.shape[-2:])}."
             )
-        small_mask = None if mask is None else (self.shrink(mask) > 0.5).float()[None]
-        generator = torch.Generator().manual_seed(seed)
+        small_mask = None if mask is None else self._shrink_mask(mask)[None]
+        generator = generator or torch.Generator().manual_seed(seed)
         layers = self.generate(self.shrink(video)[None], [prompt], small_mask, generator=generator, **options)
         return {name: layer[0] for name, layer in layers.items()}
+
+    def _shrink_mask(self, mask: Tensor) -> Tensor:
+        """Mask of ``clip_size``, hard; one smaller than the model's pixels keeps its fullest ones."""
+        small = self.shrink(mask.float())
+        if not small.max() > 0:
+            raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")
+        return (small >= 0.5 * small.max()).float()
 
     def shrink(self, video: Tensor) -> Tensor:
         """(T, C, H, W) -> (t, C, h, w) of ``clip_size``."""
@@ -244,6 +260,7 @@ class VeraPipeline:
         Raises:
             UserError: shapes do not fit, or the prompt has an unknown word.
         """
+        floored(torch.zeros(1), alpha_floor)  # a bad floor shows before the work
         layers = self.layers_for(video, prompt, mask, **options)
         times = range(len(video))
         large = {

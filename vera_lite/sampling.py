@@ -64,7 +64,8 @@ def denoise(
         # 2. Where does the network think this goes?
         sigma = scheduler.sigmas[step]
         levels = sigma.to(x.device).expand(batch)
-        velocity = to_velocity(predict(x, levels), x, levels, prediction)
+        # In x's own precision: the scheduler would carry on in that of a bfloat16 network.
+        velocity = to_velocity(predict(x, levels).to(x.dtype), x, levels, prediction)
         # 3. One Euler step along it.
         x_0 = x - sigma * velocity
         x = scheduler.step(velocity, timestep, x).prev_sample

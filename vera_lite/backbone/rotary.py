@@ -30,6 +30,12 @@ def rotary_table(
         (S, head_dim / 2) complex64 with S = t * h * w; half the memory of a cos and a sin table that
         repeat every value.
     """
+    # Kept by the cache beyond this call: it must not be born as an inference tensor.
+    with torch.inference_mode(False):
+        return _table(head_dim, grid, offset, theta, device)
+
+
+def _table(head_dim, grid, offset, theta, device) -> Tensor:
     side = 2 * (head_dim // 6)
     angles = []
     for dim, size, start in zip((head_dim - 2 * side, side, side), grid, offset, strict=True):

@@ -9,7 +9,7 @@ from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.systems import build_system
-from vera_lite.training.data import SHIPPED_CODEC, ToyWorldData
+from vera_lite.training.data import ToyWorldData
 from vera_lite.training.module import EditingModule
 
 
@@ -56,5 +56,7 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     prefix = "ema."
     weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
     system.load_state_dict(weights)
-    pipe = VeraPipeline(system, PatchCodec.load(SHIPPED_CODEC), saved["vera_lite"]["clip_size"])
+    codec = PatchCodec(*saved["vera_lite"]["codec"]["shape"])
+    codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])
+    pipe = VeraPipeline(system, codec, saved["vera_lite"]["clip_size"])
     pipe.save_pretrained(folder, torch.float16 if half else torch.float32)

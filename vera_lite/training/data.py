@@ -10,7 +10,6 @@ and a resumed run sees what the uninterrupted one would have seen.
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,24 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from vera_lite import toyworld
+from vera_lite import clip, codecs, toyworld
 from vera_lite.codecs import PatchCodec
 from vera_lite.conditioning import PhraseEncoder, phrases
 from vera_lite.errors import UserError
 from vera_lite.toyworld import WorldConfig, render
+from vera_lite.video import replacing
 
 STREAMS = ("source", "mask", "edit", "alpha", "composite")
 _SHARD = 512
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call ``write(temporary path)``, then put the result in place of ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class LatentCache(Dataset):
@@ -56,14 +46,16 @@ class LatentCache(Dataset):
         if not index.is_file():
             raise UserError(f"{folder} is no finished latent cache: it has no index.json.")
         self.clips = json.loads(index.read_text())["clips"]
+        self._shards: dict[int, dict] = {}
 
     def __len__(self) -> int:
         return self.clips
 
-    @functools.cache  # noqa: B019 (lives as long as the run)
-    def _shard(self, number: int):
-        file = safe_open(self.folder / f"{number:05d}.safetensors", framework="pt")
-        return {name: file.get_slice(name) for name in (*STREAMS, "text")}
+    def _shard(self, number: int) -> dict:
+        if number not in self._shards:  # memory-mapped: only rows that are asked for are read
+            file = safe_open(self.folder / f"{number:05d}.safetensors", framework="pt")
+            self._shards[number] = {name: file.get_slice(name) for name in (*STREAMS, "text")}
+        return self._shards[number]
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         shard = self._shard(i // _SHARD)
@@ -77,11 +69,11 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
     world or seed never meets stale latents.
     """
     encoder = PhraseEncoder()
-    digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, encoder.text_dim]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, _SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    # The code of the world and of the vocabulary is part of what the latents depend on.
-    for module in (toyworld, phrases):
+    # The code of the world, the codec and the vocabulary is part of what the latents depend on.
+    for module in (toyworld, clip, codecs, phrases):
         digest.update(Path(module.__file__).read_bytes())
     folder = Path(folder) / f"toy-{digest.hexdigest()[:16]}"
     if (folder / "index.json").is_file():
@@ -97,9 +89,11 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
             part = {name: codec.encode(getattr(batch, name)) for name in STREAMS}
             parts.append({**part, "text": encoder(batch.instruction)})
         shard = {name: torch.cat([p[name] for p in parts]).half() for name in parts[0]}
-        write_atomically(path, functools.partial(save_file, shard))
+        with replacing(path) as temporary:
+            save_file(shard, temporary)
     index = {"clips": clips, "world": asdict(world), "seed": seed}
-    write_atomically(folder / "index.json", lambda path: path.write_text(json.dumps(index, indent=1)))
+    with replacing(folder / "index.json") as temporary:
+        temporary.write_text(json.dumps(index, indent=1))
     return folder
 
 
@@ -114,12 +108,14 @@ class StepBatches(Dataset):
             )
         self.cache, self.batch_size, self.seed = cache, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self._epoch, self._permutation = None, None
         self.steps_per_epoch = len(cache) // (batch_size * world_size)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
     def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.cache), generator=generator)
+        if self._epoch != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(len(self.cache), generator=generator)
+        return self._permutation
 
     def indices(self, step: int) -> list[int]:
         """Clips of this rank's batch: the ranks' batches of a step are disjoint."""

@@ -79,19 +79,31 @@ class EditingModule(L.LightningModule):
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
         losses, sigma = self._losses(self.system, batch, salt=0)
-        total = sum(losses.values())
-        total_now = total.detach()
-        self.log("loss", total_now.mean(), prog_bar=True, sync_dist=True)
-        terms = {f"loss/{term}": value.detach().mean() for term, value in losses.items()}
-        self.log_dict(terms | _by_sigma("loss/sigma", total_now, sigma), sync_dist=True)
-        return total.mean()
+        self._log("loss", losses, sigma)
+        return sum(losses.values()).mean()
 
     def validation_step(self, batch: dict, _index: int) -> None:
-        losses, sigma = self._losses(self.ema, batch, salt=1)
-        total = sum(losses.values())
-        self.log("val", total.mean(), prog_bar=True, sync_dist=True, batch_size=len(sigma))
-        terms = {f"val/{term}": value.mean() for term, value in losses.items()}
-        self.log_dict(terms | _by_sigma("val/sigma", total, sigma), sync_dist=True, batch_size=len(sigma))
+        self._log("val", *self._losses(self.ema, batch, salt=1))
+
+    def _log(self, name: str, losses: dict[str, Tensor], sigma: Tensor) -> None:
+        """Log the loss, each of its terms, and its mean in each quarter of the noise levels.
+
+        Means are over all ranks' clips: everything is summed in one collective.
+        """
+        total = sum(losses.values()).detach()
+        quarter = (4 * self.system.config.objective.quantile(sigma)).long().clamp(0, 3)
+        in_quarter = nn.functional.one_hot(quarter, 4).to(total)  # (B, 4)
+        terms = torch.stack([v.detach().sum() for v in losses.values()])
+        sums = torch.cat([terms, total @ in_quarter, in_quarter.sum(0)])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        terms, by_quarter, counts = sums.split([len(losses), 4, 4])
+        clips = int(counts.sum())
+        self.log(name, terms.sum() / clips, prog_bar=True, batch_size=clips)
+        values = {f"{name}/{term}": v / clips for term, v in zip(losses, terms, strict=True)}
+        for label, value, count in zip(_QUARTERS, by_quarter, counts, strict=True):
+            if count:
+                values[f"{name}/sigma_{label}"] = value / count
+        self.log_dict(values, batch_size=clips)
 
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(self.system, self.lr, self.muon_lr, self.weight_decay)
@@ -113,21 +125,18 @@ class EditingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Say what the weights are weights of, so that a checkpoint can be exported by itself."""
-        world = getattr(self.trainer.datamodule, "world", None)
-        size = (world.frames, world.height, world.width) if world is not None else None
-        checkpoint["vera_lite"] = describe_system(self.system) | {"clip_size": size}
+        data = self.trainer.datamodule
+        checkpoint["vera_lite"] = describe_system(self.system) | {
+            "clip_size": (data.world.frames, data.world.height, data.world.width),
+            "codec": {"shape": data.codec.shape, "tensors": data.codec.state_dict()},
+            "threads": torch.get_num_threads(),
+        }
 
     @torch.no_grad()
     def update_ema(self) -> None:
         """ema <- decay * ema + (1 - decay) * weights; the decay starts low and rises with the step."""
         decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
-
-
-def _by_sigma(prefix: str, loss: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """Mean loss of each quarter of the batch, ordered by noise level."""
-    quarters = loss[sigma.argsort()].tensor_split(4)
-    return {f"{prefix}_{name}": q.mean() for name, q in zip(_QUARTERS, quarters, strict=True) if len(q)}
 
 
 def _widest_axis(ranks: int):
