@@ -178,6 +178,11 @@ def test_export_refuses_foreign_files(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_missing_checkpoint_is_one_sentence_and_exits_with_2(cache_dir, tmp_path, capsys):
+    assert main(arguments(cache_dir, tmp_path, f"--ckpt_path={tmp_path / 'nope.ckpt'}")) == 2
+    assert "vera-lite: Checkpoint file not found" in capsys.readouterr().err
+
+
 def test_a_bad_config_key_is_named_and_exits_with_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", f"--config={TINY}", "--model.learning_rate=1"])

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_parser().parse_args(arguments))
     except UserError as error:
         return _fail(str(error))
+    except OSError as error:  # no such file, no permission, no space left
+        return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("vera-lite: interrupted; finished files were kept.", file=sys.stderr)
         return 130
@@ -47,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     edit = commands.add_parser("edit", help="edit a video file as layers over the untouched source")
     edit.add_argument("video", type=Path, help="any video file")
     edit.add_argument("--prompt", required=True, help='e.g. "add a red ring at the top left moving right"')
-    edit.add_argument("--mask", type=Path, help="video or picture, white where the edit may go")
+    edit.add_argument(
+        "--mask", type=Path, help="video or picture, white where the object goes, or on the subject to keep"
+    )
     edit.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
     edit.add_argument("--model", type=Path, help="pipeline folder; default: the toy Vera in the package")
     edit.add_argument("--seed", type=int, default=0, help="another seed is another edit (default 0)")
