@@ -154,6 +154,8 @@ def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, runs: list[int], eps: float) -> Tensor:
     """norm(x) * (1 + scale) + shift in float32; scale and shift are (E, B, G, D), one a run."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    if len(runs) == 1:
+        return torch.addcmul(shift, normed, 1 + scale).type_as(x)
     parts = [
         torch.addcmul(shift[:, :, g : g + 1], part, 1 + scale[:, :, g : g + 1])
         for g, part in enumerate(normed.split(runs, dim=2))
@@ -163,6 +165,8 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, runs: list[int], eps
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor, runs: list[int]) -> Tensor:
     """x + gate * update in float32, gate (E, B, G, D)."""
+    if len(runs) == 1:
+        return torch.addcmul(x.float(), update.float(), gate).type_as(x)
     parts = [
         torch.addcmul(a.float(), b.float(), gate[:, :, g : g + 1])
         for g, (a, b) in enumerate(zip(x.split(runs, 2), update.split(runs, 2), strict=True))
@@ -217,15 +221,17 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """x (N, B, S, D), rotary (S, d/2) -> (N, B, S, D)."""
-        branches, batch = x.shape[:2]
+        branches = x.shape[0]
         q = rotate(self.split(self.norm_q(self.to_q(x))), rotary)  # (N, B, S, H, d)
         k = rotate(self.split(self.norm_k(self.to_k(x))), rotary)
         v = self.split(self.to_v(x))
-        pattern = "n b s h d -> b h (n s) d" if self.joint else "n b s h d -> (n b) h s d"
-        q, k, v = (rearrange(y, pattern) for y in (q, k, v))
-        out = attend(q, k, v)  # one call, no mask
-        merge = "b h (n s) d -> n b s (h d)" if self.joint else "(n b) h s d -> n b s (h d)"
-        return self.to_out[0](rearrange(out, merge, n=branches, b=batch))
+        if self.joint:
+            q, k, v = (y.permute(1, 3, 0, 2, 4).flatten(2, 3) for y in (q, k, v))  # (B, H, N * S, d)
+            out = attend(q, k, v).unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = (y.transpose(2, 3).flatten(0, 1) for y in (q, k, v))  # (N * B, H, S, d)
+            out = attend(q, k, v).unflatten(0, (branches, -1)).transpose(2, 3)
+        return self.to_out[0](out.flatten(-2))  # (N, B, S, D)
 
 
 class CrossAttention(Attention):
@@ -241,15 +247,13 @@ class CrossAttention(Attention):
         v = self.split(self.to_v(text))
         if k.shape[0] < branches:
             # One text memory: the branches' queries stand side by side in one sequence.
-            q = rearrange(q, "n b s h d -> b h (n s) d")
-            k, v = (rearrange(y, "1 b t h d -> b h t d") for y in (k, v))
-            out = attend(q, k, v)
-            out = rearrange(out, "b h (n s) d -> n b s (h d)", n=branches)
+            q = q.permute(1, 3, 0, 2, 4).flatten(2, 3)  # (B, H, N * S, d)
+            out = attend(q, k[0].transpose(1, 2), v[0].transpose(1, 2))
+            out = out.unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
         else:
-            q, k, v = (rearrange(y, "n b s h d -> (n b) h s d") for y in (q, k, v))
-            out = attend(q, k, v)
-            out = rearrange(out, "(n b) h s d -> n b s (h d)", n=branches)
-        return self.to_out[0](out)
+            q, k, v = (y.transpose(2, 3).flatten(0, 1) for y in (q, k, v))  # (N * B, H, ., d)
+            out = attend(q, k, v).unflatten(0, (branches, -1)).transpose(2, 3)
+        return self.to_out[0](out.flatten(-2))  # (N, B, S, D)
 
 
 class FeedForward(nn.Module):
