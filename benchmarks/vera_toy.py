@@ -24,6 +24,7 @@ from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, VeraPipeline
 from vera_lite.video import replacing
 
 CLIPS, STEPS = 256, 12
+LOWER_FLOOR = 0.05
 CONFIG = ASSETS.parent / "configs" / "vera_toy.yaml"
 #: (mask given, task, metric, unit, goal); None for numbers without a goal.
 GOALS = (
@@ -67,6 +68,12 @@ def measure(pipe: VeraPipeline) -> dict:
                 "holds": None if goal is None else meets(value, goal),
             }
         )
+    # The floor flatters preservation, so what it is worth stands beside the number.
+    lower = evaluate(pipe, CLIPS, True, steps=STEPS, alpha_floor=LOWER_FLOOR)
+    for task in ("add", "background"):
+        case = f"{task}, with mask, alpha floor {LOWER_FLOOR:g}: preserved_psnr"
+        row = {"case": case, "value": round(lower[task]["preserved_psnr"], 4), "unit": "dB"}
+        results.append(row | dict.fromkeys(("peer", "peer_value", "ratio", "goal", "holds")))
     return {
         "name": "vera_toy",
         "date": datetime.date.today().isoformat(),
@@ -122,10 +129,10 @@ def _includes(whole: dict, part: dict) -> bool:
 
 def table(report: dict) -> str:
     """One line a metric."""
-    lines = [f"{report['clips']} unseen clips, {report['sampler_steps']} steps", f"{'':44}{'value':>9}  goal"]
+    lines = [f"{report['clips']} unseen clips, {report['sampler_steps']} steps", f"{'':56}{'value':>9}  goal"]
     for r in report["results"]:
         verdict = "" if r["goal"] is None else f"{r['goal']:10} {'holds' if r['holds'] else 'MISSED'}"
-        lines.append(f"{r['case']:44}{r['value']:9.3f}  {verdict}")
+        lines.append(f"{r['case']:56}{r['value']:9.3f}  {verdict}")
     return "\n".join(lines)
 
 
@@ -164,7 +171,8 @@ an optional mask, as an edit layer and an alpha matte over the untouched source.
   ```
 - **Measured** on {report["date"]} by `python benchmarks/vera_toy.py`: {report["clips"]} clips of a world
   that it never saw, {report["sampler_steps"]} steps (shift {report["shift"]:g}), no guidance, alpha below
-  {report["alpha_floor"]:g} taken for 0, one training seed. Shift and floor were chosen on another world.
+  {report["alpha_floor"]:g} taken for 0, one training seed. What shift and floor do was first seen on these
+  clips and then confirmed on the validation world; the later stages were added after a look at this table.
 
 | task, condition: metric | value | goal | met |
 |---|---|---|---|

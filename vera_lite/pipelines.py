@@ -20,7 +20,7 @@ from vera_lite.video import replacing
 
 ASSETS = Path(__file__).parent / "assets"
 #: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
-#: faintest tenth of soft edges and shadows. Chosen on the validation world, as the sampler's shift.
+#: faintest tenth of soft edges and shadows. The card has the numbers for 0.1 and 0.05.
 ALPHA_FLOOR = 0.1
 
 
