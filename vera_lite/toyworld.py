@@ -362,7 +362,8 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
     # The other object stands in a different place, unless the added one passes behind it: then it
     # covers part of its way.
     elsewhere = (place + 1 + draws.choice(len(PLACES) - 1)) % len(PLACES)
-    other = _draw_sprite(draws, config, torch.where(is_behind, place, elsewhere), draws.choice(len(MOTIONS)))
+    other_place, other_motion = torch.where(is_behind, place, elsewhere), draws.choice(len(MOTIONS))
+    other = _draw_sprite(draws, config, other_place, other_motion)
     angle = draws.uniform(0, 2 * np.pi)
     other.cx = other.cx + (is_behind * torch.cos(angle) * 0.45)[:, None]
     other.cy = other.cy + (is_behind * torch.sin(angle) * 0.45)[:, None]
@@ -417,31 +418,51 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         # Opaque wherever object or shadow changed a pixel, with a soft rim.
         alpha[rows] = (alpha[rows] * 20).clamp(0, 1)
 
-    attributes = _describe(task, place, motion, thing, has_shadow, is_behind, new)
+    things, others = _name(thing, place, motion), _name(other, other_place, other_motion)
+    old, new = _name_background(old), _name_background(new)
+    attributes = [
+        {
+            "task": TASKS[task[i]],
+            **things[i],
+            "shadow": bool(has_shadow[i]),
+            "behind": bool(is_behind[i]),
+            "background_colour": new[i]["colour"],
+            "background_pattern": new[i]["pattern"],
+            "source_background": old[i],
+            "other": others[i] if has_other[i] else None,
+        }
+        for i in range(batch)
+    ]
     return ToyBatch(source, edit, alpha, composite, mask, [instruction(a) for a in attributes], attributes)
 
 
-def _describe(task, place, motion, thing: Sprite, shadow, behind, new: Background) -> list[dict]:
-    colours = list(COLOURS)
-    hues = torch.tensor(list(COLOURS.values()))
+def _nearest_colour(hue: Tensor) -> list[str]:
+    """Names of hues (B,) in degrees."""
+    distance = ((hue[:, None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs()
+    return [list(COLOURS)[k] for k in distance.argmin(1).tolist()]
 
-    def colour(hue: Tensor) -> str:
-        return colours[int(((hue - hues + 180) % 360 - 180).abs().argmin())]
 
+def _name(sprite: Sprite, place: Tensor, motion: Tensor) -> list[dict]:
+    """Words for each object, and where its centre is in the first and the last frame: [x, y] in [0, 1]."""
+    centre = torch.stack([sprite.cx, sprite.cy], -1)[:, [0, -1]] / 2 + 0.5  # (B, 2, 2)
     return [
         {
-            "task": TASKS[task[i]],
-            "colour": colour(thing.hue[i]),
-            "texture": TEXTURES[thing.texture[i]],
-            "shape": SHAPES[thing.shape[i]],
+            "colour": colour,
+            "texture": TEXTURES[sprite.texture[i]],
+            "shape": SHAPES[sprite.shape[i]],
             "place": PLACES[place[i]],
             "motion": MOTIONS[motion[i]],
-            "shadow": bool(shadow[i]),
-            "behind": bool(behind[i]),
-            "background_colour": colour(new.hue[i]),
-            "background_pattern": PATTERNS[new.pattern[i]],
+            "path": centre[i].tolist(),
         }
-        for i in range(len(task))
+        for i, colour in enumerate(_nearest_colour(sprite.hue))
+    ]
+
+
+def _name_background(bg: Background) -> list[dict]:
+    """Colour and pattern of each background; of a photograph the pattern is "photograph"."""
+    return [
+        {"colour": colour, "pattern": PATTERNS[bg.pattern[i]] if bg.photo[i] < 0 else "photograph"}
+        for i, colour in enumerate(_nearest_colour(bg.hue))
     ]
 
 
