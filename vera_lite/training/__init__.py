@@ -1,6 +1,15 @@
-"""Training with Lightning: data, module, optimizer, command line."""
+"""Training with Lightning: data, modules, optimizer, command line."""
 
 from vera_lite.training.data import LatentCache, StepBatches, ToyWorldData, build_toy_cache
+from vera_lite.training.dialogues import DialogueModule, ToyDialogues
 from vera_lite.training.module import EditingModule
 
-__all__ = ["EditingModule", "LatentCache", "StepBatches", "ToyWorldData", "build_toy_cache"]
+__all__ = [
+    "DialogueModule",
+    "EditingModule",
+    "LatentCache",
+    "StepBatches",
+    "ToyDialogues",
+    "ToyWorldData",
+    "build_toy_cache",
+]

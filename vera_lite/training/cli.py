@@ -6,11 +6,10 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 
 from vera_lite.codecs import PatchCodec
+from vera_lite.conditioning.vision_language import toy_processor
 from vera_lite.errors import UserError
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.systems import build_system
-from vera_lite.training.data import ToyWorldData
-from vera_lite.training.module import EditingModule
 
 
 def train(arguments: list[str]) -> None:
@@ -21,10 +20,7 @@ def train(arguments: list[str]) -> None:
             ``--print_config`` shows it whole without running, ``--ckpt_path last`` resumes.
     """
     LightningCLI(
-        EditingModule,
-        ToyWorldData,
         args=arguments,
-        subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         # Order and rank are the data module's business (see StepBatches).
@@ -33,12 +29,13 @@ def train(arguments: list[str]) -> None:
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
-    """Turn a training checkpoint into a pipeline folder of safetensors, with the averaged weights.
+    """Turn a training checkpoint into a folder of safetensors that can be loaded: a pipeline with the
+    averaged weights, or a vision-language model in transformers' layout.
 
     Args:
         checkpoint: a single-file ``.ckpt`` of this project's training; only tensors and plain
             values are read from it.
-        folder: where to write, see :meth:`VeraPipeline.save_pretrained`.
+        folder: where to write.
         half: store weights as float16.
 
     Raises:
@@ -52,6 +49,9 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
         raise UserError(f"{checkpoint} is no checkpoint that can be read safely.") from error
     if not isinstance(saved, dict) or "vera_lite" not in saved:
         raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training.")
+    if "vision_language" in saved["vera_lite"]:
+        _export_vision_language(saved, folder, half)
+        return
     system = build_system(saved["vera_lite"])
     prefix = "ema."
     weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
@@ -60,3 +60,17 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])
     pipe = VeraPipeline(system, codec, saved["vera_lite"]["clip_size"])
     pipe.save_pretrained(folder, torch.float16 if half else torch.float32)
+
+
+def _export_vision_language(saved: dict, folder: Path, half: bool) -> None:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(saved["vera_lite"]["vision_language"]))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in saved["state_dict"].items()})
+    model = model.to(torch.float16 if half else torch.float32)
+    processor = toy_processor()
+    tokenizer = processor.tokenizer
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -129,7 +129,24 @@ class StepBatches(Dataset):
         return {**batch, "step": step}
 
 
-class ToyWorldData(L.LightningDataModule):
+class StepData(L.LightningDataModule):
+    """Data whose item ``step`` is the batch of that step: subclasses set ``train`` and ``validation``
+    (datasets), ``validation_steps`` and ``workers``."""
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the trainer's present step on; a run is one epoch of all its steps."""
+        every = self.trainer.accumulate_grad_batches
+        steps = _StepsFrom(self.trainer.global_step * every, self.trainer.max_steps * every)
+        return self._loader(self.train, steps)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.validation, range(self.validation_steps))
+
+    def _loader(self, batches: Dataset, steps: Sequence | Sampler) -> DataLoader:
+        return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.workers)
+
+
+class ToyWorldData(StepData):
     """Toy clips as cached latents.
 
     Args:
@@ -177,18 +194,7 @@ class ToyWorldData(L.LightningDataModule):
         self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
         size = min(self.batch_size, self.validation_clips // world_size)
         self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
-
-    def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's present step on; a run is one epoch of all its steps."""
-        every = self.trainer.accumulate_grad_batches
-        steps = _StepsFrom(self.trainer.global_step * every, self.trainer.max_steps * every)
-        return self._loader(self.train, steps)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, range(self.validation.steps_per_epoch))
-
-    def _loader(self, batches: StepBatches, steps: Sequence | Sampler) -> DataLoader:
-        return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.workers)
+        self.validation_steps = self.validation.steps_per_epoch
 
 
 class _StepsFrom(Sampler):

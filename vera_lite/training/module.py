@@ -1,7 +1,6 @@
 """One LightningModule for every system."""
 
 import copy
-import math
 
 import lightning as L
 import torch
@@ -12,7 +11,7 @@ from torch.distributed.tensor import Shard
 from vera_lite.errors import UserError
 from vera_lite.objectives import StepDraws, mix_seed
 from vera_lite.systems import describe_system
-from vera_lite.training.optim import MuonAdamW, parameter_groups
+from vera_lite.training.optim import parameter_groups, scheduled
 
 _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
 
@@ -107,17 +106,7 @@ class EditingModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(self.system, self.lr, self.muon_lr, self.weight_decay)
-        optimizer = MuonAdamW(groups)
-        steps = self.trainer.max_steps
-        if steps < 1:
-            raise UserError("set trainer.max_steps: schedules and data order are tied to steps.")
-        decay = max(1, math.ceil(steps * (1 - self.decay_from)))
-
-        def rate(step: int) -> float:
-            return min(1.0, (step + 1) / (self.warmup_steps + 1), max(0.0, (steps - step) / decay))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(groups, self.trainer.max_steps, self.warmup_steps, self.decay_from)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)

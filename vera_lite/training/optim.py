@@ -1,11 +1,13 @@
 """Muon for stacked matrices, AdamW for the rest, as one optimizer."""
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from vera_lite.backbone.dit import StackedLinear
 from vera_lite.errors import UserError
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al., steep at zero
@@ -108,14 +110,36 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def parameter_groups(system: nn.Module, lr: float, muon_lr: float | None, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, lr: float, muon_lr: float | None, weight_decay: float) -> list[dict]:
     """Muon for the matrices inside blocks, AdamW for everything else (embeddings, heads, tables)."""
-    muon, rest = [], []
-    for name, p in system.named_parameters():
-        if p.requires_grad:
-            inner = ".blocks." in name and p.ndim == 3 and name.endswith(".weight")
-            (muon if inner and muon_lr is not None else rest).append(p)
+    muon = []
+    if muon_lr is not None:
+        for name, module in model.named_modules():
+            inside = any(f".{part}." in name for part in ("blocks", "layers"))
+            if inside and isinstance(module, (StackedLinear, nn.Linear)) and module.weight.requires_grad:
+                muon.append(module.weight)
+    taken = set(map(id, muon))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [{"params": rest, "lr": lr, "muon": False, "weight_decay": weight_decay}]
     if muon:
         groups.append({"params": muon, "lr": muon_lr, "muon": True, "weight_decay": 0.0})
     return groups
+
+
+def scheduled(groups: list[dict], steps: int, warmup_steps: int, decay_from: float) -> dict:
+    """The optimizer with linear warm-up and, after the share ``decay_from`` of ``steps``, a linear fall
+    to zero, in the form that Lightning takes.
+
+    Raises:
+        UserError: ``steps`` is not set.
+    """
+    if steps < 1:
+        raise UserError("set trainer.max_steps: schedules and data order are tied to steps.")
+    decay = max(1, math.ceil(steps * (1 - decay_from)))
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup_steps + 1), max(0.0, (steps - step) / decay))
+
+    optimizer = MuonAdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

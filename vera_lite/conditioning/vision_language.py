@@ -1,0 +1,231 @@
+"""Vision-language models: one wrapper for the toy Qwen3-VL in the package and for the real ones.
+
+All are transformers' own classes with their own processors. The toy one is a small
+``Qwen3VLForConditionalGeneration`` with a tokenizer of whole words.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vera_lite.clip import to_uint8
+from vera_lite.errors import UserError
+from vera_lite.toyworld import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES, TEXTURES
+
+TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
+
+#: Checkpoints that this project's notebooks know to work with the wrapper.
+KNOWN_MODELS = ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "zai-org/GLM-4.6V-Flash")
+
+#: The toy model sees a clip as a grid of this many columns and rows, and names places by it: "x3 y2".
+CELLS = 8
+
+_SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>", "<|unknown|>",
+)  # fmt: skip
+_NAMES = (*COLOURS, *SHAPES, *TEXTURES, *PLACES, *MOTIONS, *PATTERNS)
+_WORDS = (
+    *"user assistant system < > . ? : , - seconds 0 1 2 3 4 5 6 7 8 9".split(),  # noqa: SIM905
+    *(f"{axis}{i}" for axis in "xy" for i in range(CELLS)),
+    *" ".join(_NAMES).split(),
+    *"""
+    a an the at in on of to from with and is are it its by as behind front same new not no yes up down
+    left right over under what where which who how many describe result changed look like reference
+    first last moving standing still shadow object other photograph background video image clip frame
+    scene layer place colour shape texture pattern motion add remove change replace turn make swap keep
+    recolour into instead delete insert style everything sepia grey grayscale negative blurred bright
+    dark pixelated posterised mirrored white black
+    """.split(),  # noqa: SIM905
+)
+
+
+def toy_vocabulary() -> dict[str, int]:
+    """Words of the toy model -> ids. A shipped checkpoint depends on the order: append only."""
+    return {word: i for i, word in enumerate(dict.fromkeys(_SPECIAL + _WORDS))}
+
+
+def toy_processor(frames: int = 4, pixels: int = 32 * 32):
+    """The processor of the toy Qwen3-VL: ``frames`` sampled frames of at most ``pixels`` pixels each,
+    patches of 2 x 2 pixels and two frames, four patches a token."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLImageProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words = Tokenizer(models.WordLevel(toy_vocabulary(), unk_token="<|unknown|>"))
+    words.normalizer = normalizers.Lowercase()
+    pattern = Regex(r"[a-z]+[0-9]?|[0-9]|[^\s\w]")  # a word, "x3", a digit, a punctuation mark
+    words.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<|unknown|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(_SPECIAL[1:-1]),
+    )
+    patches = {"patch_size": 2, "temporal_patch_size": 2, "merge_size": 2}
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return Qwen3VLProcessor(
+        tokenizer=tokenizer,
+        image_processor=Qwen2VLImageProcessor(
+            **patches, **colours, size={"shortest_edge": pixels // 4, "longest_edge": pixels}
+        ),
+        video_processor=Qwen3VLVideoProcessor(
+            **patches,
+            **colours,
+            num_frames=frames,
+            fps=None,
+            min_frames=2,
+            max_frames=frames,
+            size={"shortest_edge": frames * pixels // 4, "longest_edge": frames * pixels},
+            cap_pixels_per_frame=False,
+        ),
+        # The processor itself puts vision_start and vision_end around each time slot of a video.
+        chat_template=(
+            "{% for message in messages %}<|im_start|>{{ message.role }} "
+            "{% for part in message.content %}"
+            "{% if part.type == 'video' %}<|video_pad|>"
+            "{% elif part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+            "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given: ``tensors`` are its keyword arguments, ``metadata`` says for each clip
+    which frames were sampled (``frames_indices``)."""
+
+    tensors: dict[str, Tensor]
+    metadata: list
+
+
+#: A question and its answer; None: the model is to answer.
+Turn = tuple[str, str | None]
+
+
+def chat(
+    processor,
+    clips: Sequence[Tensor],
+    dialogues: Sequence[Sequence[Turn]],
+    images: Sequence[Tensor | None] | None = None,
+    fps: float = 8.0,
+) -> Prompt:
+    """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
+
+    Args:
+        processor: of the model.
+        clips: (T, 3, H, W) in [0, 1] each.
+        dialogues: one or more turns about each clip; only the last may lack its answer.
+        images: (3, H, W) in [0, 1] each, shown before the clip; None for none.
+        fps: frames a second of the clips.
+
+    Raises:
+        UserError: a clip is not (T, 3, H, W), or a word is not in the toy model's vocabulary.
+    """
+    from transformers.video_utils import VideoMetadata
+
+    images = images or [None] * len(clips)
+    rows, open_ended = [], False
+    for clip, turns, image in zip(clips, dialogues, images, strict=True):
+        if clip.ndim != 4 or clip.shape[1] != 3:
+            raise UserError(f"a clip for the model is (T, 3, H, W), not {tuple(clip.shape)}.")
+        messages = []
+        content = [{"type": "image"}] * (image is not None) + [{"type": "video"}]
+        for question, answer in turns:
+            messages.append({"role": "user", "content": content + [{"type": "text", "text": question}]})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            content = []
+        open_ended = turns[-1][1] is None
+        rows.append(processor.apply_chat_template(messages, add_generation_prompt=open_ended))
+    inputs = processor(
+        text=rows,
+        images=[to_uint8(image) for image in images if image is not None] or None,
+        videos=[to_uint8(clip) for clip in clips],
+        video_metadata=[VideoMetadata(total_num_frames=len(clip), fps=fps) for clip in clips],
+        return_metadata=True,
+        return_tensors="pt",
+        padding=True,
+        # Generation appends to the right; in training all rows start together.
+        padding_side="left" if open_ended else "right",
+    )
+    metadata = inputs.pop("video_metadata")
+    unknown = processor.tokenizer.unk_token_id
+    if unknown is not None and (inputs["input_ids"] == unknown).any():
+        _refuse(processor.tokenizer, [said for turns in dialogues for turn in turns for said in turn if said])
+    return Prompt(dict(inputs), metadata)
+
+
+def _refuse(tokenizer, texts: Sequence[str]) -> None:
+    for text in texts:
+        for word in text.split():
+            if tokenizer.unk_token_id in tokenizer(word)["input_ids"]:
+                close = difflib.get_close_matches(word.lower(), tokenizer.get_vocab(), n=3)
+                hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+                raise UserError(f"unknown word {word!r} in {text!r}.{hint}")
+
+
+class VisionLanguageModel:
+    """A transformers vision-language model and its processor.
+
+    Args:
+        model: e.g. ``Qwen3VLForConditionalGeneration``; put into evaluation mode.
+        processor: its processor.
+    """
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model.eval(), processor
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, download: bool = False, **kwargs):
+        """Load a model and its processor.
+
+        Args:
+            name: a local folder, or a model of the Hub such as those in ``KNOWN_MODELS``; None is the
+                toy model in the package.
+            download: fetch what is not on this machine yet. Off: nothing touches the network.
+            kwargs: for the model, e.g. ``dtype=torch.bfloat16, device_map="auto"``.
+
+        Raises:
+            UserError: there is no such folder, or the model is not on this machine.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if name is None:
+            name = TOY_VLM
+            kwargs.setdefault("dtype", torch.float32)  # stored in half, too slow on a CPU
+        kwargs.setdefault("attn_implementation", "sdpa")  # what the attention tap can see
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise UserError(f"{name} is no model folder: it has no config.json.")
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, local_files_only=not download, use_safetensors=True, **kwargs
+            )
+            processor = AutoProcessor.from_pretrained(name, local_files_only=not download)
+        except OSError as error:
+            hint = " Pass download=True to fetch it." if not download and not Path(name).is_dir() else ""
+            raise UserError(f"cannot load the vision-language model {str(name)!r}.{hint}") from error
+        return cls(model, processor)
+
+    def prompt(self, clips, texts, images=None, fps: float = 8.0) -> Prompt:
+        """Clips and texts as this model's input, on its device; see :func:`chat`."""
+        prompt = chat(self.processor, clips, [[(text, None)] for text in texts], images, fps)
+        tensors = {k: v.to(self.model.device) for k, v in prompt.tensors.items()}
+        return Prompt(tensors, prompt.metadata)
+
+    @torch.inference_mode()
+    def answer(self, prompt: Prompt, max_new_tokens: int = 48) -> list[str]:
+        """What the model says, greedily, to each row of a prompt without answers."""
+        length = prompt.tensors["input_ids"].shape[1]
+        tokens = self.model.generate(**prompt.tensors, max_new_tokens=max_new_tokens, do_sample=False)
+        return self.processor.batch_decode(tokens[:, length:], skip_special_tokens=True)
