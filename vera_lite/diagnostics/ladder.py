@@ -1,0 +1,143 @@
+"""The layer ladder: where the words of a prompt look, layer by layer of a vision-language model.
+
+MiVE (arXiv 2605.14664, Sec. 3) motivates its multiscale features with this picture: for "the person in
+the video", early layers look at the person and late layers look everywhere.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.diagnostics.measures import similarity_map
+from vera_lite.diagnostics.plan import CapturePlan, Entry
+from vera_lite.diagnostics.probes import Rows
+from vera_lite.diagnostics.tap import Tap
+from vera_lite.diagnostics.token_grid import TokenGrid
+from vera_lite.errors import UserError
+
+#: The self-attention of every decoder layer, in Qwen2.5-VL, Qwen3-VL and GLM-4.6V alike.
+DECODER_LAYERS = r"language_model\.layers\.\d+\.self_attn$"
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Where a phrase looks. L decoder layers, H heads, K tokens of the prompt, N of them the clip's.
+
+    Attributes:
+        grid: of the prompt; its stream "video" is the clip.
+        attention: (L, H, K) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before
+            heads are averaged).
+        similarity: reading -> (L, N), products of hidden states behind each layer; see
+            :func:`vera_lite.diagnostics.measures.similarity_map`.
+        residual: (L,) largest difference between attention * values and the kernel's own output.
+    """
+
+    grid: TokenGrid
+    attention: Tensor
+    similarity: dict[str, Tensor]
+    residual: Tensor
+
+    @property
+    def to_clip(self) -> Tensor:
+        """The part of ``attention`` that goes to the clip: (L, H, N)."""
+        return self.attention[..., self.grid.tokens("video")]
+
+
+@torch.inference_mode()
+def look(
+    vlm: VisionLanguageModel,
+    clip: Tensor,
+    text: str,
+    phrase: str | None = None,
+    budget_bytes: int = 4 * 10**9,
+    fps: float = 8.0,
+) -> Look:
+    """One pass over a prompt, tapped.
+
+    Args:
+        vlm: the model.
+        clip: (T, 3, H, W) in [0, 1].
+        text: said about the clip, such as "the person in the video".
+        phrase: part of the text whose tokens are followed; all of it by default.
+        budget_bytes: for the attention rows; see :class:`vera_lite.diagnostics.plan.CapturePlan`.
+        fps: frames a second of the clip.
+
+    Raises:
+        UserError: the phrase is not in the text, the rows would go over the budget, or no decoder layer
+            could be seen.
+    """
+    prompt = vlm.prompt([clip], [text], fps=fps)
+    grid = TokenGrid.qwen_vl(
+        prompt.tensors | {"video_metadata": prompt.metadata}, vlm.processor, [tuple(clip.shape[-2:])]
+    )
+    queries = grid.words(phrase or text)
+    plan = CapturePlan([Entry(DECODER_LAYERS, Rows(queries), "text")], budget_bytes)
+    with Tap(vlm.model, plan):
+        result = vlm.model(**prompt.tensors, output_hidden_states=True, use_cache=False)
+    captures = plan.captures["text"]
+    if not captures:
+        raise UserError(f"no attention of {type(vlm.model).__name__} matched {DECODER_LAYERS!r}.")
+    hidden = [h[0].float().cpu() for h in result.hidden_states[1:]]  # [0] is the embedding of the words
+    video = grid.tokens("video")
+    similarity = {
+        reading: torch.stack([similarity_map(h[queries], h[video], reading) for h in hidden])
+        for reading in ("softmax", "shifted")
+    }
+    attention = torch.stack([c.values[0].mean(-2) for c in captures])
+    return Look(grid, attention, similarity, torch.tensor([c.residual for c in captures]))
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Looks of C clips at one grid, to be scored by :mod:`vera_lite.diagnostics.measures`.
+
+    Attributes:
+        attention: (C, L, H, N) to the clip's tokens.
+        similarity: reading -> (C, L, N).
+        coverage: (C, N) share of each token that the named thing covers.
+        residual: (C, L).
+    """
+
+    attention: Tensor
+    similarity: dict[str, Tensor]
+    coverage: Tensor
+    residual: Tensor
+
+    @property
+    def heat(self) -> Tensor:
+        """MiVE's heat maps: heads averaged, (C, L, N)."""
+        return self.attention.mean(2)
+
+
+def layer_ladder(
+    vlm: VisionLanguageModel,
+    clips: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    texts: Iterable[str],
+    fps: float = 8.0,
+) -> Ladder:
+    """Look at every clip with its text.
+
+    Args:
+        vlm: the model.
+        clips: (T, 3, H, W) in [0, 1], of one size, so that all have the same tokens.
+        masks: (T, 1, H, W) in [0, 1], the thing that the text names.
+        texts: one for each clip.
+        fps: frames a second of the clips.
+
+    Raises:
+        UserError: clips differ in size; see also :func:`look`.
+    """
+    sizes = sorted({tuple(clip.shape) for clip in clips})
+    if len(sizes) != 1:
+        raise UserError(f"the clips of a ladder need one size, these have {sizes}: crop or resize them.")
+    looks = [look(vlm, clip, text, fps=fps) for clip, text in zip(clips, texts, strict=True)]
+    return Ladder(
+        torch.stack([one.to_clip for one in looks]),
+        {r: torch.stack([one.similarity[r] for one in looks]) for r in looks[0].similarity},
+        torch.stack([one.grid.coverage("video", m) for one, m in zip(looks, masks, strict=True)]),
+        torch.stack([one.residual for one in looks]),
+    )

@@ -1,0 +1,227 @@
+"""What to measure in which layers and steps, at what price, known before anything runs.
+
+shapes = attention_shapes(model, lambda: model(...))
+plan = CapturePlan([Entry("attn1$", GroupMass(frames), "frames")], budget_bytes=2 * 10**9)
+print(plan.check(shapes))
+with Tap(model, plan):
+    model(...)
+plan.captures["frames"]
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from vera_lite.diagnostics.call import AttentionCall
+from vera_lite.diagnostics.probes import AttentionShape, AttentionStore, Capture, Cost, Probe
+from vera_lite.diagnostics.tap import Tap
+from vera_lite.errors import UserError
+
+
+class Entry(NamedTuple):
+    """One line of a plan.
+
+    Attributes:
+        where: regular expression, searched for in the module's qualified name.
+        probe: what to measure there.
+        name: of the captures; ``where`` by default.
+        steps: of the model's calls, which; all by default.
+    """
+
+    where: str
+    probe: Probe
+    name: str | None = None
+    steps: Collection[int] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.where if self.name is None else self.name
+
+    def matches(self, module: str, step: int) -> bool:
+        return (self.steps is None or step in self.steps) and re.search(self.where, module) is not None
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        """A pattern means that the probe fits wherever it matches; where it does not, that is an error."""
+        try:
+            return self.probe.cost(shape)
+        except UserError as error:
+            raise UserError(
+                f"{error} Entry {self.label!r} sent the probe there; narrow its pattern {self.where!r} if "
+                "that is not meant."
+            ) from error
+
+
+@dataclass(frozen=True)
+class EntryEstimate:
+    """What one entry of a plan takes.
+
+    Attributes:
+        name: of the entry.
+        calls: how many it measures.
+        stored_bytes: of all its captures.
+        transient_bytes: the largest, while one of them is made.
+        flops: of all its probes.
+    """
+
+    name: str
+    calls: int
+    stored_bytes: int
+    transient_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan takes; ``print`` shows it as a table.
+
+    Attributes:
+        entries: in the plan's order.
+        model_flops: of the model's own attention calls.
+        budget_bytes: of the plan.
+    """
+
+    entries: tuple[EntryEstimate, ...]
+    model_flops: int
+    budget_bytes: int
+
+    @property
+    def total(self) -> EntryEstimate:
+        return EntryEstimate(
+            "total",
+            sum(e.calls for e in self.entries),
+            sum(e.stored_bytes for e in self.entries),
+            max(e.transient_bytes for e in self.entries),
+            sum(e.flops for e in self.entries),
+        )
+
+    @property
+    def peak_bytes(self) -> int:
+        """Everything stored, and the largest transient."""
+        return self.total.stored_bytes + self.total.transient_bytes
+
+    def __str__(self) -> str:
+        lines = [*self.entries, self.total]
+        width = max(len(e.name) for e in lines)
+        header = f"{'':{width}}  {'calls':>6}  {'stored':>9}  {'transient':>9}  {'FLOPs':>8}  of attention"
+        rows = [
+            f"{e.name:{width}}  {e.calls:>6}  {_size(e.stored_bytes):>9}  {_size(e.transient_bytes):>9}  "
+            f"{e.flops:>8.1e}  {e.flops / self.model_flops:>12.1%}"
+            for e in lines
+        ]
+        peak = f"predicted peak {_size(self.peak_bytes)} of a budget of {_size(self.budget_bytes)}"
+        return "\n".join([header, *rows, peak])
+
+
+class CapturePlan:
+    """Probes for chosen layers and steps within a memory budget; the observer that a :class:`Tap` calls.
+
+    Captures of several runs add up; make a new plan to start afresh.
+
+    Args:
+        entries: :class:`Entry`, or plain (where, probe) tuples.
+        budget_bytes: for everything stored and the largest transient.
+
+    Attributes:
+        captures: by entry name, in the order of the calls: layer by layer, step by step.
+        stored_bytes: of the captures.
+
+    Raises:
+        UserError: no entry, two of one name, or a ``where`` that is no regular expression; during capture
+            a call that would go over budget, before it is measured, or one that a probe does not fit.
+    """
+
+    def __init__(self, entries: Sequence[Entry | tuple], budget_bytes: int):
+        self.entries = [Entry(*entry) for entry in entries]
+        self.budget_bytes = budget_bytes
+        self.stored_bytes = 0
+        self.captures: dict[str, list[Capture | AttentionStore]] = {e.label: [] for e in self.entries}
+        if not self.entries:
+            raise UserError("a capture plan needs at least one entry.")
+        if len(self.captures) < len(self.entries):
+            raise UserError("two entries of the plan have one name; give each its own.")
+        for entry in self.entries:
+            try:
+                re.compile(entry.where)
+            except re.error as error:
+                raise UserError(f"{entry.where!r} is no regular expression ({error}); mend it.") from error
+
+    def __call__(self, call: AttentionCall) -> None:
+        """Measure one call with every entry that matches it."""
+        shape = AttentionShape.of(call)
+        for entry in self.entries:
+            if entry.matches(shape.module, shape.step):
+                cost = entry.cost(shape)
+                needed = self.stored_bytes + cost.result_bytes + cost.transient_bytes
+                if needed > self.budget_bytes:
+                    raise self._over_budget(needed, f"{entry.label!r} at {shape.module}, step {shape.step}")
+                self.captures[entry.label].append(entry.probe(call))
+                self.stored_bytes += cost.result_bytes
+
+    def estimate(self, shapes: Sequence[AttentionShape]) -> Estimate:
+        """What capturing these calls would take.
+
+        Args:
+            shapes: every attention call of the run, from :func:`attention_shapes` or made by hand.
+
+        Raises:
+            UserError: a probe does not fit a call that its entry matches, or an entry matches none.
+        """
+        entries = []
+        for entry in self.entries:
+            costs = [entry.cost(s) for s in shapes if entry.matches(s.module, s.step)]
+            if not costs:
+                modules = list(dict.fromkeys(s.module for s in shapes))
+                raise UserError(
+                    f"entry {entry.label!r} matches none of the {len(shapes)} attention calls, which are "
+                    f"in {', '.join(modules[:4])}{', ...' * (len(modules) > 4)}; mend its pattern or steps."
+                )
+            entries.append(
+                EntryEstimate(
+                    entry.label,
+                    len(costs),
+                    sum(c.result_bytes for c in costs),
+                    max(c.transient_bytes for c in costs),
+                    sum(c.flops for c in costs),
+                )
+            )
+        return Estimate(tuple(entries), sum(s.flops for s in shapes), self.budget_bytes)
+
+    def check(self, shapes: Sequence[AttentionShape]) -> Estimate:
+        """The estimate, if it is within budget.
+
+        Raises:
+            UserError: it is not, or as in :meth:`estimate`.
+        """
+        estimate = self.estimate(shapes)
+        if estimate.peak_bytes > self.budget_bytes:
+            largest = max(estimate.entries, key=lambda e: e.stored_bytes + e.transient_bytes)
+            raise self._over_budget(estimate.peak_bytes, repr(largest.name))
+        return estimate
+
+    def _over_budget(self, needed: int, culprit: str) -> UserError:
+        return UserError(
+            f"this capture needs {_size(needed)} and the budget is {_size(self.budget_bytes)}; take fewer "
+            f"heads, layers, steps or queries (above all in {culprit}) or raise the budget."
+        )
+
+
+def attention_shapes(model: nn.Module, run: Callable[[], Any]) -> list[AttentionShape]:
+    """Sizes of every attention call that ``run()`` makes in the model.
+
+    Costs one run without probes; where the model works on the meta device, nothing at all.
+    """
+    shapes = []
+    with Tap(model, lambda call: shapes.append(AttentionShape.of(call))):
+        run()
+    return shapes
+
+
+def _size(count: float) -> str:
+    """1550000000 -> "1.55 GB"."""
+    count = float(f"{count:.2e}")
+    power = min(int(math.log10(max(count, 1))) // 3, 5)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"

@@ -1,0 +1,292 @@
+"""Watch a model's attention, or cut into it, from outside and without knowing the model.
+
+Both context managers here stand between a model and ``scaled_dot_product_attention`` (SDPA) as a
+``TorchFunctionMode``; forward hooks keep the stack of running modules, which names a call. What does
+not pass through that function (eager attention, flash-attention packages, ``nn.MultiheadAttention``)
+cannot be reached, and :attr:`Tap.unseen` says so.
+
+They compose, the knock-out inside, so that the tap sees the call that has the cut in its mask::
+
+    with Tap(model, observer), KnockOut(model, keys):
+        model(...)
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vera_lite.diagnostics.call import AttentionCall, Site
+from vera_lite.errors import UserError
+
+
+class _AttentionMode(TorchFunctionMode):
+    """Passes every SDPA call that is made inside a module of the model through ``attend``."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._hooks = []
+        self._running = []  # names of running modules, innermost last; the model's own name is ""
+
+    def __enter__(self):
+        kind = type(self).__name__
+        if self._hooks:
+            raise UserError(f"this {kind} is in use already: leave it first, or make another.")
+        # torch.compile wraps a module, Module.compile marks it.
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules()):
+            raise UserError(
+                f"{kind} cannot look into a compiled model: give it the one before torch.compile."
+            )
+        for name, module in self.model.named_modules():
+            started, finished = partial(self._started, name), partial(self._finished, name)
+            self._hooks.append(module.register_forward_pre_hook(started))
+            self._hooks.append(module.register_forward_hook(finished, always_call=True))
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._running.clear()  # a keyboard interrupt runs no hooks
+
+    def _started(self, name: str, module: nn.Module, inputs: tuple) -> None:
+        self._running.append(name)
+
+    def _finished(self, name: str, *_) -> None:
+        if self._running[-1:] == [name]:  # not so if another hook's error kept the module from starting
+            self._running.pop()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        ours = func is F.scaled_dot_product_attention and self._running
+        return (self.attend if ours else func)(*args, **(kwargs or {}))
+
+
+class Tap(_AttentionMode):
+    """See every attention call of a model, named by module, call and step; outputs keep every bit.
+
+    A step is one call of the model's forward, with what parts of the model did before it: a denoising
+    step; in ``generate()`` vision tower and prefill, then one a token. Calls outside the model's modules
+    are not recorded, nor is a checkpointed block's second run (torch keeps function modes out of
+    backward passes). A module registered under two names has the first. Entering again starts anew.
+
+    Decoding with grouped keys and a padding mask, transformers lays the heads that share a key along the
+    query axis. Taps of one model must not be nested: the outer would see the inner's probes.
+
+    Args:
+        model: any module that calls SDPA, not compiled.
+        observer: called after every call, without gradients and with the tap off; it may look, not
+            touch. The tensors are the model's own: clone what must outlive the call. What it raises
+            ends the model's run.
+
+    Attributes:
+        sites: where attention was seen, in order.
+
+    Raises:
+        UserError: on entering, if entered already or the model is compiled; during the model's run, if
+            attention drops out.
+
+    Warns:
+        On leaving, unless by an exception: if attention modules went unseen.
+    """
+
+    def __init__(self, model: nn.Module, observer: Callable[[AttentionCall], None] | None = None):
+        super().__init__(model)
+        self.observer = observer
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sites: list[Site] = []
+        self._step = 0
+        self._calls = Counter()  # of this step, by module
+        self._attention = {}  # names of attention modules that ran, as an ordered set
+        self._seen = set()
+
+    @property
+    def unseen(self) -> list[str]:
+        """Attention modules that ran, while neither they nor modules inside them made a visible call.
+
+        They are told by "attention" or "attn" in their class's name; of nested ones the innermost counts.
+        """
+        return [name for name in self._attention if name not in self._seen]
+
+    def __enter__(self):
+        super().__enter__()
+        self._reset()
+        return self
+
+    def __exit__(self, exception_type, *exception):
+        super().__exit__(exception_type, *exception)
+        if exception_type is None and self.unseen:
+            names = ", ".join(name or "the model itself" for name in self.unseen)
+            warnings.warn(
+                f'no attention was seen in {names}: set the "sdpa" attention implementation '
+                '("native" in diffusers); flash-attention packages, eager attention and compiled graphs '
+                "cannot be seen.",
+                stacklevel=2,
+            )
+
+    def _started(self, name: str, module: nn.Module, inputs: tuple) -> None:
+        super()._started(name, module, inputs)
+        if re.search("attention|attn", type(module).__name__, re.IGNORECASE):
+            self._seen.update(self._running[:-1])  # of nested attention modules only the innermost counts
+            self._attention[name] = None
+
+    def _finished(self, name: str, *_) -> None:
+        super()._finished(name)
+        if name == "":
+            self._step += 1
+            self._calls.clear()
+
+    def attend(
+        self,
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        *,
+        scale=None,
+        enable_gqa=False,
+    ) -> Tensor:
+        if dropout_p > 0:
+            raise UserError("attention with dropout has no weights of its own: call model.eval() first.")
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        self._seen.update(self._running)
+        module = self._running[-1]
+        site = Site(module, self._calls[module], self._step)
+        self._calls[module] += 1
+        self.sites.append(site)
+        if self.observer is not None:
+            # Autocast casts below this function; what the kernel saw has its output's type.
+            query, key, value = (x.detach().to(output.dtype) for x in (query, key, value))
+            if attn_mask is not None:
+                attn_mask = attn_mask.detach()
+                attn_mask = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(output.dtype)
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            call = AttentionCall(site, query, key, value, attn_mask, is_causal, scale, output.detach())
+            # Selective checkpointing counts calls by a dispatch mode; a probe's must not be among them.
+            with torch.no_grad(), _disable_current_modes():
+                self.observer(call)
+        return output
+
+
+class KnockOut(_AttentionMode):
+    """Forbid queries to look at some keys: what does the model lose without them?
+
+    The cut is merged into the mask of every call made by a matching module whose keys (and queries)
+    have the given number; other calls are left alone. Gradients of checkpointed blocks are refused: a
+    backward pass would compute the block again without the cut.
+
+    Args:
+        model: any module that calls SDPA, not compiled.
+        keys: bool (K,), True = knocked out, for calls with just K keys; or indices, for calls that
+            have them all.
+        where: regular expression, searched for in the module's qualified name.
+        queries: the queries that lose the keys, bool (Q,) or indices as ``keys``; None means all.
+
+    Raises:
+        UserError: keys or queries are neither bool nor indices, ``where`` is no regular expression; on
+            entering, as :class:`Tap`; during the model's run, if a query would be left with no key; in a
+            backward pass through a checkpointed block.
+
+    Warns:
+        On leaving, unless by an exception: if no call was changed.
+    """
+
+    def __init__(self, model: nn.Module, keys: Tensor, where: str = ".*", queries: Tensor | None = None):
+        super().__init__(model)
+        for name, chosen in (("keys", keys), ("queries", queries)):
+            if chosen is None:
+                continue
+            if chosen.ndim != 1 or chosen.is_floating_point() or chosen.is_complex():
+                raise UserError(
+                    f"{name} must be bool or indices with one axis, not {chosen.dtype} {tuple(chosen.shape)}."
+                )
+            if chosen.dtype != torch.bool and (chosen < 0).any():
+                raise UserError(
+                    f"{name} must be indices from 0 up: negative ones mean something else in every call."
+                )
+        try:
+            self._where = re.compile(where)
+        except re.error as error:
+            raise UserError(f"where={where!r} is no regular expression: {error}.") from error
+        self.keys, self.queries = keys, queries
+
+    def __enter__(self):
+        self._sizes = set()  # (Q, K) of the calls that matched
+        self._changed = False
+        return super().__enter__()
+
+    def __exit__(self, exception_type, *exception):
+        super().__exit__(exception_type, *exception)
+        if exception_type is None and not self._changed:
+            warnings.warn(
+                f"the knock-out where {self._where.pattern!r} changed no call; (queries, keys) of the calls "
+                f"that matched: {sorted(self._sizes) or 'none'}.",
+                stacklevel=2,
+            )
+
+    def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options) -> Tensor:
+        if self._where.search(self._running[-1]):
+            sizes = query.shape[-2], key.shape[-2]
+            self._sizes.add(sizes)
+            cut = self._cut(*sizes, query.device)
+            if cut is not None:
+                if attn_mask is None:
+                    attn_mask = torch.ones_like(cut)
+                    if is_causal:  # the kernel's triangle starts at the top left, also where K != Q
+                        attn_mask, is_causal = attn_mask.tril(), False
+                attn_mask = self._merge(attn_mask, cut)
+                self._changed = True
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+    def _started(self, name: str, module: nn.Module, inputs: tuple) -> None:
+        if torch._C._current_graph_task_id() != -1:  # inside a backward pass
+            raise UserError(
+                "a knock-out does not reach checkpointed blocks in a backward pass: switch checkpointing off."
+            )
+        super()._started(name, module, inputs)
+
+    def _cut(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """Which query loses which key, bool (Q, K); None if this call's sizes do not fit."""
+        columns = _flags(self.keys, keys, device)
+        rows = torch.ones(queries, dtype=torch.bool, device=device)
+        if self.queries is not None:
+            rows = _flags(self.queries, queries, device)
+        return None if rows is None or columns is None else rows[:, None] & columns
+
+    def _merge(self, mask: Tensor, cut: Tensor) -> Tensor:
+        """The mask with the cut in it; bool stays bool, additive stays additive."""
+        merged = mask & ~cut if mask.dtype == torch.bool else torch.where(cut, -torch.inf, mask)
+        if (_open(mask).any(-1) & ~_open(merged).any(-1)).any():
+            raise UserError(
+                f"the knock-out leaves a query of {self._running[-1]!r} no key to look at: "
+                "knock out fewer keys, or say with queries= who loses them."
+            )
+        return merged
+
+
+def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
+    """Bool (length,); None if ``chosen`` has another length or an index beyond it."""
+    chosen = chosen.to(device)
+    if chosen.dtype == torch.bool:
+        return chosen if len(chosen) == length else None
+    if (chosen >= length).any():
+        return None
+    return torch.zeros(length, dtype=torch.bool, device=device).index_fill(0, chosen.long(), True)
+
+
+def _open(mask: Tensor) -> Tensor:
+    """Where a mask lets through: additive ones forbid by -inf or by the lowest number of their type."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
