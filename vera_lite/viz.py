@@ -107,6 +107,71 @@ def attention_matrices(
     return figure
 
 
+def heat_maps(
+    rows: Mapping[str, Sequence[Tensor]],
+    columns: Sequence[str],
+    title: str,
+    *,
+    outlines: Mapping[str, Tensor] | None = None,
+    label: str = "attention",
+    each_its_own: bool = False,
+    side: float = 1.05,
+) -> Figure:
+    """Maps in a grid, on one colour scale from 0 that a bar shows.
+
+    Args:
+        rows: name -> one map (h, w) a column, not negative.
+        columns: their headings.
+        title: what to see.
+        outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
+        label: of the colour bar.
+        each_its_own: stretch every map from its own least to its own largest value, as many tools do;
+            then there is no bar, since colours mean something else in each map.
+        side: inches of a map.
+    """
+    width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75
+    figure = _figure(width, height, title)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    top = max(float(m.max()) for maps in rows.values() for m in maps)
+    for axes, (name, maps) in zip(grid, rows.items(), strict=True):
+        for ax, values in zip(axes, maps, strict=True):
+            scale = {} if each_its_own else {"vmin": 0, "vmax": top}
+            shown = ax.imshow(values.detach().float().numpy(), cmap="cividis", extent=(0, 1, 1, 0), **scale)
+            ax.set(xticks=[], yticks=[])
+            if outlines and name in outlines:
+                mask = outlines[name].numpy()
+                y, x = ((np.arange(n) + 0.5) / n for n in mask.shape)
+                ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=1.2)
+        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, name in zip(grid[0], columns, strict=True):
+        ax.set_title(name, fontsize=9)
+    if not each_its_own:
+        figure.colorbar(shown, ax=grid, shrink=0.9, label=label)
+    return figure
+
+
+def bands(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float] | None, Sequence[float] | None]],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    x: Sequence[float] | None = None,
+) -> Figure:
+    """Lines with the band around each: name -> (middle, low, high); without a band low and high are None."""
+    figure = _figure(6.8, 3.6, title)
+    ax = figure.subplots()
+    for i, (name, (middle, low, high)) in enumerate(lines.items()):
+        at = range(len(middle)) if x is None else x
+        colour = PALETTE[i % len(PALETTE)]
+        ax.plot(at, middle, ("o-", "s--", "^-.", "D:")[i % 4], color=colour, lw=2, ms=4, label=name)
+        if low is not None:
+            ax.fill_between(at, low, high, color=colour, alpha=0.2, lw=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel: str) -> Figure:
     """Lines over steps, each in a colour and a dash of its own."""
     figure = _figure(6.4, 3.4, title)

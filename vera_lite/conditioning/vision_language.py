@@ -119,6 +119,7 @@ def chat(
     dialogues: Sequence[Sequence[Turn]],
     images: Sequence[Tensor | None] | None = None,
     fps: float = 8.0,
+    sample_frames: bool = True,
 ) -> Prompt:
     """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
 
@@ -128,6 +129,7 @@ def chat(
         dialogues: one or more turns about each clip; only the last may lack its answer.
         images: (3, H, W) in [0, 1] each, shown before the clip; None for none.
         fps: frames a second of the clips.
+        sample_frames: let the processor choose frames, at its own rate; off: every frame is shown.
 
     Raises:
         UserError: a clip is not (T, 3, H, W), or a word is not in the toy model's vocabulary.
@@ -152,8 +154,12 @@ def chat(
         text=rows,
         images=[to_uint8(image) for image in images if image is not None] or None,
         videos=[to_uint8(clip) for clip in clips],
-        video_metadata=[VideoMetadata(total_num_frames=len(clip), fps=fps) for clip in clips],
+        video_metadata=[
+            VideoMetadata(total_num_frames=len(clip), fps=fps, frames_indices=list(range(len(clip))))
+            for clip in clips
+        ],
         return_metadata=True,
+        **({} if sample_frames else {"do_sample_frames": False}),
         return_tensors="pt",
         padding=True,
         # Generation appends to the right; in training all rows start together.
@@ -181,10 +187,11 @@ class VisionLanguageModel:
     Args:
         model: e.g. ``Qwen3VLForConditionalGeneration``; put into evaluation mode.
         processor: its processor.
+        sample_frames: see :func:`chat`.
     """
 
-    def __init__(self, model, processor):
-        self.model, self.processor = model.eval(), processor
+    def __init__(self, model, processor, sample_frames: bool = True):
+        self.model, self.processor, self.sample_frames = model.eval(), processor, sample_frames
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, download: bool = False, **kwargs):
@@ -219,7 +226,9 @@ class VisionLanguageModel:
 
     def prompt(self, clips, texts, images=None, fps: float = 8.0) -> Prompt:
         """Clips and texts as this model's input, on its device; see :func:`chat`."""
-        prompt = chat(self.processor, clips, [[(text, None)] for text in texts], images, fps)
+        prompt = chat(
+            self.processor, clips, [[(text, None)] for text in texts], images, fps, self.sample_frames
+        )
         tensors = {k: v.to(self.model.device) for k, v in prompt.tensors.items()}
         return Prompt(tensors, prompt.metadata)
 

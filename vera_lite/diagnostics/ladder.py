@@ -4,7 +4,7 @@ MiVE (arXiv 2605.14664, Sec. 3) motivates its multiscale features with this pict
 the video", early layers look at the person and late layers look everywhere.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -112,32 +112,34 @@ class Ladder:
         return self.attention.mean(2)
 
 
-def layer_ladder(
-    vlm: VisionLanguageModel,
-    clips: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    texts: Iterable[str],
-    fps: float = 8.0,
-) -> Ladder:
+def layer_ladder(vlm: VisionLanguageModel, sights: Iterable[tuple[Tensor, Tensor, str, float]]) -> Ladder:
     """Look at every clip with its text.
 
     Args:
         vlm: the model.
-        clips: (T, 3, H, W) in [0, 1], of one size, so that all have the same tokens.
-        masks: (T, 1, H, W) in [0, 1], the thing that the text names.
-        texts: one for each clip.
-        fps: frames a second of the clips.
+        sights: one by one, a clip (T, 3, H, W) in [0, 1], the mask (T, 1, H, W) of the thing that the
+            text names, the text, and the clip's frames a second. All clips must give the same tokens.
 
     Raises:
-        UserError: clips differ in size; see also :func:`look`.
+        UserError: clips give different numbers of tokens; see also :func:`look`.
     """
-    sizes = sorted({tuple(clip.shape) for clip in clips})
-    if len(sizes) != 1:
-        raise UserError(f"the clips of a ladder need one size, these have {sizes}: crop or resize them.")
-    looks = [look(vlm, clip, text, fps=fps) for clip, text in zip(clips, texts, strict=True)]
+    attention, similarity, coverage, residual = [], [], [], []
+    for clip, mask, text, fps in sights:
+        seen = look(vlm, clip, text, fps=fps)
+        attention.append(seen.to_clip)
+        similarity.append(seen.similarity)
+        coverage.append(seen.grid.coverage("video", mask))
+        residual.append(seen.residual)
+        if len(coverage[-1]) != len(coverage[0]):
+            raise UserError(
+                f"clip {len(coverage) - 1} gives {len(coverage[-1])} tokens, the first {len(coverage[0])}: "
+                "crop or resize the clips of a ladder to one size and number of frames."
+            )
+    if not coverage:
+        raise UserError("a ladder needs one clip at least.")
     return Ladder(
-        torch.stack([one.to_clip for one in looks]),
-        {r: torch.stack([one.similarity[r] for one in looks]) for r in looks[0].similarity},
-        torch.stack([one.grid.coverage("video", m) for one, m in zip(looks, masks, strict=True)]),
-        torch.stack([one.residual for one in looks]),
+        torch.stack(attention),
+        {reading: torch.stack([s[reading] for s in similarity]) for reading in similarity[0]},
+        torch.stack(coverage),
+        torch.stack(residual),
     )

@@ -1,0 +1,71 @@
+"""The layer ladder: what it reports is the model's own attention, and a mask of one token scores that token's share."""
+
+import pytest
+import torch
+from test_vision_language import TEXT, VISION
+
+from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
+from vera_lite.diagnostics import layer_ladder, look
+from vera_lite.diagnostics.measures import mask_ratio
+from vera_lite.errors import UserError
+from vera_lite.training.dialogues import toy_qwen3_vl
+
+PHRASE = "the red ring in the video"
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    torch.manual_seed(0)
+    return VisionLanguageModel(toy_qwen3_vl(TEXT, VISION), toy_processor())
+
+
+def test_a_look_is_what_eager_attention_returns(vlm):
+    clip = torch.rand(9, 3, 32, 32)
+    seen = look(vlm, clip, PHRASE)
+    prompt = vlm.prompt([clip], [PHRASE])
+    vlm.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            weights = vlm.model(**prompt.tensors, output_attentions=True).attentions
+    finally:
+        vlm.model.set_attn_implementation("sdpa")
+    words = seen.grid.words(PHRASE)
+    assert len(words) == 6 and len(weights) == TEXT["num_hidden_layers"]
+    for ours, theirs in zip(seen.attention, weights, strict=True):
+        torch.testing.assert_close(ours, theirs[0, :, words].mean(1), rtol=0, atol=1e-6)
+    assert seen.to_clip.shape[-1] == 2 * 8 * 8 and seen.residual.max() < 1e-6
+
+
+def test_a_phrase_within_the_text(vlm):
+    seen = look(vlm, torch.rand(9, 3, 32, 32), PHRASE, phrase="red ring")
+    assert [seen.grid[i].word for i in seen.grid.words("red ring").tolist()] == ["red", "ring"]
+    with pytest.raises(UserError, match="'blue ring' is not in the text"):
+        look(vlm, torch.rand(9, 3, 32, 32), PHRASE, phrase="blue ring")
+
+
+def test_the_mask_of_one_token_scores_its_share(vlm):
+    clip, mask = torch.rand(9, 3, 32, 32), torch.zeros(9, 1, 32, 32)
+    grid = look(vlm, clip, PHRASE).grid
+    token = grid.index("video", 8, 13, 21)
+    top, left, bottom, right = (int(x) for x in grid[token].box)
+    for frame in grid[token].frames:
+        mask[frame, :, top:bottom, left:right] = 1
+
+    ladder = layer_ladder(vlm, [(clip, mask, PHRASE, 8.0)] * 2)
+    assert ladder.coverage[0].nonzero().numel() == 1
+    place = grid.tokens("video").tolist().index(token)
+    exact = ladder.attention[0, :, :, place] / ladder.attention[0].sum(-1)
+    ratio = mask_ratio(ladder.attention[0], ladder.coverage[0])
+    torch.testing.assert_close(ratio, exact.double(), rtol=0, atol=1e-6)
+    assert torch.equal(ladder.heat, ladder.attention.mean(2))
+
+
+def test_bad_input_is_named(vlm):
+    clip, mask = torch.rand(9, 3, 32, 32), torch.ones(9, 1, 32, 32)
+    wide = (torch.rand(9, 3, 16, 32), torch.ones(9, 1, 16, 32), PHRASE, 8.0)
+    with pytest.raises(UserError, match="clip 1 gives"):
+        layer_ladder(vlm, [(clip, mask, PHRASE, 8.0), wide])
+    with pytest.raises(UserError, match="one clip"):
+        layer_ladder(vlm, [])
+    with pytest.raises(UserError, match="budget"):
+        look(vlm, clip, PHRASE, budget_bytes=1000)
