@@ -163,7 +163,15 @@ def test_train_resume_export_load(tmp_path):
     def fit(folder, *more):
         keep = {"dirpath": str(folder), "every_n_train_steps": 3, "save_top_k": -1, "save_last": True}
         callbacks = json.dumps([{"class_path": checkpoint, "init_args": keep}])
-        train(["fit", f"--config={config}", f"--trainer.callbacks={callbacks}", *more])
+        train(
+            [
+                "fit",
+                f"--config={config}",
+                f"--trainer.callbacks={callbacks}",
+                f"--trainer.default_root_dir={folder}",
+                *more,
+            ]
+        )
 
     fit(tmp_path / "whole")
     middle = next((tmp_path / "whole").glob("*step=3.ckpt"))

@@ -70,9 +70,8 @@ def look(
             could be seen.
     """
     prompt = vlm.prompt([clip], [text], fps=fps)
-    grid = TokenGrid.qwen_vl(
-        prompt.tensors | {"video_metadata": prompt.metadata}, vlm.processor, [tuple(clip.shape[-2:])]
-    )
+    inputs = {k: v.cpu() for k, v in prompt.tensors.items()} | {"video_metadata": prompt.metadata}
+    grid = TokenGrid.qwen_vl(inputs, vlm.processor, [tuple(clip.shape[-2:])])
     queries = grid.words(phrase or text)
     plan = CapturePlan([Entry(DECODER_LAYERS, Rows(queries), "text")], budget_bytes)
     with Tap(vlm.model, plan):
