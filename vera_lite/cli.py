@@ -65,9 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
-    export = commands.add_parser("export", help="turn a training checkpoint into a pipeline folder")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("--out", type=Path, required=True)
+    export = commands.add_parser(
+        "export",
+        help="turn a checkpoint into a pipeline folder, or a notebook into an offline page",
+    )
+    export.add_argument("file", type=Path, help="checkpoint of a training, or .ipynb")
+    export.add_argument("--out", type=Path, help="folder; of a notebook, the HTML file (default: beside it)")
     export.add_argument("--full", action="store_true", help="float32 instead of float16 weights")
     return parser
 
@@ -78,10 +81,7 @@ def _run(options: argparse.Namespace) -> int:
 
         return check()
     if options.command == "export":
-        from vera_lite.training.cli import export
-
-        export(options.checkpoint, options.out, half=not options.full)
-        print(f"wrote {options.out}")
+        print(f"wrote {_export(options)}")
         return 0
 
     from vera_lite.edit_file import edit_file
@@ -102,6 +102,21 @@ def _run(options: argparse.Namespace) -> int:
     for path in written:
         print(f"  {path}")
     return 0
+
+
+def _export(options: argparse.Namespace) -> Path:
+    if options.file.suffix == ".ipynb":
+        try:
+            from vera_lite.widgets.export_notebook import export_notebook
+        except ImportError as error:
+            raise UserError(f"{error}: pages need `pip install 'vera-lite[notebooks]'`.") from error
+        return export_notebook(options.file, options.out)
+    from vera_lite.training.cli import export
+
+    if options.out is None:
+        raise UserError("give --out FOLDER for the pipeline.")
+    export(options.file, options.out, half=not options.full)
+    return options.out
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Take the README's pictures of the widgets in JupyterLab: `python scripts/widget_pictures.py [NAME ...]`.
+
+A picture is the output of one cell, run in a real browser; nothing is drawn by hand.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import Lab, chromium
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Locator
+
+OUT = Path(__file__).parents[1] / "docs" / "pictures"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A cell that ends with a widget, the widget's root element, and what to do before the picture."""
+
+    source: str
+    root: str
+    prepare: Callable[[Locator], None]
+
+
+PICTURES = {
+    "layer_viewer": Picture(
+        """\
+from vera_lite.evaluation.toy_benchmark import TEST_SEED
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.toyworld import render
+from vera_lite.widgets.layer_viewer import LayerViewer
+
+test = render(TEST_SEED, [37])
+video, prompt = test.source[0], test.instruction[0]
+result = VeraPipeline.from_pretrained()(video, prompt)
+viewer = LayerViewer(result, source=video)
+viewer.frame, viewer.wipe = 4, 0.3
+viewer""",
+        ".vera-layer-viewer",
+        lambda widget: widget.locator(".vera-picture canvas").hover(),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PICTURES)}")
+    names = parser.parse_args().names or list(PICTURES)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        lab = Lab(Path(folder))
+        try:
+            page = browser.new_page(viewport={"width": 1280, "height": 1400}, device_scale_factor=1.5)
+            for name in names:
+                picture = PICTURES[name]
+                lab.open(page, new_notebook(cells=[new_code_cell(picture.source)])).run_all()
+                widget = page.locator(picture.root)
+                picture.prepare(widget)
+                widget.screenshot(path=OUT / f"{name}.png", animations="disabled")
+                print(f"wrote {OUT / name}.png")
+        finally:
+            lab.close()
+
+
+if __name__ == "__main__":
+    main()

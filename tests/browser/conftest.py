@@ -1,0 +1,66 @@
+"""Real Chromium, and one JupyterLab for all tests of this folder (one a worker)."""
+
+import os
+
+import lab as driver
+import nbformat
+import pytest
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if driver.CHROMIUM is None:
+        sentence = "browser tests need Chromium, e.g. `apt-get install chromium`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    with driver.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    """A page of its own; the test fails if a script in it does."""
+    with browser.new_context(viewport={"width": 1000, "height": 900}) as context:
+        page = context.new_page()
+        failures = []
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        yield page
+        assert not failures
+
+
+@pytest.fixture
+def offline(page):
+    """The page again, cut off from the network; the test fails if it asks for anything."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.route(lambda url: not url.startswith(("file:", "blob:", "data:")), lambda route: route.abort())
+    yield page
+    assert not [url for url in asked if not url.startswith(("file:", "blob:", "data:", "about:"))]
+
+
+@pytest.fixture(scope="session")
+def lab_server(tmp_path_factory):
+    server = driver.Lab(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def lab_page(browser):
+    """One page for all: loading JupyterLab takes seconds."""
+    with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def lab(lab_server, lab_page):
+    """``lab(source, ...)`` opens a notebook with these code cells in JupyterLab and runs them."""
+
+    def open_and_run(*sources: str) -> driver.Notebook:
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        notebook = lab_server.open(lab_page, nbformat.v4.new_notebook(cells=cells))
+        notebook.run_all()
+        return notebook
+
+    return open_and_run

@@ -1,0 +1,405 @@
+"""The attention explorer's Python side: what is saved, what requests are answered, what is refused."""
+
+import json
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ipywidgets import Widget
+from torch.nn import functional as F
+
+from vera_lite.diagnostics.call import AttentionCall, Site
+from vera_lite.diagnostics.ladder import Look
+from vera_lite.diagnostics.measures import Interval, mask_ratio
+from vera_lite.diagnostics.probes import Capture, Columns, GroupMass, RandomAccess, Rows
+from vera_lite.diagnostics.token_grid import TextStream, TokenGrid
+from vera_lite.errors import UserError
+from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix, quantise
+
+GRID = TokenGrid.wan(5, 24, 40, spatial_stride=4)  # 2 x 3 x 5 tokens
+VIDEO = torch.rand(5, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+_VIDEO = GRID.streams[0]
+AFTER_TEXT = TokenGrid(
+    (
+        TextStream("text", torch.arange(3), ("the", "ball", ".")),
+        replace(_VIDEO, positions=_VIDEO.positions + 3),
+    )
+)
+WORDS = TokenGrid.text(["a", "ball", "rolls"])
+
+
+def make_call(layer=0, step=0, queries=30, keys=30, sink=None, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(100 * seed + 10 * layer + step)
+    query, key, value = (torch.randn(2, 3, n, 8, generator=g).to(dtype) for n in (queries, keys, keys))
+    if sink is not None:
+        query, key = query.abs(), key.clone()
+        key[:, :, sink] = 3
+    output = F.scaled_dot_product_attention(query, key, value)
+    site = Site(f"blocks.{layer}.attn1", step=step)
+    return AttentionCall(site, query, key, value, None, False, 8**-0.5, output)
+
+
+def stores(layers=2, steps=1, probe=None, **options):
+    probe = probe or RandomAccess()
+    return [probe(make_call(i, s, **options)) for i in range(layers) for s in range(steps)]
+
+
+def saved(explorer, run, step, layer, word, direction):
+    """The saved maps (1 + H or 1, M) and their largest error, read as the script reads them."""
+    facts = explorer._facts
+    axes = (
+        len(facts["runs"]),
+        len(explorer.steps),
+        len(explorer.layers),
+        len(explorer.words),
+        len(facts["directions"]),
+        facts["groups"],
+    )
+    place = run, step, layer, word, facts["directions"].index(direction)
+    codes = np.frombuffer(explorer._overview, np.uint8).reshape(*axes, -1)[place]
+    ranges = np.frombuffer(explorer._ranges, np.float32).reshape(*axes, -1)[place]
+    return decode(codes, ranges, explorer.sinks if direction == "from" else [])
+
+
+def decode(codes, ranges, apart):
+    zero, scale = ranges[:, :1], ranges[:, 1:2]
+    maps = zero + codes / 255 * scale
+    maps[:, apart] = ranges[:, 2 : 2 + len(apart)]
+    return torch.from_numpy(maps), torch.from_numpy(scale / 510)
+
+
+def with_mean(maps):
+    return torch.cat([maps.mean(0, keepdim=True), maps])
+
+
+# --- maps ------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.floats(-30, 3), st.integers(2, 40), st.booleans())
+def test_quantisation_is_off_by_half_a_code(seed, exponent, tokens, with_sink):
+    maps = torch.rand(3, tokens, generator=torch.Generator().manual_seed(seed)) * 10**exponent
+    apart = [tokens - 1] if with_sink else []
+    codes, ranges = quantise(maps, apart)
+    decoded, bound = decode(codes.numpy(), ranges.numpy().astype(np.float64), apart)
+    assert ((decoded - maps).abs() <= bound * 1.001 + 1e-7 * maps.amax()).all()
+    assert torch.equal(decoded[:, apart].float(), maps[:, apart])
+
+
+def test_a_flat_map_survives():
+    codes, ranges = quantise(torch.full((1, 4), 0.25))
+    assert ranges.tolist() == [[0.25, 0.0]]
+    assert not codes.any()
+
+
+def test_the_saved_overview_is_the_stores_rows_and_columns():
+    sources = stores(layers=3, steps=2)
+    explorer = AttentionExplorer(sources, GRID, VIDEO, words={"one": [4], "two": [7, 8]}, sample=1)
+    for place, source in enumerate(sources):
+        layer, step = place // 2, place % 2
+        for word, tokens in enumerate(([4], [7, 8])):
+            for direction, exact in (
+                ("from", source.rows(tokens)[1].mean(1)),
+                ("to", source.columns(tokens)[1].mean(-1)),
+            ):
+                maps, bound = saved(explorer, 0, step, layer, word, direction)
+                assert maps.shape == (4, 30)
+                assert ((maps - with_mean(exact)).abs() <= bound * 1.001 + 1e-7).all()
+
+
+def test_captured_rows_and_a_second_run():
+    runs = [stores(probe=Rows(torch.tensor([3, 9])), seed=seed) for seed in (0, 1)]
+    explorer = AttentionExplorer(runs[0], GRID, VIDEO, compare=runs[1], names=("with", "without"))
+    assert list(explorer.words) == ["row 0", "row 1"]
+    assert explorer._facts["directions"] == ["from"]
+    assert explorer._facts["residuals"] == [[[c.residual for c in run]] for run in runs]
+    for run, captures in enumerate(runs):
+        for layer, capture in enumerate(captures):
+            for row in range(2):
+                maps, bound = saved(explorer, run, 0, layer, row, "from")
+                exact = with_mean(capture.values[0, :, row])
+                assert ((maps - exact).abs() <= bound * 1.001 + 1e-7).all()
+    explorer.layer, explorer.word = 1, 1
+    assert torch.equal(explorer.current_maps(), torch.stack([run[1].values[0, :, 1] for run in runs]))
+
+
+def test_columns_probes_are_captures_too():
+    captures = stores(probe=Columns(torch.arange(30) // 15, ["early", "late"]))
+    explorer = AttentionExplorer(captures, GRID, VIDEO, words={"late": [1]})
+    assert torch.equal(explorer.current_maps()[0], captures[0].values[0, :, 1])
+
+
+def test_one_scale_holds_every_map():
+    sources = stores(layers=2, sink=5)
+    explorer = AttentionExplorer(sources, GRID, VIDEO, words={"one": [4]}, sinks=[5])
+    rows = torch.stack([s.rows([4])[0, :, 0] for s in sources])
+    without = rows.index_fill(-1, torch.tensor([5]), 0)
+    expected = [[r.mean(1).max(), w.mean(1).max()] for r, w in [(rows, without)]]
+    expected += [[rows.max(), without.max()]]
+    torch.testing.assert_close(torch.tensor(explorer._facts["tops"][0][0]), torch.tensor(expected))
+
+
+def test_text_has_a_scale_of_its_own():
+    maps = torch.zeros(1, 1, 1, 33)
+    maps[..., 0], maps[..., 3] = 0.9, 0.1
+    explorer = AttentionExplorer([Capture(Site("layer 0"), (0,), maps, 0.0)], AFTER_TEXT, VIDEO, sinks=[])
+    video, text = (kind[0][0] for kind in explorer._facts["tops"][0])
+    assert (video, text) == pytest.approx((0.1, 0.9))
+
+
+# --- requests --------------------------------------------------------------------------------------
+
+
+def answer(explorer, **content):
+    with mock.patch.object(explorer, "send") as send:
+        explorer._handle_custom_msg(content, [])
+    return send.call_args.args
+
+
+@pytest.mark.parametrize("direction", ["from", "to"])
+def test_a_clicked_token_is_answered_exactly(direction):
+    a, b = stores(seed=0), stores(seed=1)
+    explorer = AttentionExplorer(a, GRID, VIDEO, compare=b, sinks=[2])
+    reply, buffers = answer(explorer, id="x-1", layer=1, step=0, word=0, query=11, direction=direction)
+    assert reply == {"id": "x-1"}
+    codes = np.frombuffer(buffers[0], np.uint8).reshape(2, 4, 30)
+    ranges = np.frombuffer(buffers[1], np.float32).reshape(2, 4, 3)
+    for run, source in enumerate((a[1], b[1])):
+        exact = source.rows([11])[0, :, 0] if direction == "from" else source.columns([11])[0, :, :, 0]
+        apart = [2] if direction == "from" else []
+        maps, bound = decode(codes[run], ranges[run], apart)
+        assert ((maps - with_mean(exact)).abs() <= bound * 1.001 + 1e-7).all()
+    assert explorer.error == ""
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"layer": 2}, "layer 2 is out of range"),
+        ({"layer": "0"}, "layer '0' is out of range"),
+        ({"step": -1}, "step -1 is out of range"),
+        ({"query": 30}, "query 30 is out of range"),
+        ({"query": None}, "query None is out of range"),
+        ({"word": 1, "query": -1}, "word 1 is out of range"),
+        ({"direction": "up"}, "no map in direction 'up'"),
+    ],
+)
+def test_a_request_out_of_range_is_shown_and_told(bad, sentence):
+    explorer = AttentionExplorer(stores(), GRID, VIDEO)
+    good = {"id": 1, "layer": 0, "step": 0, "word": 0, "query": 3, "direction": "from"}
+    with mock.patch.object(explorer, "send") as send, pytest.raises(UserError):
+        explorer._handle_custom_msg(good | bad, [])
+    send.assert_called_once_with({"id": 1, "failed": True})
+    assert sentence in explorer.error
+    answer(explorer, **good)
+    assert explorer.error == ""
+
+
+def test_captured_rows_cannot_answer_for_other_tokens():
+    explorer = AttentionExplorer(stores(probe=Rows([3])), GRID, VIDEO)
+    explorer.query = 5
+    with pytest.raises(UserError, match="RandomAccess"):
+        explorer.current_maps()
+
+
+def test_state_set_in_python_is_checked():
+    explorer = AttentionExplorer(stores(), GRID, VIDEO)
+    explorer.selected_layers = [1, 0, 1]
+    assert explorer.selected_layers == [0, 1]
+    for name, value in {
+        "layer": 2,
+        "head": 3,
+        "step": 1,
+        "frame": 5,
+        "word": 1,
+        "stream": 1,
+        "run": 1,
+        "query": 30,
+    }.items():
+        with pytest.raises(UserError, match=name):
+            setattr(explorer, name, value)
+    with pytest.raises(UserError, match="layer 2"):
+        explorer.selected_layers = [2]
+
+
+# --- cross-attention, text, sinks, masks -------------------------------------------------------------
+
+
+def test_cross_attention_shows_who_looks_at_a_word():
+    sources = stores(keys=3)
+    words = {"ball": WORDS.words("ball")}
+    explorer = AttentionExplorer(sources, GRID, VIDEO, key_grid=WORDS, words=words, direction="to")
+    maps, bound = saved(explorer, 0, 0, 1, 0, "to")
+    assert ((maps - with_mean(sources[1].columns([1])[0, ..., 0])).abs() <= bound * 1.001 + 1e-7).all()
+    assert [(s["name"], s["side"]) for s in explorer._facts["streams"]] == [
+        ("video", "query"),
+        ("text", "key"),
+    ]
+    explorer.query, explorer.direction = 29, "from"
+    assert torch.equal(explorer.current_maps()[0], sources[0].rows([29])[0, :, 0])
+
+
+def test_streams_know_their_tokens_and_frames():
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1)) + 3
+    grid = TokenGrid((AFTER_TEXT.streams[0], replace(_VIDEO, positions=order)))
+    explorer = AttentionExplorer(stores(queries=33, keys=33), grid, VIDEO)
+    text, video = explorer._facts["streams"]
+    positions = np.frombuffer(explorer._positions, np.int32)
+    assert text["words"] == ["the", "ball", "."] and text["start"] == 0
+    assert positions[video["start"] :].tolist() == order.tolist()
+    assert video["cells"] == [2, 3, 5] and video["slots"] == [0, 1, 1, 1, 1]
+
+
+def test_sinks_are_found_named_and_left_out_of_the_mask_ratio():
+    mask = torch.zeros(5, 1, 24, 40)
+    mask[..., :8, :8] = 1  # token 0 of each slot, where the sink is
+    sources = stores(queries=300 // 10, keys=30, sink=15)
+    explorer = AttentionExplorer(sources, GRID, VIDEO, mask=mask, sinks=[15], words={"one": [4]})
+    assert explorer._facts["sinks"] == [{"token": 15, "name": "video (1, 0, 0)"}]
+    ratios = np.frombuffer(explorer._ratios, np.float32).reshape(2, 1, 1, 2, 1, 2, 4)
+    coverage = GRID.coverage("video", mask)
+    for layer, source in enumerate(sources):
+        row = with_mean(source.rows([4])[0, :, 0])
+        for excluded, exclude in enumerate((None, torch.tensor([15]))):
+            expected = mask_ratio(row, coverage, exclude).float()
+            torch.testing.assert_close(torch.tensor(ratios[excluded, 0, 0, layer, 0, 0]), expected)
+    assert (ratios[0, ..., 0, :] > 2 * ratios[1, ..., 0, :]).all()
+    assert explorer._facts["area"]["from"] == pytest.approx(float(coverage.mean()))
+
+
+def test_sinks_are_found_by_themselves():
+    grid = TokenGrid.wan(5, 64, 64, spatial_stride=4)
+    video = torch.rand(5, 3, 64, 64)
+    sources = stores(queries=128, keys=128, sink=77)
+    assert AttentionExplorer(sources, grid, video).sinks == [77]
+    rows = stores(queries=128, keys=128, sink=77, probe=Rows([0, 9, 70]))
+    assert AttentionExplorer(rows, grid, video).sinks == [77]
+    assert AttentionExplorer(stores(queries=128, keys=128), grid, video).sinks == []
+
+
+def test_the_threshold_of_the_residual_depends_on_the_precision():
+    assert AttentionExplorer(stores(), GRID, VIDEO)._facts["threshold"] == 1e-4
+    half = AttentionExplorer(stores(dtype=torch.bfloat16), GRID, VIDEO)._facts
+    assert half["threshold"] == 0.05 > half["residuals"][0][0][0] > 1e-4
+
+
+# --- other ways in -----------------------------------------------------------------------------------
+
+
+def test_of_stores_names_layers():
+    sources = stores()
+    explorer = AttentionExplorer.of_stores(dict(zip(("first", "last"), sources, strict=True)), GRID, VIDEO)
+    assert explorer.layers == ["first", "last"]
+    explorer.layer = 1
+    middle = (1 * 3 + 1) * 5 + 2
+    assert torch.equal(explorer.current_maps()[0], sources[1].rows([middle])[0, :, 0])
+
+
+def test_of_look_is_the_layer_ladder():
+    attention = torch.rand(4, 2, 33, generator=torch.Generator().manual_seed(0))
+    look = Look(AFTER_TEXT, attention, {}, torch.full((4,), 1e-6))
+    curve = Interval(*torch.rand(3, 4))
+    explorer = AttentionExplorer.of_look(look, VIDEO, "ball", curve=curve, baselines={"area": 0.1})
+    assert explorer.layers == [f"layer {i}" for i in range(4)] and list(explorer.words) == ["ball"]
+    explorer.layer = 2
+    assert torch.equal(explorer.current_maps()[0], attention[2])
+    drawn = np.frombuffer(explorer._curve, np.float32).reshape(4, 4)
+    np.testing.assert_allclose(drawn[0], curve.mean, rtol=1e-6)
+    np.testing.assert_allclose(drawn[3], 0.1, rtol=1e-6)
+
+
+def test_the_matrix_is_mean_mass_between_groups():
+    grid = TokenGrid.wan(5, 24, 40, ("background", "edit", "alpha"), spatial_stride=4)
+    labels, names = grid.groups()
+    calls = [make_call(i, s, queries=90, keys=90) for i in range(2) for s in range(2)]
+    matrix = GroupMatrix.of_group_mass([GroupMass(labels, names)(c) for c in calls], labels, names)
+    assert matrix.values.shape == (2, 2, 3, 3) and matrix.rows == matrix.columns == names
+    weights = (calls[1].query[0] @ calls[1].key[0].mT * calls[1].scale).softmax(-1).mean(0)
+    expected = weights.view(3, 30, 3, 30).sum(-1).mean(1)  # layer 0, step 1
+    torch.testing.assert_close(matrix.values[1, 0], expected, atol=1e-5, rtol=1e-5)
+    rows = [Rows([0])(c) for c in calls]
+    explorer = AttentionExplorer(rows, grid, VIDEO, matrix=matrix)
+    assert np.frombuffer(explorer._matrix, np.float32)[9 * 2 :][:9] == pytest.approx(expected.flatten())
+
+
+# --- budget and refusals -----------------------------------------------------------------------------
+
+
+def saved_bytes(explorer):
+    """As a notebook saves it."""
+    return len(json.dumps(Widget.get_manager_state(widgets=[explorer])["state"][explorer.model_id]))
+
+
+def test_heads_are_saved_where_they_fit_and_too_much_is_refused():
+    sources = stores(layers=4, steps=4)
+    explorer = AttentionExplorer(sources, GRID, VIDEO)
+    full, of_heads = saved_bytes(explorer), 4 / 3 * 4 * 4 * 2 * 3 * (30 + 8)
+    assert explorer._facts["groups"] == 4
+    # What every widget saves beside its data is not in the budget.
+    margin = 2500
+    assert AttentionExplorer(sources, GRID, VIDEO, budget_bytes=full)._facts["groups"] == 4
+    means = AttentionExplorer(sources, GRID, VIDEO, budget_bytes=full - margin)
+    assert means._facts["groups"] == 1
+    assert full - saved_bytes(means) == pytest.approx(of_heads, abs=8)
+    torch.testing.assert_close(saved(means, 0, 3, 1, 0, "to")[0], saved(explorer, 0, 3, 1, 0, "to")[0][:1])
+    with pytest.raises(
+        UserError, match=r"would save 0.0. MB, over .* \(4 layers, 4 steps, 1 words\).* take fewer"
+    ):
+        AttentionExplorer(sources, GRID, VIDEO, budget_bytes=int(full - of_heads - margin))
+
+
+def test_the_script_is_small():
+    assert len(AttentionExplorer(stores(), GRID, VIDEO)._esm.encode()) <= 30_000
+
+
+def not_finite():
+    return Capture(Site("blocks.0"), (0,), torch.full((1, 1, 1, 30), torch.nan), 0.0)
+
+
+REFUSALS = {
+    "no captures": (lambda: [], {}, "one capture of every layer"),
+    "a hole": (lambda: stores(steps=2)[:3], {}, "3 for 2 layers and 2 steps"),
+    "twice": (lambda: stores() + stores(), {}, "keep one site.call"),
+    "both kinds": (lambda: stores(1) + stores(probe=Rows([0]))[1:], {}, "not both"),
+    "other heads": (lambda: [RandomAccess(heads=[0])(make_call()), *stores()[1:]], {}, "capture the same"),
+    "nan": (lambda: [not_finite()], {"sinks": []}, "not finite"),
+    "another grid": (stores, {"key_grid": WORDS}, "(3, 30, 30), but (3, 30, 3)"),
+    "group mass": (lambda: stores(probe=GroupMass(torch.arange(30) % 2)), {}, "(3, 30, 2), but"),
+    "other rows": (
+        lambda: [Rows([0])(make_call()), Rows([0, 1])(make_call(1))],
+        {},
+        "(3, 2, 30), but (3, 1, 30)",
+    ),
+    "sample": (stores, {"sample": 2}, "batch of 2"),
+    "video size": (stores, {"video": VIDEO[:4]}, "(4, 24, 40)"),
+    "video axes": (stores, {"video": VIDEO[:, :1]}, "(T, 3, H, W)"),
+    "word": (stores, {"words": {"it": [30]}}, "word 'it'"),
+    "empty word": (stores, {"words": {"it": []}}, "word 'it'"),
+    "row": (lambda: stores(probe=Rows([0])), {"words": {"it": [1]}}, "word 'it'"),
+    "direction": (stores, {"direction": "up"}, "direction is"),
+    "columns of rows": (lambda: stores(probe=Rows([0])), {"direction": "to"}, "RandomAccess"),
+    "sinks": (stores, {"sinks": [30]}, "sinks are tokens 0..29"),
+    "runs": (stores, {"compare": stores(3)}, "2 and 1 against 3 and 1"),
+    "curve": (stores, {"curve": Interval(*torch.rand(3, 5))}, "each of 2 layers"),
+    "baselines": (stores, {"baselines": {"area": 0.1}}, "give curve="),
+    "matrix": (stores, {"matrix": GroupMatrix(torch.rand(1, 3, 2, 2), "ab", "ab")}, "1 steps and 2 layers"),
+    "mask": (stores, {"mask": torch.zeros(5, 1, 2, 2)}, "the mask is"),
+}
+
+
+@pytest.mark.parametrize(("captures", "options", "sentence"), REFUSALS.values(), ids=REFUSALS)
+def test_what_does_not_fit_is_refused_in_a_sentence(captures, options, sentence):
+    with pytest.raises(UserError) as error:
+        AttentionExplorer(captures(), **{"grid": GRID, "video": VIDEO} | options)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("labels", [torch.arange(29) % 2, torch.zeros(31, dtype=torch.long)])
+def test_a_matrix_needs_a_label_for_every_query(labels):
+    captures = [GroupMass(torch.arange(30) % 2)(make_call())]
+    with pytest.raises(UserError, match="30 queries"):
+        GroupMatrix.of_group_mass(captures, labels, ("a", "b"))

@@ -1,0 +1,89 @@
+"""The layer viewer's Python half: the bytes that it sends, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from test_clip import make_clip
+
+from vera_lite.clip import to_uint8
+from vera_lite.errors import UserError
+from vera_lite.pipelines import EditResult
+from vera_lite.widgets.layer_viewer import BUDGET, LayerViewer
+
+
+def edit_result(clip):
+    return EditResult(clip.final, clip.edit, clip.alpha, clip.composite)
+
+
+def array(viewer, name):
+    return np.frombuffer(getattr(viewer, name), np.uint8).reshape(*viewer.size, -1)
+
+
+def test_the_browser_gets_every_layer_in_eight_bits():
+    clip = make_clip()
+    viewer = LayerViewer(clip)
+    assert viewer.size == [3, 9, 13] and viewer.fps == 8 and viewer.caption == clip.instruction
+    for name in ("source", "edit", "alpha", "composite"):
+        expected = to_uint8(getattr(clip, name)).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(array(viewer, name), expected)
+
+
+def test_an_edit_result_needs_its_source():
+    clip = make_clip()
+    with pytest.raises(UserError, match="give the video as source="):
+        LayerViewer(edit_result(clip))
+    viewer = LayerViewer(edit_result(clip), source=clip.source, fps=12)
+    assert viewer.source == LayerViewer(clip).source and viewer.fps == 12
+
+
+def test_thinning_takes_whole_pixels_and_keeps_the_time():
+    clip = make_clip(frames=7)
+    viewer = LayerViewer(clip, max_frames=3, max_side=5)
+    assert viewer.strides == [3, 3] and viewer.size == [3, 3, 5] and viewer.fps == 8 / 3
+    expected = to_uint8(clip.edit[::3, :, ::3, ::3]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(array(viewer, "edit"), expected)
+
+
+def test_a_large_clip_is_refused_until_it_is_thinned():
+    clip = make_clip(frames=16, height=120, width=160)
+    with pytest.raises(UserError, match=r"16 frames of 160x120 would put 4.1 MB .* max_frames or max_side"):
+        LayerViewer(clip)
+    viewer = LayerViewer(clip, max_side=128)
+    saved = viewer.get_manager_state(widgets=[viewer])["state"][viewer.model_id]
+    assert sum(len(buffer["data"]) for buffer in saved["buffers"]) < BUDGET
+
+
+def test_the_script_is_small():
+    assert len(str(LayerViewer._esm).encode()) < 30_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("frame", 3, "give 0 to 2"),
+        ("frame", -1, "give 0 to 2"),
+        ("view", "x-ray", "choose from final"),
+        ("visible", ["source", "mask"], "source, edit, alpha"),
+        ("wipe", 1.5, "0 to 1"),
+    ],
+)
+def test_a_state_that_cannot_be_shown_is_refused(name, value, sentence):
+    viewer = LayerViewer(make_clip())
+    before = getattr(viewer, name)
+    with pytest.raises(UserError, match=sentence):
+        setattr(viewer, name, value)
+    assert getattr(viewer, name) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"source": torch.rand(3, 3, 9, 12)}, r"source is .* like edit"),
+        ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "give floating"),
+        ({"fps": 0}, "frame rate"),
+        ({"max_side": 0}, "at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        LayerViewer(make_clip(), **options)

@@ -1,0 +1,74 @@
+"""What every widget gets from its base: one page that holds all, and errors that are seen."""
+
+import base64
+import json
+import re
+
+import pytest
+from traitlets import Bytes, Dict, Int, observe
+
+from vera_lite.errors import UserError
+from vera_lite.widgets.base import Widget
+
+
+class Echo(Widget):
+    _esm = "export default { render() {} }"
+    number = Int(0).tag(sync=True)
+    data = Bytes(b"</script>\x00\xff").tag(sync=True)
+    nested = Dict({"text": "</script><!--", "data": b"\x01"}).tag(sync=True)
+
+    @observe("number")
+    def _on_number(self, change):
+        if change["new"] < 0:
+            raise ValueError("too low")
+
+
+def saved_state(page):
+    return json.loads(re.search(r'id="saved">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_a_page_holds_all_traits():
+    saved = saved_state(Echo(number=3).to_static())
+    assert saved["state"]["number"] == 3
+    assert saved["state"]["nested"] == {"text": "</script><!--"}
+    buffers = {tuple(b["path"]): base64.b64decode(b["data"]) for b in saved["buffers"]}
+    assert buffers == {("data",): b"</script>\x00\xff", ("nested", "data"): b"\x01"}
+
+
+def test_a_page_over_budget_names_the_largest_trait():
+    with pytest.raises(UserError, match=r"Echo would be 0.5\d MB, over the budget of 0.5 MB; data alone"):
+        Echo(data=bytes(400_000)).to_static(0.5)
+    Echo(data=bytes(300_000)).to_static(0.5)
+
+
+def test_an_iframe_is_one_attribute_and_may_only_run_scripts():
+    frame = Echo(height=321).to_iframe()
+    assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and "height: 321px" in frame
+
+
+def test_python_answers_once_a_browser_shows_the_widget():
+    widget = Echo()
+    assert not widget.has_kernel
+    widget.set_state({"_view_count": 1})
+    assert widget.has_kernel
+
+
+def test_a_failing_trait_callback_is_shown_and_raised():
+    widget = Echo()
+    widget.set_state({"number": 1})
+    assert widget.error == ""
+    with pytest.raises(ValueError, match="too low"):
+        widget.set_state({"number": -1})
+    assert widget.error == "ValueError: too low"
+    widget.set_state({"number": 2})
+    assert widget.error == "ValueError: too low", "only its reader closes it"
+
+
+def test_a_failing_message_callback_is_shown_and_raised():
+    widget = Echo()
+    widget.on_msg(lambda _, content, buffers: 1 / content)
+    widget._handle_custom_msg(2, [])
+    assert widget.error == ""
+    with pytest.raises(ZeroDivisionError):
+        widget._handle_custom_msg(0, [])
+    assert widget.error == "ZeroDivisionError: division by zero"

@@ -1,0 +1,124 @@
+"""The ground that all widgets stand on: one small script serves three hosts.
+
+* Live in Jupyter, anywidget syncs traits with the kernel.
+* A saved and trusted notebook restores the traits; no kernel answers.
+* A static page (:meth:`Widget.to_static`) holds the traits and a stand-in for the model.
+
+A widget's script is a plain module without imports, ``export default { render({ model, el }) {...} }``;
+``render`` may be called again at any time and returns a cleanup. By convention it shows the trait
+``error`` in a banner (closing it sets ``error`` to "") and, while ``has_kernel`` is false, greys out
+what needs Python; it listens to the change of both. Key handlers stop propagation, or JupyterLab takes
+the keys. Colours are JupyterLab's variables (``--jp-layout-color0`` and so on), which the static page
+defines as well. Bytes arrive as a DataView, which need not start at byte 0 of its buffer.
+"""
+
+import functools
+import html
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anywidget
+import ipywidgets
+from traitlets import Bool, Int, Unicode, observe
+
+from vera_lite.errors import UserError
+
+HOST = Path(__file__).with_name("host.html")
+
+
+def shows_error(method: Callable) -> Callable:
+    """Decorate a method of a widget: what it raises is shown in the widget as well."""
+
+    @functools.wraps(method)
+    def guarded(self, *arguments, **options):
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            raise  # for the log
+
+    return guarded
+
+
+class Widget(anywidget.AnyWidget):
+    """A view whose whole state is its synced traits.
+
+    Attributes:
+        has_kernel: whether Python answers; false until the browser has shown the widget, so a notebook
+            that ran unattended saves false, and always false in a static page.
+        error: what a callback raised last (of ``observe`` or ``on_msg``, on something that the browser did);
+            without it, a failing callback looks like a widget that ignores its user.
+        height: pixels of the frame that holds the static page.
+    """
+
+    has_kernel = Bool(False).tag(sync=True)
+    error = Unicode("").tag(sync=True)
+    height = Int(600).tag(sync=True)
+
+    def __init__(self, **traits):
+        # The browser keeps a count that starts at 0 up to date: its first report proves the connection.
+        super().__init__(_view_count=0, **traits)
+
+    @observe("_view_count")
+    def _on_view(self, change):
+        self.has_kernel = self.has_kernel or bool(change["new"])
+
+    @shows_error
+    def set_state(self, sync_data: dict) -> None:
+        """Take what the browser set."""
+        super().set_state(sync_data)
+
+    @shows_error
+    def _handle_custom_msg(self, content, buffers):
+        # Not through ipywidgets' dispatcher, which keeps to itself what a callback raises.
+        for callback in self._msg_callbacks.callbacks:
+            callback(self, content, buffers)
+
+    def to_static(self, budget_mb: float = 8.0) -> str:
+        """One HTML page that works without Python, network or other files.
+
+        Raises:
+            UserError: the page would be larger than ``budget_mb`` (millions of bytes).
+        """
+        state = ipywidgets.Widget.get_manager_state(widgets=[self])["state"]
+        return static_page(state[self.model_id], budget_mb)
+
+    def to_iframe(self, budget_mb: float = 8.0) -> str:
+        """The page of :meth:`to_static` as an element to place into another page."""
+        return iframe(self.to_static(budget_mb), self.height)
+
+
+def static_page(saved: dict, budget_mb: float = 8.0) -> str:
+    """The page of a widget as notebooks save it: ``{"state": traits, "buffers": [...]}``.
+
+    Raises:
+        UserError: the page would be larger than ``budget_mb`` (millions of bytes).
+    """
+    # A "<" in JSON could close the script element that holds it.
+    text = json.dumps(saved).replace("<", "\\u003c")
+    page = HOST.read_text(encoding="utf-8").replace("{{ saved }}", text)
+    size = len(page.encode()) / 1e6
+    if size > budget_mb:
+        sizes = {name: len(json.dumps(value)) for name, value in saved["state"].items()}
+        sizes |= {".".join(map(str, b["path"])): len(b["data"]) for b in saved.get("buffers", [])}
+        name = max(sizes, key=sizes.get)
+        raise UserError(
+            f"the page of {widget_name(saved)} would be {size:.2f} MB, over the budget of {budget_mb:g} MB; "
+            f"{name} alone is {sizes[name] / 1e6:.2f} MB: show less, or raise the budget."
+        )
+    return page
+
+
+def widget_name(saved: dict) -> str:
+    """The class of a saved widget that has a script."""
+    return saved["state"]["_anywidget_id"].rpartition(".")[2]
+
+
+def iframe(page: str, height: int) -> str:
+    """A page inside another one, with scripts allowed and nothing else."""
+    # Without a title, a screen reader announces a frame as nothing but a frame.
+    return (
+        f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
+        f'style="width: 100%; height: {height}px; border: 0"></iframe>'
+    )
