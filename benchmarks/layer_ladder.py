@@ -1,7 +1,7 @@
 """Do early layers of the toy Qwen3-VL look at the named thing, and late ones everywhere?
 
 python benchmarks/layer_ladder.py                                   the shipped model alone
-python benchmarks/layer_ladder.py MODEL MODEL ... --json OUT        several training seeds (half a minute each)
+python benchmarks/layer_ladder.py MODEL MODEL ... --json OUT        several seeds (half a minute each)
 
 MiVE (arXiv 2605.14664, Table 1) says so of Qwen3-VL-8B. Each model is scored on unseen clips, beside the
 same network before training. Numbers are means over clips with 95 % bootstrap intervals; the second object

@@ -100,16 +100,16 @@ instructions for systems that need a vision-language model.
 - **Weights**: float16, in transformers' own layout; MIT licence. A tokenizer of whole words.
 - **Sees**: four frames of at most 32×32 pixels, two frames and 4×4 pixels a token: 128 tokens a clip.
 - **Data**: the procedural toy world, nothing else; clips are rendered as they are needed and never repeat.
-- **Training**: {t["steps"]:,} steps of {t["batch_size"]} clips = {t["clips"]:,} clips with five questions each,
-  {t["precision"]}, {t["wall_minutes"]} minutes of wall time on one thread of a {m["cores"]}-core CPU
+- **Training**: {t["steps"]:,} steps of {t["batch_size"]} clips = {t["clips"]:,} clips with five questions
+  each, {t["precision"]}, {t["wall_minutes"]} minutes of wall time on one thread of a {m["cores"]}-core CPU
   ({m["cpu"]}) that other work shared.
 
   ```
   vera-lite fit --config vera_lite/configs/vlm_toy.yaml
   vera-lite export runs/vlm_toy/last.ckpt --out vera_lite/assets/vlm_toy
   ```
-- **Measured** on {report["date"]} by `python benchmarks/vlm_toy.py`: {report["clips"]} clips of a world that it
-  never saw, each asked every question, answered greedily. One training seed.
+- **Measured** on {report["date"]} by `python benchmarks/vlm_toy.py`: {report["clips"]} clips of a world that
+  it never saw, each asked every question, answered greedily. One training seed.
 
 What it is asked:
 
@@ -124,7 +124,8 @@ right in every word. *cell_error*: distance of the place named from the true one
 mean over first and last frame; *near*: share at most one cell off. *chance*: the same answers held against
 the truths of the other clips, so it knows how often each answer is right anyway.
 
-**Limits**: {len(KINDS)} kinds of questions in fixed wording; every other word is refused. Nothing of real videos.
+**Limits**: {len(KINDS)} kinds of questions in fixed wording; every other word is refused.
+Nothing of real videos.
 """
 
 

@@ -1,4 +1,4 @@
-"""The layer ladder: what it reports is the model's own attention, and a mask of one token scores that token's share."""
+"""The layer ladder reports the model's own attention, and scores a mask as it should."""
 
 import pytest
 import torch

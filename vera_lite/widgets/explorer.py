@@ -162,6 +162,7 @@ class AttentionExplorer(Widget):
     exclude_sinks = Bool(False).tag(sync=True)
     locked_scale = Bool(True).tag(sync=True)
     opacity = Float(0.6, min=0, max=1).tag(sync=True)
+    height = Int(1150).tag(sync=True)
 
     # What the script draws from; see _state().
     _facts = Dict().tag(sync=True)
