@@ -51,13 +51,13 @@ def score(vlm: VisionLanguageModel) -> dict:
     }
     for name, maps in readings.items():
         ratio = torch.stack([mask_ratio(m, c) for m, c in zip(maps, ladder.coverage, strict=True)])
-        slope = trend(ratio)
         report["readings"][name] = {
             "mask_ratio": interval(ratio),
             "lift": interval(torch.stack([lift(m, c) for m, c in zip(maps, ladder.coverage, strict=True)])),
             "shuffled_masks": shuffled_baseline(maps, ladder.coverage).mean.tolist(),
-            "early_minus_late": interval(slope.early_minus_late),
-            "rank_correlation_with_depth": interval(slope.correlation),
+            "early_minus_late": interval(trend(ratio).early_minus_late),
+            # Of the mean curve: a single clip's may be flat, and has none then.
+            "rank_correlation_with_depth": trend(ratio.mean(0)).correlation.item(),
         }
     return report
 
@@ -96,7 +96,7 @@ def main() -> None:
             e, c = r["early_minus_late"], r["rank_correlation_with_depth"]
             print(f"  {reading:28}", " ".join(f"{x:.3f}" for x in r["mask_ratio"]["mean"]))
             print(f"  {'early - late':28} {e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]", end=", ")
-            print(f"rank correlation {c['mean']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]")
+            print(f"rank correlation {c:+.2f}")
     if arguments.json is not None:
         with replacing(arguments.json) as path:
             path.write_text(json.dumps(report, indent=1) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ OUT = ROOT / "build" / "notebooks"
 SMOKE = NOTEBOOKS / "profiles" / "smoke.yaml"
 
 MAX_BYTES = 1_000_000
+MAX_STATE = 3_000_000  # of all widgets together, once run
 CELL_SECONDS = 300
 BEGIN, END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -252,10 +254,15 @@ class Run:
     problems: list[str]
 
 
-def widget_errors(notebook) -> list[str]:
-    """Exceptions inside `interact` or an Output widget: the cell itself looks successful."""
+def widget_problems(notebook) -> list[str]:
+    """Exceptions inside `interact` or an Output widget, where the cell itself looks successful; and
+    more saved state than a notebook should carry."""
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    return [
+    size = len(json.dumps(state))
+    problems = []
+    if size > MAX_STATE:
+        problems.append(f"{size / 1e6:.1f} MB of widget state, {MAX_STATE / 1e6:g} at most")
+    return problems + [
         f"error inside a widget: {output['ename']}: {output['evalue']}"
         for model in state.values()
         if model["model_name"] == "OutputModel"
@@ -290,7 +297,7 @@ def run_notebook(path: Path, out: Path = OUT, parameters: dict | None = None) ->
     if process.returncode:
         problems.append("\n".join(["papermill failed:", *lines[-30:]]))
     elif executed.is_file():
-        problems += widget_errors(nbformat.read(executed, as_version=4))
+        problems += widget_problems(nbformat.read(executed, as_version=4))
     return Run(minutes, memory_gb, problems)
 
 

@@ -6,7 +6,7 @@ from test_vision_language import TEXT, VISION
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
 from vera_lite.diagnostics import layer_ladder, look
-from vera_lite.diagnostics.measures import mask_ratio
+from vera_lite.diagnostics.measures import mask_ratio, similarity_map
 from vera_lite.errors import UserError
 from vera_lite.training.dialogues import toy_qwen3_vl
 
@@ -34,6 +34,31 @@ def test_a_look_is_what_eager_attention_returns(vlm):
     for ours, theirs in zip(seen.attention, weights, strict=True):
         torch.testing.assert_close(ours, theirs[0, :, words].mean(1), rtol=0, atol=1e-6)
     assert seen.to_clip.shape[-1] == 2 * 8 * 8 and seen.residual.max() < 1e-6
+
+
+def test_every_rung_is_its_layer_before_the_final_norm(vlm):
+    clip = torch.rand(9, 3, 32, 32)
+    seen = look(vlm, clip, PHRASE)
+    prompt = vlm.prompt([clip], [PHRASE])
+    last = []
+    hook = vlm.model.model.language_model.norm.register_forward_pre_hook(
+        lambda _, inputs: last.append(inputs[0])
+    )
+    with torch.no_grad():
+        vlm.model(**prompt.tensors)
+    hook.remove()
+    words, video = seen.grid.words(PHRASE), seen.grid.tokens("video")
+    for reading, maps in seen.similarity.items():
+        expected = similarity_map(last[0][0, words], last[0][0, video], reading)
+        assert len(maps) == TEXT["num_hidden_layers"]
+        torch.testing.assert_close(maps[-1], expected)
+
+
+def test_timestamps_of_the_toy_model_are_no_text(vlm):
+    grid = look(vlm, torch.rand(9, 3, 32, 32), PHRASE).grid
+    stamps = grid.stream("video timestamps")
+    assert "".join(stamps.words) == "<0.2seconds><0.8seconds>"
+    assert [grid[i].frames for i in stamps.positions[[0, -1]].tolist()] == [(0, 3), (5, 8)]
 
 
 def test_a_phrase_within_the_text(vlm):

@@ -5,7 +5,12 @@ import re
 import pytest
 import torch
 from notebook_cells import Book
+from test_vision_language import TEXT, VISION
 from torch.nn import functional as F
+
+from vera_lite.conditioning.vision_language import toy_processor
+from vera_lite.training.dialogues import toy_qwen3_vl
+from vera_lite.video import write_video
 
 BOOK = Book("01_attention_diagnostics")
 EXERCISES = {"mass_by_group": "check_mass", "token_at": "check_token"}
@@ -100,3 +105,24 @@ def test_a_frame_that_was_not_shown_has_no_token(book):
 def test_the_solution_of_the_mass_keeps_the_type(book):
     q = torch.randn(1, 3, 8, dtype=torch.bfloat16)
     assert BOOK.solution(book, "mass_by_group")(q, q, torch.tensor([0, 1, 1]), 2).dtype == q.dtype
+
+
+def test_the_ladder_of_a_model_of_ones_own(book, tmp_path):
+    """What the parameters `model`, `clips_folder` and `masks_folder` run, on a tiny random model."""
+    layers = 4
+    torch.manual_seed(0)
+    toy_qwen3_vl(TEXT | {"num_hidden_layers": layers}, VISION).save_pretrained(tmp_path / "model")
+    toy_processor().save_pretrained(tmp_path / "model")
+    for folder in ("clips", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        mask = torch.zeros(20 + i, 1, 24, 32, dtype=torch.uint8)
+        mask[:, :, 4 : 12 + i, 6 * i : 6 * i + 12] = 255
+        clip = torch.randint(256, (len(mask), 3, 24, 32), dtype=torch.uint8)
+        write_video(tmp_path / "clips" / f"{i}.mkv", clip, 8, "lossless")
+        write_video(tmp_path / "masks" / f"{i}.mask.mkv", mask, 8, "lossless")
+    folders = [str(tmp_path / name) for name in ("model", "clips", "masks")]
+    ladder = book["ladder_of"](*folders, "the red ring in the video")
+    assert ladder.heat.shape[:2] == (3, layers) and ladder.coverage.mean() > 0.05
+    [axes] = book["ladder_figure"](ladder, "tiny").axes
+    assert [len(line.get_ydata()) for line in axes.lines] == [layers] * 3

@@ -247,6 +247,11 @@ def test_an_exception_inside_a_widget_fails_the_run(save, tmp_path):
     assert run.problems == ["error inside a widget: ValueError: planted"]
 
 
+def test_too_much_widget_state_fails_the_run(save, tmp_path):
+    cell = f"import ipywidgets\nipywidgets.HTML('x' * {tool.MAX_STATE})"
+    assert "of widget state" in run_with(cell, save, tmp_path).problems[0]
+
+
 # xdist's loadscope groups tests by what precedes the last `::` of their name. The suffix makes
 # each notebook a group of its own, so that two workers run two notebooks at a time.
 @pytest.mark.parametrize("entry", ENTRIES, ids=[f"{entry['name']}::run" for entry in ENTRIES])

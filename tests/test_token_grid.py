@@ -8,7 +8,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -402,6 +402,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     model = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()  # pieces carry their own spaces, as in real tokenizers
     tokenizer.add_special_tokens(marks)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 

@@ -18,9 +18,6 @@ from vera_lite.toyworld import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES, TEXTU
 
 TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
 
-#: Checkpoints that this project's notebooks know to work with the wrapper.
-KNOWN_MODELS = ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "zai-org/GLM-4.6V-Flash")
-
 #: The toy model sees a clip as a grid of this many columns and rows, and names places by it: "x3 y2".
 CELLS = 8
 
@@ -198,8 +195,10 @@ class VisionLanguageModel:
         """Load a model and its processor.
 
         Args:
-            name: a local folder, or a model of the Hub such as those in ``KNOWN_MODELS``; None is the
-                toy model in the package.
+            name: a local folder, or a model of the Hub: "Qwen/Qwen3-VL-8B-Instruct",
+                "Qwen/Qwen2.5-VL-3B-Instruct" and "zai-org/GLM-4.6V-Flash" are of classes that are tested
+                on tiny random weights (the checkpoints themselves are not); None is the toy model in the
+                package.
             download: fetch what is not on this machine yet. Off: nothing touches the network.
             kwargs: for the model, e.g. ``dtype=torch.bfloat16, device_map="auto"``.
 

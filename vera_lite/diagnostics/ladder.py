@@ -4,6 +4,7 @@ MiVE (arXiv 2605.14664, Sec. 3) motivates its multiscale features with this pict
 the video", early layers look at the person and late layers look everywhere.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ from vera_lite.diagnostics.tap import Tap
 from vera_lite.diagnostics.token_grid import TokenGrid
 from vera_lite.errors import UserError
 
+_LAYER = r"language_model\.layers\.\d+"
 #: The self-attention of every decoder layer, in Qwen2.5-VL, Qwen3-VL and GLM-4.6V alike.
-DECODER_LAYERS = r"language_model\.layers\.\d+\.self_attn$"
+DECODER_LAYERS = _LAYER + r"\.self_attn$"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +32,9 @@ class Look:
         grid: of the prompt; its stream "video" is the clip.
         attention: (L, H, K) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before
             heads are averaged).
-        similarity: reading -> (L, N), products of hidden states behind each layer; see
-            :func:`vera_lite.diagnostics.measures.similarity_map`.
+        similarity: reading -> (L, N), products of the hidden states that each layer puts out; see
+            :func:`vera_lite.diagnostics.measures.similarity_map`. The last layer's are taken before the
+            model's final norm (transformers' ``hidden_states[-1]`` are not), so that all compare.
         residual: (L,) largest difference between attention * values and the kernel's own output.
     """
 
@@ -74,12 +77,21 @@ def look(
     grid = TokenGrid.qwen_vl(inputs, vlm.processor, [tuple(clip.shape[-2:])])
     queries = grid.words(phrase or text)
     plan = CapturePlan([Entry(DECODER_LAYERS, Rows(queries), "text")], budget_bytes)
-    with Tap(vlm.model, plan):
-        result = vlm.model(**prompt.tensors, output_hidden_states=True, use_cache=False)
+    hidden = []
+    layers = [m for name, m in vlm.model.named_modules() if re.search(_LAYER + "$", name)]
+    hooks = [
+        layer.register_forward_hook(lambda _module, _inputs, out: hidden.append(out)) for layer in layers
+    ]
+    try:
+        with Tap(vlm.model, plan):
+            vlm.model(**prompt.tensors, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
     captures = plan.captures["text"]
     if not captures:
         raise UserError(f"no attention of {type(vlm.model).__name__} matched {DECODER_LAYERS!r}.")
-    hidden = [h[0].float().cpu() for h in result.hidden_states[1:]]  # [0] is the embedding of the words
+    hidden = [(h[0] if isinstance(h, tuple) else h)[0].float().cpu() for h in hidden]  # (K, d) each
     video = grid.tokens("video")
     similarity = {
         reading: torch.stack([similarity_map(h[queries], h[video], reading) for h in hidden])

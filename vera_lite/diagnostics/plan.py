@@ -100,7 +100,8 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Everything stored, and the largest transient."""
+        """Everything stored, and the largest transient: the most that memory can grow by. It grows by
+        less where the model's own peak lies before the last capture."""
         return self.total.stored_bytes + self.total.transient_bytes
 
     def __str__(self) -> str:

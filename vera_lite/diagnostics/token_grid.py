@@ -516,8 +516,9 @@ _MARKS = {1: "\1", 2: "\2"}  # stand for an image's and a video's token in the j
 
 # Qwen3-VL: <0.4 seconds><|vision_start|>VIDEO<|vision_end|>
 # GLM-4.6V: <|begin_of_image|>VIDEO<|end_of_image|>0.4 seconds
+# Pieces of a tokenizer of whole words carry no spaces.
 _SLOT = re.compile(
-    "(<[0-9.]+ seconds>)?(?:<[|]vision_start[|]>)?(\2+)(?:<[|]end_of_image[|]>([0-9.]+ seconds))?"
+    "(<[0-9.]+ ?seconds>)?(?:<[|]vision_start[|]>)?(\2+)(?:<[|]end_of_image[|]>([0-9.]+ ?seconds))?"
 )
 
 
