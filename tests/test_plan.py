@@ -1,5 +1,9 @@
 """The capture plan: prices before the run, refusals, and what it captures under a tap."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -240,3 +244,41 @@ def test_the_shape_of_a_call_knows_its_mask():
     mask = torch.ones(2, 1, 1, 5).bool().expand(2, 4, 6, 5)
     call = AttentionCall(Site("m", 0, 7), query, key, value, mask, False, 1.0, query[..., :3])
     assert AttentionShape.of(call) == AttentionShape("m", 2, 4, 2, 6, 5, 8, 3, 2, 10, False, 7)
+
+
+PEAK = """
+import json, resource, torch
+from torch import nn
+from torch.nn import functional as F
+from vera_lite.diagnostics import CapturePlan, Rows, Tap, attention_shapes
+
+class SelfAttention(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+model = nn.Sequential(*(SelfAttention() for _ in range(3)))
+x = torch.randn(1, 4, 6000, 16)
+plan = CapturePlan([("", Rows(range(700)), "rows")], 10**9)
+with torch.no_grad():
+    predicted = plan.check(attention_shapes(model, lambda: model(x))).peak_bytes  # a plain run: warm
+    with Tap(model, CapturePlan([("", Rows([0]), "warm")], 10**9)):
+        model(x)
+    before = resident()
+    with Tap(model, plan):
+        model(x)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([predicted, peak - before]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's memory counters")
+def test_the_peak_of_a_whole_plan_is_what_it_said():
+    """Captures of several layers under a tap, where they and not the model make the peak."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True
+    )
+    predicted, grown = json.loads(run.stdout)
+    assert predicted > 150e6 and grown == pytest.approx(predicted, rel=0.2)
