@@ -196,7 +196,7 @@ def test_the_shipped_config_builds_what_it_says():
     from vera_lite.conditioning import PhraseEncoder
 
     config = yaml.safe_load((Path(__file__).parents[1] / "vera_lite/configs/vera_toy.yaml").read_text())
-    backbone = config["model"]["system"]["init_args"]["config"]["backbone"]
+    backbone = config["model"]["init_args"]["system"]["init_args"]["config"]["backbone"]
     assert backbone["text_dim"] == PhraseEncoder.text_dim
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config=vera_lite/configs/vera_toy.yaml", "--print_config"])
