@@ -1,5 +1,6 @@
-"""Wan's diffusion transformer, readable, for one stream or several."""
+"""Diffusion transformers, readable: Wan's, for one stream or several, and CogVideoX's."""
 
+from vera_lite.backbone.cogvideox import CogVideoXConfig, CogVideoXTransformer
 from vera_lite.backbone.dit import (
     WAN_1_3B,
     WAN_14B,
@@ -15,6 +16,8 @@ __all__ = [
     "WAN_14B",
     "WAN_1_3B",
     "WAN_TI2V_5B",
+    "CogVideoXConfig",
+    "CogVideoXTransformer",
     "WanBlock",
     "WanConfig",
     "WanTransformer",

@@ -4,19 +4,24 @@ from dataclasses import asdict
 
 from torch import nn
 
-from vera_lite.backbone import WanConfig
+from vera_lite.backbone import CogVideoXConfig, WanConfig
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching
+from vera_lite.objectives import Diffusion, FlowMatching
+from vera_lite.systems.gencompositor import GenCompositor, GenCompositorConfig
 from vera_lite.systems.regeneration import Regeneration, RegenerationConfig
 from vera_lite.systems.vera import Vera, VeraConfig
 
-SYSTEMS = {"vera": (Vera, VeraConfig), "regeneration": (Regeneration, RegenerationConfig)}
+SYSTEMS = {
+    "vera": (Vera, VeraConfig, WanConfig),
+    "regeneration": (Regeneration, RegenerationConfig, WanConfig),
+    "gencompositor": (GenCompositor, GenCompositorConfig, CogVideoXConfig),
+}
 
 
 def describe_system(system: nn.Module) -> dict:
     """What :func:`build_system` needs to make this system anew, as JSON can hold it; no weights."""
     # isinstance, not type: FSDP2 gives a sharded module a subclass of its own.
-    kind = next(name for name, (build, _) in SYSTEMS.items() if isinstance(system, build))
+    kind = next(name for name, (build, *_) in SYSTEMS.items() if isinstance(system, build))
     return {"system": kind, "config": asdict(system.config)}
 
 
@@ -28,21 +33,28 @@ def build_system(saved: dict) -> nn.Module:
     """
     if saved.get("system") not in SYSTEMS:
         raise UserError(f"unknown system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
-    build, config_type = SYSTEMS[saved["system"]]
-    config = dict(saved["config"])
+    build, config_type, backbone_type = SYSTEMS[saved["system"]]
+    config = _with_tuples(saved["config"])
     try:
-        backbone = {**config["backbone"], "patch_size": tuple(config["backbone"]["patch_size"])}
+        classic = config["objective"]["prediction"] in ("epsilon", "v_prediction")
         config |= {
-            "backbone": WanConfig(**backbone),
-            "objective": FlowMatching(**config["objective"]),
+            "backbone": backbone_type(**_with_tuples(config["backbone"])),
+            "objective": (Diffusion if classic else FlowMatching)(**config["objective"]),
         }
         return build(config_type(**config))
     except (KeyError, TypeError) as error:
         raise UserError(f"this {saved['system']} config does not fit this version: {error}.") from error
 
 
+def _with_tuples(saved: dict) -> dict:
+    """JSON has lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
 __all__ = [
     "SYSTEMS",
+    "GenCompositor",
+    "GenCompositorConfig",
     "Regeneration",
     "RegenerationConfig",
     "Vera",

@@ -115,7 +115,7 @@ def parameter_groups(model: nn.Module, lr: float, muon_lr: float | None, weight_
     muon = []
     if muon_lr is not None:
         for name, module in model.named_modules():
-            inside = any(f".{part}." in name for part in ("blocks", "layers"))
+            inside = any(part.endswith(("blocks", "layers")) for part in name.split("."))
             if inside and isinstance(module, (StackedLinear, nn.Linear)) and module.weight.requires_grad:
                 muon.append(module.weight)
     taken = set(map(id, muon))

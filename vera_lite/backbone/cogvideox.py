@@ -1,0 +1,368 @@
+"""CogVideoX's diffusion transformer (arXiv 2408.06072): text and video in one self-attention.
+
+Unlike Wan's block it has no cross-attention: text tokens stand before the video tokens, both pass through
+the same attention and feed-forward layers, and only the modulation by the timestep differs. Built without
+text (``text_embed_dim=None``) it is a plain DiT over video tokens.
+
+The system that uses it walks through ``blocks`` itself, because papers differ in what they put between.
+
+Axis letters: B batch, T text tokens, S video tokens, D width, H heads, d = D / H. Parameter names and
+shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid, get_timestep_embedding
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vera_lite.backbone.dit import attend
+from vera_lite.backbone.rotary import rotate
+from vera_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class CogVideoXConfig:
+    """Size of a CogVideoX transformer; names of diffusers' config.json, defaults of CogVideoX-I2V-5B.
+
+    Attributes:
+        num_attention_heads, attention_head_dim: D is their product; a head's channels divide by 16.
+        in_channels, out_channels: latent channels read and predicted.
+        time_embed_dim: width of the embedded timestep.
+        text_embed_dim: width of the text features; None builds a model without text.
+        num_layers: blocks.
+        patch_size: latent cells along each side of a token; in time a token is one latent frame.
+        norm_eps: of all norms but those of queries and keys.
+        use_learned_positional_embeddings: also add a table of positions to the tokens, as the
+            image-to-video model does. It ties the model to the sample sizes that follow.
+        sample_frames, sample_height, sample_width: frames in pixels, sides in latent cells.
+        max_text_seq_length: T, of that table.
+    """
+
+    num_attention_heads: int = 48
+    attention_head_dim: int = 64
+    in_channels: int = 32
+    out_channels: int = 16
+    time_embed_dim: int = 512
+    text_embed_dim: int | None = 4096
+    num_layers: int = 42
+    patch_size: int = 2
+    norm_eps: float = 1e-5
+    use_learned_positional_embeddings: bool = True
+    sample_frames: int = 49
+    sample_height: int = 60
+    sample_width: int = 90
+    max_text_seq_length: int = 226
+
+    def __post_init__(self):
+        if self.attention_head_dim % 16:
+            raise UserError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def sample_grid(self) -> tuple[int, int, int]:
+        """Token grid (t, h, w) of the sample sizes; the codec has a temporal stride of 4."""
+        return self.grid(((self.sample_frames - 1) // 4 + 1, self.sample_height, self.sample_width))
+
+    def grid(self, latent_size: tuple[int, ...]) -> tuple[int, int, int]:
+        """Token grid (t, h, w) of latents whose last three sizes are ``latent_size``."""
+        (t, h, w), p = latent_size, self.patch_size
+        if h % p or w % p:
+            raise UserError(f"latents of {tuple(latent_size)} do not divide into patches of {p}x{p}.")
+        return t, h // p, w // p
+
+
+# --- positions -----------------------------------------------------------------------------------
+
+
+def rotary_at(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
+    """Rotary table for any list of positions, for :func:`vera_lite.backbone.rotate`.
+
+    CogVideoX gives a quarter of the channels to time and three eighths each to height and width.
+
+    Args:
+        positions: (S, 3) of t, h, w.
+        head_dim: channels of one head, d.
+        theta: base of the frequencies.
+
+    Returns:
+        (S, d / 2) complex64, e^{i p w_k}.
+    """
+    angles = []
+    for p, dim in zip(positions.double().unbind(1), _axis_widths(head_dim), strict=True):
+        frequency = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=p.device) / dim)
+        angles.append(torch.outer(p, frequency))
+    angle = torch.cat(angles, 1)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def sinusoids_at(positions: Tensor, dim: int, spatial_scale: float = 1.875) -> Tensor:
+    """What CogVideoX adds to the tokens: sines and cosines of t, w and h, (S, 3) -> (S, D).
+
+    Rows and columns are divided by ``spatial_scale``, the released models' interpolation.
+    """
+    t, h, w = positions.float().unbind(1)
+    axes = zip((t, w / spatial_scale, h / spatial_scale), _axis_widths(dim), strict=True)
+    return torch.cat([get_1d_sincos_pos_embed_from_grid(n, p) for p, n in axes], 1).float()
+
+
+def _axis_widths(dim: int) -> tuple[int, int, int]:
+    return dim // 4, dim // 8 * 3, dim // 8 * 3
+
+
+# --- the block -----------------------------------------------------------------------------------
+
+# A block works on a list of token streams (B, ., D): [text, video], or [video] in a model without text.
+
+
+class AdaptiveNorm(nn.Module):
+    """LayerNorm whose scale and shift, and a gate for the update, come from the timestep."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__()
+        streams = 1 if config.text_embed_dim is None else 2
+        self.linear = nn.Linear(config.time_embed_dim, streams * 3 * config.dim)
+        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)  # gates of zero: an untrained block is the identity
+
+    def forward(self, streams: list[Tensor], time: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Streams (B, ., D) and time (B, time_embed_dim) -> normed streams, gates (B, 1, D)."""
+        # The projection holds video first, then text.
+        modulation = self.linear(F.silu(time))[:, None].chunk(len(streams), -1)[::-1]
+        shifts, scales, gates = zip(*(m.chunk(3, -1) for m in modulation), strict=True)
+        normed = [self.norm(x) * (1 + b) + a for x, a, b in zip(streams, shifts, scales, strict=True)]
+        return normed, gates
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries and keys are normed within each head, then rotated."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__()
+        dim, d = config.dim, config.attention_head_dim
+        self.heads = config.num_attention_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # "to_out.0", as in diffusers
+        self.norm_q, self.norm_k = (nn.LayerNorm(d, eps=1e-6) for _ in range(2))
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, memory: Tensor | None = None, memory_rotary: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, S, D), which asks.
+            rotary: (R, d/2) for the last R tokens of x; those before (text) have no position.
+            memory, memory_rotary: what is attended to, if not x itself.
+
+        Returns:
+            (B, S, D).
+        """
+        if memory is None:
+            memory, memory_rotary = x, rotary
+        q = rotate_last(self.norm_q(self._split(self.to_q(x))), rotary)  # (B, S, H, d)
+        k = rotate_last(self.norm_k(self._split(self.to_k(memory))), memory_rotary)
+        v = self._split(self.to_v(memory))
+        out = attend(*(y.transpose(1, 2) for y in (q, k, v)))  # (B, H, S, d)
+        return self.to_out[0](out.transpose(1, 2).flatten(-2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+def rotate_last(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate the last R of the tokens x (B, S, H, d) by rotary (R, d/2)."""
+    unplaced = x.shape[1] - len(rotary)
+    if not unplaced:
+        return rotate(x, rotary)
+    return torch.cat([x[:, :unplaced], rotate(x[:, unplaced:], rotary)], 1)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh), Linear; named as diffusers names it."""
+
+    class _Project(nn.Module):
+        def __init__(self, dim: int):
+            super().__init__()
+            self.proj = nn.Linear(dim, 4 * dim)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(self.proj(x), approximate="tanh")
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(self._Project(dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CogVideoXBlock(nn.Module):
+    """Joint self-attention of all streams, then a feed-forward layer, both gated by the timestep."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__()
+        self.norm1, self.attn1 = AdaptiveNorm(config), Attention(config)
+        self.norm2, self.ff = AdaptiveNorm(config), FeedForward(config.dim)
+
+    def forward(self, streams: list[Tensor], time: Tensor, rotary: Tensor) -> list[Tensor]:
+        """
+        Args:
+            streams: [text (B, T, D), video (B, S, D)] or [video].
+            time: embedded timestep (B, time_embed_dim).
+            rotary: (S, d/2) complex, of the video tokens.
+
+        Returns:
+            The streams, updated.
+        """
+        normed, gates = self.norm1(streams, time)
+        attended = self.attn1(torch.cat(normed, 1), rotary).split([x.shape[1] for x in streams], 1)
+        streams = [x + gate * update for x, gate, update in zip(streams, gates, attended, strict=True)]
+        normed, gates = self.norm2(streams, time)
+        return [x + gate * self.ff(h) for x, gate, h in zip(streams, gates, normed, strict=True)]
+
+
+# --- the transformer -----------------------------------------------------------------------------
+
+
+class PatchEmbed(nn.Module):
+    """Latents and text into tokens.
+
+    Args:
+        config: sizes.
+        positions: (n, 3), of all video tokens that the table of added positions covers.
+        foreground_channels: latent channels of a second video with a projection of its own; 0: it passes
+            through the first one's.
+    """
+
+    def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
+        super().__init__()
+        self.config, p, dim = config, config.patch_size, config.dim
+        self.proj = nn.Conv2d(config.in_channels, dim, p, p)
+        self.fg_proj = nn.Conv2d(foreground_channels, dim, p, p) if foreground_channels else None
+        self.text_proj = None if config.text_embed_dim is None else nn.Linear(config.text_embed_dim, dim)
+        if config.use_learned_positional_embeddings:
+            # "Learned" by whoever trained the checkpoint; diffusers and this file keep it as a buffer.
+            table = F.pad(sinusoids_at(positions, dim), (0, 0, config.max_text_seq_length, 0))
+            self.register_buffer("pos_embedding", table[None])
+
+    def forward(self, video: Tensor, text: Tensor | None, foreground: Tensor | None = None) -> list[Tensor]:
+        """
+        Args:
+            video: (B, in_channels, t, h, w).
+            text: features (B, T, text_embed_dim); None for a model without text, and only for one.
+            foreground: latents of a second video of the same size.
+
+        Returns:
+            [text (B, T, D), video (B, S or 2S, D)] or [video]; foreground tokens stand last.
+        """
+        if (text is None) != (self.text_proj is None):
+            raise UserError(
+                "this model was built without text: give none."
+                if self.text_proj is None
+                else "this model needs text features: give those of an empty prompt if there is none."
+            )
+        tokens = self._patches(video, self.proj)
+        if foreground is not None:
+            tokens = torch.cat([tokens, self._patches(foreground, self.fg_proj or self.proj)], 1)
+        streams = [tokens] if text is None else [self.text_proj(text), tokens]
+        if self.config.use_learned_positional_embeddings:
+            return self._placed(streams, self.config.grid(video.shape[-3:]))
+        return streams
+
+    def _patches(self, latents: Tensor, proj: nn.Conv2d) -> Tensor:
+        # The convolution's windows do not overlap: one matrix product, in the weights' precision (under
+        # autocast the residual stream keeps float32).
+        p = self.config.patch_size
+        patches = rearrange(latents, "b c t (h p) (w q) -> b (t h w) (c p q)", p=p, q=p)
+        return F.linear(patches, proj.weight.flatten(1), proj.bias).to(proj.weight.dtype)
+
+    def _placed(self, streams: list[Tensor], grid: tuple[int, int, int]) -> list[Tensor]:
+        if grid != self.config.sample_grid:
+            raise UserError(
+                f"this model's position table is for {self.config.sample_grid} tokens, these are {grid}: use "
+                "the sample size, or a config with use_learned_positional_embeddings=False."
+            )
+        words = self.config.max_text_seq_length
+        *text, video = streams
+        if text and text[0].shape[1] != words:
+            raise UserError(
+                f"this model takes exactly {words} text tokens, got {text[0].shape[1]}: pad them."
+            )
+        text = [x + self.pos_embedding[:, :words] for x in text]
+        return [*text, video + self.pos_embedding[:, words : words + video.shape[1]]]
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps (B,) in [0, 1000] -> (B, time_embed_dim)."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.dim, config.time_embed_dim)
+        self.linear_2 = nn.Linear(config.time_embed_dim, config.time_embed_dim)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        width = self.linear_1.in_features
+        waves = get_timestep_embedding(timestep, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        return self.linear_2(F.silu(self.linear_1(waves.type_as(self.linear_1.weight))))
+
+
+class AdaptiveNormOut(nn.Module):
+    """LayerNorm with scale and shift from the timestep, before the output projection."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__()
+        self.linear = nn.Linear(config.time_embed_dim, 2 * config.dim)
+        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = self.linear(F.silu(time))[:, None].chunk(2, -1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class CogVideoXTransformer(nn.Module):
+    """The parts of the transformer; see the module's docstring for who runs the blocks.
+
+    Args:
+        config, positions, foreground_channels: see :class:`PatchEmbed`.
+    """
+
+    def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config, positions, foreground_channels)
+        self.time_embedding = TimeEmbedding(config)
+        self.transformer_blocks = nn.ModuleList(CogVideoXBlock(config) for _ in range(config.num_layers))
+        self.norm_final = nn.LayerNorm(config.dim, config.norm_eps)
+        self.norm_out = AdaptiveNormOut(config)
+        self.proj_out = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
+        for parameter in (*self.norm_out.linear.parameters(), *self.proj_out.parameters()):
+            nn.init.zeros_(parameter)  # an untrained network predicts zero
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer_blocks
+
+    def decode(self, tokens: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Video tokens (B, S, D) of a (t, h, w) grid -> prediction (B, out_channels, t, h, w)."""
+        patches = self.proj_out(self.norm_out(self.norm_final(tokens), time))
+        (t, h, w), p = grid, self.config.patch_size
+        return rearrange(patches, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=p, q=p)
+
+
+def config_of(model: nn.Module) -> CogVideoXConfig:
+    """The config of a ``diffusers.CogVideoXTransformer3DModel``.
+
+    Raises:
+        UserError: a variant that this file does not build: CogVideoX-2B (no rotary positions) or 1.5
+            (patches in time).
+    """
+    theirs = model.config
+    if not theirs.use_rotary_positional_embeddings or theirs.patch_size_t is not None:
+        raise UserError("only CogVideoX 1.0 of 5 B is built here, not the 2 B model and not version 1.5.")
+    return CogVideoXConfig(**{f.name: theirs[f.name] for f in fields(CogVideoXConfig)})

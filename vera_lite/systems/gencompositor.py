@@ -1,0 +1,397 @@
+"""GenCompositor (arXiv 2509.02460): put a foreground video into a background video.
+
+A diffusion transformer denoises the composite z. It is told where to draw by a mask m, what surrounds that
+place by the masked background b (black inside the mask), and what to draw by the foreground video f, whose
+object stands in the middle of a white canvas: the path is the mask's, not the foreground's.
+
+    [z; f] = [P(x_t ‖ b); P_f(f)]                     channels side by side; tokens one after the other
+    [z; f] <- Block_i([z; f])                         full self-attention: the fusion block
+    z      <- z + (1 - m) * s_j,  j = floor(i n / L)  the background branch, outside the mask only
+    s_j    = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m))      n blocks; W_j starts at zero
+    output = head(z)                                  the foreground's half is thrown away
+
+The two videos need not be aligned, so they must not share positions. ERoPE shifts those of stream s:
+
+    theta_{s,p,k} = w_k (p + Delta_s)                 Delta = 0 for z, the size of the grid for f
+
+Paper and released code differ; :data:`RELEASED` is the code's reading, the defaults are the paper's.
+
+paper                    here
+P, P_f                   ``transformer.patch_embed.proj``, ``.fg_proj``
+background branch, W_j   ``branch``, ``branch.branch_blocks``
+ERoPE                    :func:`stream_positions`
+"""
+
+import functools
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vera_lite.backbone.cogvideox import (
+    AdaptiveNormOut,
+    Attention,
+    CogVideoXBlock,
+    CogVideoXConfig,
+    CogVideoXTransformer,
+    PatchEmbed,
+    TimeEmbedding,
+    config_of,
+    rotary_at,
+)
+from vera_lite.errors import UserError
+from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
+
+AXES = ("t", "h", "w")
+ROPES = ("paper", "released", "shared")
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class GenCompositorConfig:
+    """Size, and every choice in which paper and code differ or that an ablation turns.
+
+    Attributes:
+        backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
+        objective: "epsilon" :class:`~vera_lite.objectives.Diffusion` in the paper, "v_prediction" in the
+            code; :class:`~vera_lite.objectives.FlowMatching` is ours.
+        mask_loss_weight: of a second loss term, the same restricted to the mask: 0 in the paper, 5 in
+            the code.
+        rope: how positions tell the two videos apart, see :func:`stream_positions`. "shared" is an ablation.
+        rope_axis: which axis is shifted: t, h (the paper) or w.
+        rope_offset: Delta of the foreground, in tokens; None is the size of the grid along that axis, the
+            smallest with which no two tokens share a position.
+        fusion: "self": foreground tokens join the self-attention (the paper); "cross": noisy tokens read
+            them in a cross-attention after every block (ablation).
+        shared_projection: the foreground passes through P, with b in its other channels, so that nothing
+            but position (and noise) says which video a token is of; outside the mask the branch does too.
+            For the study of ERoPE; not published.
+        branch_layers: blocks of the background branch; 0 leaves it out (ablation).
+        released_unused_layers: give the branch the layers that the released one holds but never runs, so
+            that its checkpoint loads by name.
+        blank_foreground: chance that a training clip gets a blank foreground and the plain background as
+            its target, so that removal is learned; 0.2 in the code.
+        luminance_gamma: range of gamma for :func:`augment_luminance` of the foreground in training, where
+            pixels are at hand: 0.4-1.9 in the paper, 0.3-1.9 in the code; None is the ablation without.
+    """
+
+    backbone: CogVideoXConfig = field(default_factory=CogVideoXConfig)
+    objective: Diffusion | FlowMatching = field(default_factory=Diffusion)
+    mask_loss_weight: float = 0.0
+    rope: Literal["paper", "released", "shared"] = "paper"
+    rope_axis: Literal["t", "h", "w"] = "h"
+    rope_offset: int | None = None
+    fusion: Literal["self", "cross"] = "self"
+    shared_projection: bool = False
+    branch_layers: int = 2
+    released_unused_layers: bool = False
+    blank_foreground: float = 0.2
+    luminance_gamma: tuple[float, float] | None = (0.4, 1.9)
+
+    def __post_init__(self):
+        for name, choices in (("rope", ROPES), ("rope_axis", AXES), ("fusion", ("self", "cross"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if self.backbone.in_channels != 2 * self.backbone.out_channels:
+            raise UserError(
+                "the backbone must read twice the channels that it predicts (noisy latents and masked "
+                f"background), got {self.backbone.in_channels} and {self.backbone.out_channels}."
+            )
+        if not 0 <= self.branch_layers <= self.backbone.num_layers:
+            raise UserError(f"branch_layers lies in 0..{self.backbone.num_layers}, not {self.branch_layers}.")
+        if self.rope_offset is not None and self.rope != "paper":
+            raise UserError(f"rope_offset is a choice of rope='paper' only, not of {self.rope!r}.")
+
+
+#: The choices of the released code.
+RELEASED = GenCompositorConfig(
+    objective=Diffusion("v_prediction"),
+    mask_loss_weight=5.0,
+    rope="released",
+    released_unused_layers=True,
+    luminance_gamma=(0.3, 1.9),
+)
+
+
+# --- positions: ERoPE ----------------------------------------------------------------------------
+
+
+def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: int | None = None) -> Tensor:
+    """Rotary positions of noisy tokens, then foreground tokens.
+
+    "paper" moves the foreground by ``offset`` along ``axis``. "shared" does not move it. "released" is what
+    the code does for axis h: it numbers the cells of one grid that is twice as long along the axis, time
+    outermost, and deals them out in the order of the sequence, where the *stream* is outermost. So the
+    positions of a stream are folded: noisy frame f has time floor(f / 2) and the upper rows if f is even,
+    the lower if odd. Along t both orders agree and "released" is "paper".
+
+    Args:
+        grid: tokens along t, h, w of one stream.
+        rope, axis, offset: see :class:`GenCompositorConfig`; "released" has no offset to choose.
+
+    Returns:
+        (2S, 3) integers t, h, w.
+    """
+    which = AXES.index(axis)
+    if rope == "released":
+        return _cells([2 * n if i == which else n for i, n in enumerate(grid)])
+    cells = _cells(grid)
+    shift = torch.zeros(3, dtype=torch.long)
+    if rope == "paper":
+        shift[which] = grid[which] if offset is None else offset
+    return torch.cat([cells, cells + shift])
+
+
+def _cells(grid) -> Tensor:
+    return torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3)
+
+
+@functools.lru_cache(maxsize=64)
+def _rotary(head_dim: int, device: torch.device, grid: Grid, *reading) -> Tensor:
+    """Rotary table of two streams under a reading (rope, axis, offset) or, without one, of one stream."""
+    # Kept by the cache beyond this call: it must not be born as an inference tensor.
+    with torch.inference_mode(False):
+        positions = stream_positions(grid, *reading) if reading else _cells(grid)
+        return rotary_at(positions.to(device), head_dim)
+
+
+# --- the background branch -----------------------------------------------------------------------
+
+
+class BackgroundBranch(nn.Module):
+    """A few blocks that see noisy latents, masked background and mask, and feed the main stream."""
+
+    def __init__(self, config: GenCompositorConfig):
+        super().__init__()
+        size, dim = config.backbone, config.backbone.dim
+        wider = replace(size, in_channels=size.in_channels + 1)  # noisy ‖ masked background ‖ mask
+        self.patch_embed = PatchEmbed(wider, _cells(size.sample_grid))
+        self.time_embedding = TimeEmbedding(size)
+        self.transformer_blocks = nn.ModuleList(CogVideoXBlock(size) for _ in range(config.branch_layers))
+        self.branch_blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(config.branch_layers))  # W_j
+        for parameter in self.branch_blocks.parameters():
+            nn.init.zeros_(parameter)  # at the start the main stream is alone
+        if config.released_unused_layers:
+            self.norm_final, self.norm_out = nn.LayerNorm(dim, size.norm_eps), AdaptiveNormOut(size)
+            self.proj_out = nn.Linear(dim, size.patch_size**2 * size.out_channels)
+            self.branch_x_embedder = nn.Linear(size.in_channels, dim)
+
+    def forward(self, video: Tensor, timestep: Tensor, text: Tensor | None, rotary: Tensor) -> list[Tensor]:
+        """
+        Args:
+            video: noisy latents, masked background and mask (B, 2C + 1, t, h, w).
+            timestep: (B,).
+            text: as for the main stream.
+            rotary: (S, d/2), plain positions.
+
+        Returns:
+            s_j, (B, S, D) each.
+        """
+        streams, time, features = self.patch_embed(video, text), self.time_embedding(timestep), []
+        for block, out in zip(self.transformer_blocks, self.branch_blocks, strict=True):
+            streams = block(streams, time, rotary)
+            features.append(out(streams[-1]))
+        return features
+
+
+class CrossAttention(Attention):
+    """The ablation's way in for the foreground: z <- z + Attention(norm(z), f)."""
+
+    def __init__(self, config: CogVideoXConfig):
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+        for parameter in self.to_out.parameters():
+            nn.init.zeros_(parameter)  # as quiet at the start as the gates of the self-attention
+
+    def forward(self, z: Tensor, rotary: Tensor, f: Tensor, foreground_rotary: Tensor) -> Tensor:
+        """z (B, S, D), f (B, S, D) -> (B, S, D)."""
+        return z + super().forward(self.norm(z), rotary, f, foreground_rotary)
+
+
+# --- the system ----------------------------------------------------------------------------------
+
+
+class GenCompositor(nn.Module):
+    """GenCompositor's denoiser and its training loss.
+
+    Args:
+        config: see :class:`GenCompositorConfig`.
+    """
+
+    def __init__(self, config: GenCompositorConfig):
+        super().__init__()
+        self.config, size = config, config.backbone
+        self.transformer = CogVideoXTransformer(
+            size,
+            stream_positions(size.sample_grid, config.rope, config.rope_axis, config.rope_offset),
+            foreground_channels=0 if config.shared_projection else size.out_channels,
+        )
+        self.branch = BackgroundBranch(config) if config.branch_layers else None
+        self.cross_attention = None
+        if config.fusion == "cross":
+            self.cross_attention = nn.ModuleList(CrossAttention(size) for _ in range(size.num_layers))
+
+    @classmethod
+    def from_cogvideox(cls, model: nn.Module, **changes) -> "GenCompositor":
+        """Start from a CogVideoX image-to-video transformer, as the released code does.
+
+        P_f starts as P's columns for the noisy latents; the branch as the first blocks of the main
+        stream with P's noisy columns for both its videos, zero for the mask and for W_j (VideoPainter,
+        arXiv 2503.05639, from which the released branch comes).
+
+        Args:
+            model: a ``diffusers.CogVideoXTransformer3DModel``.
+            changes: fields of :class:`GenCompositorConfig` other than ``backbone``.
+        """
+        system = cls(GenCompositorConfig(backbone=config_of(model), **changes))
+        main, branch, tensors = system.transformer, system.branch, model.state_dict()
+        with torch.no_grad():
+            if "patch_embed.pos_embedding" in tensors:  # theirs ends with the noisy tokens
+                table = tensors.pop("patch_embed.pos_embedding")
+                main.patch_embed.pos_embedding[:, : table.shape[1]] = table
+            missing, _ = main.load_state_dict(tensors, strict=False)
+            if missing := [n for n in missing if not n.startswith(("patch_embed.fg_", "patch_embed.pos_"))]:
+                raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
+            projection = main.patch_embed.proj
+            noisy = projection.weight[:, : system.config.backbone.out_channels]
+            if main.patch_embed.fg_proj is not None:
+                main.patch_embed.fg_proj.weight.copy_(noisy)
+                main.patch_embed.fg_proj.bias.copy_(projection.bias)
+            if branch is not None:
+                tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
+                branch.load_state_dict(tensors, strict=False)
+        return system
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        masked_background: Tensor,
+        mask: Tensor,
+        foreground: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            latents: noisy composite x_t (B, C, t, h, w).
+            timestep: (B,), 1000 * sigma.
+            masked_background: latents b of the background, black inside the mask (B, C, t, h, w).
+            mask: m on the latent grid (B, 1, t, h, w), above 0 where the model may draw.
+            foreground: latents f (B, C, t, h, w). A blank video asks for removal; None, for the backbone
+                alone, leaves the second stream out.
+            text: features (B, T, text_embed_dim) of a backbone with text; the paper's prompt is empty.
+
+        Returns:
+            Prediction for the composite (B, C, t, h, w).
+
+        Raises:
+            UserError: a condition's size is not that of the latents.
+        """
+        for name, condition, channels in (
+            ("masked_background", masked_background, latents.shape[1]),
+            ("mask", mask, 1),
+            ("foreground", foreground, latents.shape[1]),
+        ):
+            expected = (len(latents), channels, *latents.shape[2:])
+            if condition is not None and condition.shape != expected:
+                raise UserError(
+                    f"{name} is {tuple(condition.shape)}; for these latents it must be {expected}."
+                )
+        config, main = self.config, self.transformer
+        grid = config.backbone.grid(latents.shape[2:])
+        S = math.prod(grid)
+        table = functools.partial(_rotary, config.backbone.attention_head_dim, latents.device, grid)
+        one_stream = rotary = table()
+        if foreground is not None:
+            rotary = table(config.rope, config.rope_axis, config.rope_offset)
+
+        # [z; f] = [P(x_t ‖ b); P_f(f)]
+        if config.shared_projection and foreground is not None:
+            foreground = torch.cat([foreground, masked_background], 1)
+        time = main.time_embedding(timestep)
+        seen = torch.cat([latents, masked_background], 1)
+        *text_tokens, video = main.patch_embed(seen, text, foreground)
+        if config.fusion == "cross":
+            video, f = video[:, :S], video[:, S:]
+
+        # s_j = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m)), and the tokens of which no cell may be drawn
+        features = []
+        if self.branch is not None:
+            features = self.branch(torch.cat([seen, mask.to(seen)], 1), timestep, text, one_stream)
+        keep = ~token_mask(mask, config.backbone.patch_size)
+
+        streams = [*text_tokens, video]
+        for i, block in enumerate(main.blocks):
+            # [z; f] <- Block_i([z; f])
+            streams = block(streams, time, rotary[: streams[-1].shape[1]])
+            if self.cross_attention is not None and foreground is not None:
+                streams[-1] = self.cross_attention[i](streams[-1], rotary[:S], f, rotary[S:])
+            # z <- z + (1 - m) * s_j
+            if features:
+                s = features[i // math.ceil(len(main.blocks) / len(features))]
+                z, rest = streams[-1][:, :S], streams[-1][:, S:]
+                streams[-1] = torch.cat([torch.where(keep, z + s, z), rest], 1)
+        return main.decode(streams[-1][:, :S], time, grid)
+
+    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+        """Loss of each clip.
+
+        Args:
+            batch: latents ``composite, background, masked_background, foreground`` and ``blank`` (a white
+                video), (B, C, t, h, w) each; ``mask`` (B, 1, t, h, w) of 0 and 1; ``text`` if the backbone
+                reads text.
+            sigma: (B,).
+            draws: source of noise and of blank foregrounds.
+
+        Returns:
+            ``{"composite": (B,)}``, and ``"masked"`` if ``mask_loss_weight`` is set; the sum of both is
+            the objective.
+        """
+        objective, weight = self.config.objective, self.config.mask_loss_weight
+        x_0, foreground = blanked(batch, self.config.blank_foreground, draws)
+        noise = draws.noise(x_0[None])[0]
+        output = self(
+            objective.noised(x_0, noise, sigma),
+            1000 * sigma,
+            batch["masked_background"],
+            batch["mask"],
+            foreground,
+            None if self.config.backbone.text_embed_dim is None else batch["text"],
+        )
+        losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        if weight:  # the mean still runs over the whole clip, as in the released code
+            m = batch["mask"]
+            losses["masked"] = weight * objective.loss(m * output, m * x_0, m * noise, sigma)
+        return losses
+
+
+def token_mask(mask: Tensor, patch_size: int) -> Tensor:
+    """Which tokens may be drawn: those with any masked cell, (B, 1, t, h, w) -> bool (B, S, 1)."""
+    return F.max_pool3d(mask.float(), (1, patch_size, patch_size)).flatten(2).mT > 0
+
+
+def blanked(batch: dict[str, Tensor], rate: float, draws: StepDraws) -> tuple[Tensor, Tensor]:
+    """Target and foreground; with chance ``rate`` a clip's are the background and a blank video."""
+    blank = (draws.uniform() < rate).to(batch["composite"].device).view(-1, 1, 1, 1, 1)
+    target = torch.where(blank, batch["background"], batch["composite"])
+    return target, torch.where(blank, batch["blank"], batch["foreground"])
+
+
+def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
+    """foreground ** gamma: darker above 1, brighter below; white canvas and black stay.
+
+    Trained on foregrounds of a wrong brightness, the model learns to take it from the background.
+
+    Args:
+        foreground: pixels (B, T, 3, H, W) in [0, 1].
+        gamma: (B,), uniform in ``config.luminance_gamma``.
+
+    Raises:
+        UserError: a gamma is not positive, or pixels are not in [0, 1].
+    """
+    if (gamma <= 0).any() or foreground.min() < 0 or foreground.max() > 1:
+        raise UserError("luminance augmentation takes pixels in [0, 1] and gammas above 0.")
+    return foreground ** gamma.view(-1, 1, 1, 1, 1)
