@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vera_lite.diagnostics.call import AttentionCall, Site
 from vera_lite.diagnostics.ladder import Look
-from vera_lite.diagnostics.measures import Interval, mask_ratio
+from vera_lite.diagnostics.measures import Interval, jensen_shannon, mask_ratio
 from vera_lite.diagnostics.probes import Capture, Columns, GroupMass, RandomAccess, Rows
 from vera_lite.diagnostics.token_grid import TextStream, TokenGrid
 from vera_lite.errors import UserError
@@ -94,6 +94,68 @@ def test_a_flat_map_survives():
     codes, ranges = quantise(torch.full((1, 4), 0.25))
     assert ranges.tolist() == [[0.25, 0.0]]
     assert not codes.any()
+
+
+def notes(explorer, run=0, step=0, layer=0, word=0, direction="from"):
+    """What the title says of the mean and of each head."""
+    facts = explorer._facts
+    place = (run * len(explorer.steps) + step) * len(explorer.layers) + layer
+    place = (place * len(explorer.words) + word) * len(facts["directions"])
+    place += facts["directions"].index(direction)
+    groups = 1 + len(explorer.heads)
+    return facts["notes"][place * groups : (place + 1) * groups]
+
+
+def gaze(weights, layer=0):
+    """A capture whose one row is given for each head: (H, M)."""
+    return Capture(Site(f"blocks.{layer}.attn1"), tuple(range(len(weights))), weights[None, :, None], 0.0)
+
+
+def test_notes_tell_entropy_lift_and_kind():
+    flat = torch.full((30,), 1 / 30)
+    point = F.one_hot(torch.tensor(7), 30).float()
+    mask = torch.zeros(5, 1, 24, 40)
+    mask[:, :, :12] = 1  # the upper half of every frame
+    explorer = AttentionExplorer([gaze(torch.stack([flat, point]))], GRID, VIDEO, mask=mask, sinks=[7])
+    mean, even, sharp = notes(explorer)
+    assert even == "entropy 1.00, lift 1.0"
+    assert sharp.startswith("entropy 0.00, mostly sinks, lift 1.0")  # row 1 of 3: half of it is masked
+    assert "mostly sinks" in mean
+    grid_explorer = AttentionExplorer(
+        [gaze(torch.cat([torch.full((1, 3), 0.2), torch.full((1, 30), 0.4 / 30)], 1))],
+        AFTER_TEXT,
+        VIDEO,
+        sinks=[],
+    )
+    assert notes(grid_explorer)[1] == "entropy 1.00, mostly text"
+
+
+def test_notes_of_a_patch_tell_how_far_it_looks():
+    source = RandomAccess()(make_call())
+    explorer = AttentionExplorer([source], GRID, VIDEO, words={"patch": [7]}, sinks=[])
+    slot = torch.arange(30) // 15
+    cells = torch.stack([slot, torch.arange(30) % 15 // 5, torch.arange(30) % 5], 1).float()
+    rows = with_mean(source.rows([7])[0, :, 0])
+    away = rows @ (cells - cells[7]).abs()
+    for note, far, near in zip(
+        notes(explorer), away.tolist(), (rows[:, slot == 0].sum(1) > 0.5).tolist(), strict=True
+    ):
+        assert f"{(far[1] ** 2 + far[2] ** 2) ** 0.5:.1f} patches and {far[0]:.1f} slots away" in note
+        assert note.endswith("spatial" if near else "temporal")
+
+
+def test_notes_of_two_runs_tell_their_divergence():
+    a, b = stores(layers=2), stores(layers=2, seed=1)
+    explorer = AttentionExplorer(a, GRID, VIDEO, words={"patch": [7]}, compare=b)
+    assert not any("Jensen" in note for note in notes(explorer, run=0, layer=1))
+    pair = [with_mean(s[1].rows([7])[0, :, 0]) for s in (a, b)]
+    exact = jensen_shannon(*pair)
+    told = notes(explorer, run=1, layer=1)
+    for note, value in zip(told, exact, strict=True):
+        assert f"Jensen-Shannon to the first run {value:.3f}" in note
+    assert f"(heads {exact[1:].min():.3f} to {exact[1:].max():.3f})" in told[0]
+    same = AttentionExplorer(a, GRID, VIDEO, words={"patch": [7]}, compare=a)
+    assert "Jensen-Shannon to the first run 0.000" in notes(same, run=1)[0]
 
 
 def test_the_saved_overview_is_the_stores_rows_and_columns():

@@ -340,6 +340,25 @@ def test_the_brush_and_the_thumbnails_choose(show):
         assert button.get_attribute("aria-pressed") == "true"
 
 
+def test_steps_have_a_strip_and_maps_their_notes(show):
+    explorer = AttentionExplorer(stores(layers=2, steps=3), GRID, VIDEO, words={"patch": [7]})
+    page = show(explorer)
+    buttons = page.get_by_role("group", name="all steps").get_by_role("button")
+    assert buttons.count() == 3
+    pixels = "b => Array.from(b.firstChild.getContext('2d').getImageData(0, 0, 64, 38).data).join()"
+    assert len({buttons.nth(i).evaluate(pixels) for i in range(3)}) == 3
+    before = page.locator(".title").text_content()
+    assert "entropy" in before and "patches and" in before
+    buttons.nth(2).click()
+    page.wait_for_timeout(50)
+    assert get(page, "step") == 2
+    assert page.locator(".title").text_content() != before
+    page.get_by_role("group", name="all heads").get_by_role("button").nth(2).click()
+    page.wait_for_timeout(50)
+    at = (2 * 2 + 0) * 1 * 2 * 4 + 2  # step 2, layer 0, direction "from", second head
+    assert explorer._facts["notes"][at] in page.locator(".title").text_content()
+
+
 def test_keys(show):
     page = show(AttentionExplorer(stores(layers=4), GRID, VIDEO))
     page.locator(".vera-explorer").focus()

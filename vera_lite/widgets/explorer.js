@@ -1,8 +1,5 @@
-// How the data lie, explorer.py says in _state.
-
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120],
   [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56]];
-// Blue, white, orange: told apart with any colour vision.
 const DIVERGING = [[5, 72, 133], [67, 147, 195], [247, 247, 247], [230, 130, 40], [127, 59, 8]];
 const OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 const NEEDS_PYTHON = "Needs Python: run the notebook to compute this map.";
@@ -96,20 +93,19 @@ function render({ model, el }) {
   const panes = range(runs < 2 ? 1 : 3); // A, B, A − B
   const paneName = (run) => (run < 2 ? facts.runs[run] : facts.runs.join(" − "));
   const direction = () => facts.directions.indexOf(get("direction"));
-  const place = (run, layer) => (((run * S + get("step")) * L + layer) * Ws + get("word")) * D + direction();
-
-  // --- maps: saved ones, and those that Python computes on demand
+  const place = (run, layer, step = get("step")) =>
+    (((run * S + step) * L + layer) * Ws + get("word")) * D + direction();
 
   const cache = new Map(); // least recently used first
   const sender = Math.random().toString(36).slice(2); // replies reach every view of the model
   let flight = null, wanted = null, failed = null, asked = 0;
 
-  function requestFor(layer) {
-    const [query, step, direction] = ["query", "step", "direction"].map(get);
+  function requestFor(layer, step = get("step")) {
+    const [query, direction] = ["query", "direction"].map(get);
     const content = { layer, step, word: query < 0 ? get("word") : 0, query, direction };
     return { key: Object.values(content).join(), content };
   }
-  const keyOf = (layer) => requestFor(layer).key;
+  const keyOf = (...at) => requestFor(...at).key;
 
   // One request at a time; of those that wait, the latest.
   function pump() {
@@ -134,13 +130,13 @@ function render({ model, el }) {
   }
 
   // A map: token -> value, NaN for sinks that are left out. Null if it is not here.
-  function reader(layer, run, head) {
-    const key = keyOf(layer), group = head + 1;
+  function reader(layer, run, head, step) {
+    const key = keyOf(layer, step), group = head + 1;
     let pack = cache.get(key);
     if (pack) cache.delete(key) && cache.set(key, pack); // the most recently used
     else if (get("query") < 0 && direction() >= 0 && group < facts.groups) pack = overview;
     else return null;
-    const index = (pack.single ? run : place(run, layer)) * pack.groups + group;
+    const index = (pack.single ? run : place(run, layer, step)) * pack.groups + group;
     const M = pack.codes.length / pack.maps, n = pack.ranges.length / pack.maps;
     const [zero, scale, ...kept] = pack.ranges.subarray(index * n, (index + 1) * n);
     const apart = new Map();
@@ -152,9 +148,9 @@ function render({ model, el }) {
     return Object.assign(value, { error });
   }
 
-  function map(layer, run, head) {
-    if (run < 2) return reader(layer, run, head);
-    const a = reader(layer, 0, head), b = reader(layer, 1, head);
+  function map(layer, run, head, step) {
+    if (run < 2) return reader(layer, run, head, step);
+    const [a, b] = [0, 1].map((one) => reader(layer, one, head, step));
     if (!a || !b) return null;
     const value = (token) => a(token) - b(token);
     return Object.assign(value, { error: (token) => a.error(token) + b.error(token) });
@@ -191,8 +187,6 @@ function render({ model, el }) {
     const side = { both: get("direction"), query: "from", key: "to" };
     set({ query: token, direction: side[stream.side] });
   }
-
-  // --- pictures
 
   let sheet = null, gone = false, hover = null;
   const grey = document.createElement("canvas"); // the frames, so that all colour is the map's
@@ -232,7 +226,6 @@ function render({ model, el }) {
     context.globalAlpha = 1;
   }
 
-  // A cell is a place in a frame's slot, row by row.
   function slotOf(stream) {
     const [, h, w] = stream.cells, first = stream.slots[get("frame")] * h * w;
     return stream.tokens.subarray(first, first + h * w);
@@ -254,8 +247,6 @@ function render({ model, el }) {
     const y = clamp(Math.floor(((event.clientY - box.top) / box.height) * h), 0, h - 1);
     return y * w + x;
   }
-
-  // --- controls
 
   const synced = []; // functions that put traits into controls
   function slider(name, max, text, step = 1) {
@@ -346,9 +337,7 @@ function render({ model, el }) {
     return { box, trait, first, buttons };
   }
   const strips = [strip("frame", range(T)), strip("head", ["mean", ...facts.heads], -1),
-    strip("layer", facts.layers)];
-
-  // --- curve by layer
+    strip("layer", facts.layers), ...(S > 1 ? [strip("step", facts.steps)] : [])];
 
   const plot = { left: 48, right: 590, top: 8, bottom: 120 };
   const bin = (plot.right - plot.left) / L;
@@ -418,8 +407,6 @@ function render({ model, el }) {
     curveKey.replaceChildren(...keys, selection);
   }
 
-  // --- the whole
-
   const message = node("span");
   const close = node("button", { onclick: () => set({ error: "" }) }, "close");
   const banner = node("div", { class: "banner", role: "alert" }, message, " ", close);
@@ -477,9 +464,11 @@ function render({ model, el }) {
     pump();
     current = panes.map((pane) => map(layer, pane, head));
     const waiting = failed === keyOf(layer) ? "Python gave no answer." : "computing …";
+    const noteOf = (_, run) => query < 0 && facts.notes[place(run, layer) * (1 + heads) + head + 1];
+    const notes = direction() < 0 ? [] : facts.runs.map(noteOf);
     title.textContent = join(query < 0 ? facts.words[get("word")] : `token ${query}`,
       ways.find(([way]) => way === get("direction"))[1], facts.layers[layer], `step ${facts.steps[step]}`,
-      head < 0 ? "mean of heads" : `head ${facts.heads[head]}`, get("exclude_sinks") && "SINKS LEFT OUT",
+      head < 0 ? "mean of heads" : `head ${facts.heads[head]}`, ...notes, get("exclude_sinks") && "SINKS LEFT OUT",
       current.includes(null) && (live ? waiting : NEEDS_PYTHON));
     back.hidden = query < 0;
     banner.hidden = !get("error");
@@ -497,6 +486,7 @@ function render({ model, el }) {
       frame: (t) => [t, current[run], paneTop(run)],
       head: (h) => one(map(layer, run, h), h),
       layer: (l) => one(map(l, run, head), head),
+      step: (s) => one(map(layer, run, head, s), head),
     };
     for (const { trait, first, buttons } of strips) {
       buttons.forEach((button, i) => {
@@ -531,7 +521,7 @@ function render({ model, el }) {
       const residual = facts.residuals[i][step][layer] ?? NaN, ok = residual <= facts.threshold;
       const dot = node("i", { class: "dot", style: `background: ${OKABE_ITO[ok ? 2 : 1]}` });
       const [whose, verdict] = [runs > 1 ? name : "", ok ? "within" : "ABOVE"];
-      return node("span", { "data-ok": ok }, dot, ` ${whose} A·V differs from the kernel's output by `
+      return node("span", { "data-ok": ok }, dot, ` ${whose} A·V at capture differs from the kernel's output by `
         + `${number(residual)}, ${verdict} ${number(facts.threshold)}`);
     }));
     const names = facts.sinks.map((s) => s.name).join(", ") || "none found";
@@ -566,7 +556,6 @@ function render({ model, el }) {
     actions[key]();
   }
 
-  // Several traits may change at once.
   let queued = false;
   const onChange = () => {
     if (!queued) queueMicrotask(() => (queued = false) || update());

@@ -24,7 +24,7 @@ from traitlets import Bool, Bytes, Dict, Enum, Float, Int, List, validate
 
 from vera_lite.diagnostics.call import Site
 from vera_lite.diagnostics.ladder import Look
-from vera_lite.diagnostics.measures import Interval, mask_ratio, sinks
+from vera_lite.diagnostics.measures import Interval, entropy, jensen_shannon, mask_ratio, sinks
 from vera_lite.diagnostics.probes import AttentionStore, Capture
 from vera_lite.diagnostics.token_grid import Token, TokenGrid, VideoStream
 from vera_lite.errors import UserError
@@ -129,6 +129,12 @@ class AttentionExplorer(Widget):
         max_side: pixels of a frame as it is shown.
         budget_bytes: of the saved state. Where the maps of single heads do not fit, means over heads are
             saved, and heads need Python.
+
+    Beside its name each saved map says: its spatial entropy over the video, of 1; of a patch, how far away
+    it looks on average; its kind; lift, its mask ratio over the mask's share of the area; with two runs,
+    the Jensen-Shannon divergence between them in nats, of the mean of heads with the range over heads.
+    Kinds: "mostly sinks" or "mostly text" if more than half of the mass goes there; else, of a patch,
+    "spatial" if more than half of what it sees of the video is in its own slot, "temporal" if not.
 
     Attributes:
         layer, step, word: place in the lists ``layers``, ``steps``, ``words``.
@@ -445,7 +451,7 @@ class AttentionExplorer(Widget):
         streams, positions = self._streams()
         targets = {d: self._targets(streams, positions, d) for d in self._directions}
         coverage = {} if mask is None else {d: self._coverage(d, mask) for d in self._directions}
-        codes, ranges, ratios = [], [], []
+        codes, ranges, ratios, notes, seen = [], [], [], [], []
         tops = torch.zeros(len(self._directions), 2, 2, 2)
         for source in (s for table in self._tables for row in table for s in row):
             for tokens in self.words.values():
@@ -459,8 +465,19 @@ class AttentionExplorer(Widget):
                         if len(shown):
                             top = torch.stack([maps[:, shown].amax(-1), without[:, shown].amax(-1)], -1)
                             tops[d, kind] = tops[d, kind].maximum(torch.stack([top[0], top[1:].amax(0)]))
+                    ratio = None
                     if mask is not None:
-                        ratios.append(self._ratio(maps, targets[direction][0], coverage[direction], apart))
+                        ratio = self._ratio(maps, targets[direction][0], coverage[direction], apart)
+                        ratios.append(ratio)
+                    over = maps[:, targets[direction][0]]
+                    first = None
+                    if len(self._tables) == 2:  # runs come one after the other: the first one is kept
+                        half = len(self.steps) * len(self.layers) * len(self.words) * len(self._directions)
+                        seen.append(over)
+                        first = seen[len(seen) - 1 - half] if len(seen) > half else None
+                    area = coverage[direction].mean() if ratio is not None else None
+                    text = maps[:, targets[direction][1]].sum(-1)
+                    notes += self._notes(maps, over, text, direction, tokens, apart, ratio, area, first)
         picture, columns = _sprite(video, max_side)
         facts = {
             "size": list(self._size),
@@ -479,6 +496,7 @@ class AttentionExplorer(Widget):
             ],
             "tops": tops.tolist(),
             "area": {d: float(c.mean()) for d, c in coverage.items() if len(c)},
+            "notes": notes,
             "clickable": self._has_stores,
             "square": self._is_square,
         }
@@ -490,6 +508,47 @@ class AttentionExplorer(Widget):
             "_ranges": torch.stack(ranges),
             "_ratios": _bytes(torch.stack(ratios, 1)) if ratios else b"",
         }
+
+    def _cells(self, direction: str) -> Tensor:
+        """(t, y, x) of each video token on show that is looked at: (N, 3)."""
+        grid = self._grids[direction == "from"]
+        streams = [s for s in grid.streams if isinstance(s, VideoStream) and s.size == self._size]
+        axes = [[torch.arange(float(n)) for n in s.cells] for s in streams]
+        return torch.cat([torch.cartesian_prod(*a).view(-1, 3) for a in axes] or [torch.empty(0, 3)])
+
+    def _notes(self, maps, video, text, direction, tokens, apart, ratio, area, first) -> list[str]:
+        """A few words on each of the maps (1 + H, M); see the class for what they mean."""
+        total, sink, same = maps.sum(-1), maps[:, apart].sum(-1), None
+        parts = [[] for _ in maps]
+        if video.shape[-1] > 1:
+            parts = [[] if math.isnan(e) else [f"entropy {e:.2f}"] for e in entropy(video).tolist()]
+        grid = self._grids[direction == "to"]
+        own = [grid[t] for t in tokens] if self._has_stores else []
+        if own and video.numel() and all(t.cell is not None for t in own):
+            cells, here = self._cells(direction), torch.tensor([t.cell for t in own]).float().mean(0)
+            weights = video / video.sum(-1, keepdim=True)
+            away = weights @ (cells - here).abs()  # mean distance in (slots, rows, columns)
+            same = (weights @ (cells[:, 0] == here[0].round()).float()).tolist()
+            for note, (slots, rows, columns) in zip(parts, away.tolist(), strict=True):
+                note.append(f"{math.hypot(rows, columns):.1f} patches and {slots:.1f} slots away")
+        for i, note in enumerate(parts):
+            if sink[i] > total[i] / 2:
+                note.append("mostly sinks")
+            elif text[i] > total[i] / 2:
+                note.append("mostly text")
+            elif same is not None:
+                note.append("spatial" if same[i] > 0.5 else "temporal")
+            if ratio is not None and area:
+                note.append(f"lift {ratio[0, i] / area:.1f}")
+        if first is not None and video.numel():
+            divergence = jensen_shannon(video, first)
+            parts[0].append(
+                f"Jensen-Shannon to the first run {divergence[0]:.3f} "
+                f"(heads {divergence[1:].min():.3f} to {divergence[1:].max():.3f})"
+            )
+            for note, d in zip(parts[1:], divergence[1:].tolist(), strict=True):
+                note.append(f"Jensen-Shannon to the first run {d:.3f}")
+        return [", ".join(note) for note in parts]
 
     @staticmethod
     def _ratio(maps: Tensor, shown: Tensor, coverage: Tensor, apart: Tensor) -> Tensor:
