@@ -124,5 +124,6 @@ def test_the_ladder_of_a_model_of_ones_own(book, tmp_path):
     folders = [str(tmp_path / name) for name in ("model", "clips", "masks")]
     ladder = book["ladder_of"](*folders, "the red ring in the video")
     assert ladder.heat.shape[:2] == (3, layers) and ladder.coverage.mean() > 0.05
+    assert ladder.coverage.shape[1] == 8 * 10  # all 16 frames that the reader chose: 8 slots of 10 tokens
     [axes] = book["ladder_figure"](ladder, "tiny").axes
     assert [len(line.get_ydata()) for line in axes.lines] == [layers] * 3
