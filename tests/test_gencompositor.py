@@ -15,7 +15,6 @@ from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 from vera_lite.systems import GenCompositor, GenCompositorConfig, build_system, describe_system
 from vera_lite.systems.gencompositor import (
     RELEASED,
-    augment_luminance,
     blanked,
     stream_positions,
     token_mask,
@@ -395,20 +394,12 @@ def test_blank_foregrounds_come_with_the_plain_background_as_target(inputs):
     )
 
 
-def test_luminance_augmentation_leaves_white_and_black():
-    video = torch.tensor([0.0, 0.25, 1.0]).expand(2, 1, 3, 1, 3)
-    brighter, darker = augment_luminance(video, torch.tensor([0.5, 2.0]))[:, 0, 0, 0]
-    assert brighter.tolist() == [0, 0.5, 1] and darker.tolist() == [0, 0.0625, 1]
-    with pytest.raises(UserError, match="gammas above 0"):
-        augment_luminance(video, torch.tensor([0.0, 1.0]))
-
-
 # --- files and errors ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", [Diffusion("v_prediction"), FlowMatching("x_0", 3.0)], ids=str)
 def test_a_saved_config_builds_the_same_system(inputs, objective):
-    model = build(objective=objective, rope="released", rope_axis="w", luminance_gamma=(0.3, 1.9))
+    model = build(objective=objective, rope="released", rope_axis="w")
     saved = json.loads(json.dumps(describe_system(model)))
     again = build_system(saved)
     again.load_state_dict(model.state_dict())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.insertion import centre_foreground, inflate_mask, masked_video, place
+from vera_lite.insertion import augment_luminance, centre_foreground, inflate_mask, masked_video, place
 
 
 def foreground(frames=3, height=9, width=11, seed=0):
@@ -195,3 +195,11 @@ def test_bad_masks_are_refused():
         inflate_mask(mask, 1.0, 1)
     with pytest.raises(UserError, match="mask .* must be floating"):
         masked_video(video, mask[:2])
+
+
+def test_luminance_augmentation_leaves_white_and_black():
+    video = torch.tensor([0.0, 0.25, 1.0]).expand(2, 1, 3, 1, 3)
+    brighter, darker = augment_luminance(video, torch.tensor([0.5, 2.0]))[:, 0, 0, 0]
+    assert brighter.tolist() == [0, 0.5, 1] and darker.tolist() == [0, 0.0625, 1]
+    with pytest.raises(UserError, match="gammas above 0"):
+        augment_luminance(video, torch.tensor([0.0, 1.0]))

@@ -12,6 +12,7 @@ from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vera_lite.errors import UserError
 
@@ -43,6 +44,23 @@ def latent_shape(codec: Codec, frames: int, height: int, width: int) -> tuple[in
             f"it needs 1 + {k}n frames and sides divisible by {s}."
         )
     return codec.latent_channels, 1 + (frames - 1) // k, height // s, width // s
+
+
+def latent_mask(codec: Codec, mask: Tensor) -> Tensor:
+    """A mask on the latent grid: 1 where any pixel of any frame of a cell is inside.
+
+    Args:
+        codec: gives the strides.
+        mask: (B, T, 1, H, W); above 0.5 is inside.
+
+    Returns:
+        (B, 1, t, h, w), 0 or 1.
+    """
+    _, t, h, w = latent_shape(codec, mask.shape[1], *mask.shape[-2:])
+    inside = (mask > 0.5).to(mask.dtype).transpose(1, 2)
+    # Frame 0 is a group of its own.
+    first, rest = F.adaptive_max_pool3d(inside[:, :, :1], (1, h, w)), inside[:, :, 1:]
+    return torch.cat([first, F.adaptive_max_pool3d(rest, (t - 1, h, w))], 2) if t > 1 else first
 
 
 def _to_rgb(video: Tensor) -> Tensor:

@@ -132,6 +132,27 @@ def masked_video(video: Tensor, mask: Tensor) -> Tensor:
     return video.masked_fill(mask > 0.5, 0)
 
 
+#: Gamma of :func:`augment_luminance` is uniform in this range in the paper; from 0.3 in the released code.
+LUMINANCE_GAMMA = (0.4, 1.9)
+
+
+def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
+    """foreground ** gamma: darker above 1, brighter below; white canvas and black stay.
+
+    Trained on foregrounds of a wrong brightness, the model learns to take it from the background.
+
+    Args:
+        foreground: pixels (B, T, 3, H, W) in [0, 1].
+        gamma: (B,), see :data:`LUMINANCE_GAMMA`.
+
+    Raises:
+        UserError: a gamma is not positive, or pixels are not in [0, 1].
+    """
+    if (gamma <= 0).any() or foreground.min() < 0 or foreground.max() > 1:
+        raise UserError("luminance augmentation takes pixels in [0, 1] and gammas above 0.")
+    return foreground ** gamma.view(-1, 1, 1, 1, 1)
+
+
 def _resample(
     foreground: Tensor, alpha: Tensor, source: Tensor, target: Tensor, scales: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ class ToyBatch:
         return LayeredClip(**layers, instruction=self.instruction[i], fps=fps, attributes=self.attributes[i])
 
 
-class _Draws:
+class Draws:
     """Uniform numbers of every clip, handed out column by column: (B,) tensors."""
 
     def __init__(self, seed: int, indices, columns: int = 160):
@@ -175,7 +175,7 @@ class Sprite:
     cy: Tensor
 
 
-def _draw_sprite(draws: _Draws, config: WorldConfig, place: Tensor, motion: Tensor) -> Sprite:
+def draw_sprite(draws: Draws, config: WorldConfig, place: Tensor, motion: Tensor) -> Sprite:
     shape, colour, texture = draws.choice(len(SHAPES)), draws.choice(len(COLOURS)), draws.uniform()
     texture = torch.where(texture < 0.6, 0, torch.where(texture < 0.8, 1, 2))
     step = torch.tensor([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=torch.float32)[motion]
@@ -222,7 +222,7 @@ def soft_coverage(distance: Tensor, config: WorldConfig) -> Tensor:
     return (0.5 - distance * min(config.height, config.width) / 4).clamp(0, 1)
 
 
-def _paint(sprite: Sprite, u: Tensor, v: Tensor) -> Tensor:
+def paint(sprite: Sprite, u: Tensor, v: Tensor) -> Tensor:
     """Straight colour of the sprite everywhere, lit from the top left: (B, T, 3, H, W)."""
     r = _column(sprite.radius)
     light = 0.82 - 0.16 * (u + v) / r
@@ -268,7 +268,7 @@ class Background:
     photo: Tensor
 
 
-def _draw_background(draws: _Draws, config: WorldConfig, photo: float) -> Background:
+def draw_background(draws: Draws, config: WorldConfig, photo: float) -> Background:
     colour = draws.choice(len(COLOURS))
     return Background(
         pattern=draws.choice(len(PATTERNS)),
@@ -281,7 +281,7 @@ def _draw_background(draws: _Draws, config: WorldConfig, photo: float) -> Backgr
     )
 
 
-def _render_background(bg: Background, pan_x: Tensor, pan_y: Tensor, config: WorldConfig) -> Tensor:
+def render_background(bg: Background, pan_x: Tensor, pan_y: Tensor, config: WorldConfig) -> Tensor:
     """A two-tone pattern, or a photograph, seen by a panning camera: (B, T, 3, H, W)."""
     x, y = _grid(config)
     shift = _time(config)
@@ -348,13 +348,13 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         :class:`ToyBatch` with B = len(indices).
     """
     indices = list(indices)
-    draws = _Draws(seed, indices)
+    draws = Draws(seed, indices)
     batch = len(indices)
 
     task = torch.tensor([TASKS.index(t) for t in config.tasks])[draws.choice(len(config.tasks))]
     is_background = task == TASKS.index("background")
     place, motion = draws.choice(len(PLACES)), draws.choice(len(MOTIONS))
-    thing = _draw_sprite(draws, config, place, motion)  # what is added, removed or kept
+    thing = draw_sprite(draws, config, place, motion)  # what is added, removed or kept
     has_shadow = draws.chance(config.shadow) & ~is_background
     has_other = draws.chance(config.distractor) & ~is_background
     is_behind = draws.chance(config.behind) & has_other
@@ -363,15 +363,15 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
     # covers part of its way.
     elsewhere = (place + 1 + draws.choice(len(PLACES) - 1)) % len(PLACES)
     other_place, other_motion = torch.where(is_behind, place, elsewhere), draws.choice(len(MOTIONS))
-    other = _draw_sprite(draws, config, other_place, other_motion)
+    other = draw_sprite(draws, config, other_place, other_motion)
     angle = draws.uniform(0, 2 * np.pi)
     other.cx = other.cx + (is_behind * torch.cos(angle) * 0.45)[:, None]
     other.cy = other.cy + (is_behind * torch.sin(angle) * 0.45)[:, None]
 
     pan_x, pan_y = draws.uniform(-0.12, 0.12), draws.uniform(-0.12, 0.12)
-    old = _draw_background(draws, config, config.photo)
-    new = _draw_background(draws, config, photo=0.0)
-    scene = _render_background(old, pan_x, pan_y, config)  # (B, T, 3, H, W)
+    old = draw_background(draws, config, config.photo)
+    new = draw_background(draws, config, photo=0.0)
+    scene = render_background(old, pan_x, pan_y, config)  # (B, T, 3, H, W)
 
     if has_other.any():
         rows = has_other
@@ -379,14 +379,14 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         distance, u, v = signed_distance(cut, config)
         cover = torch.zeros(batch, config.frames, config.height, config.width)
         cover[rows] = soft_coverage(distance, config)
-        scene[rows] = composite_over(_paint(cut, u, v), cover[rows][:, :, None], scene[rows])
+        scene[rows] = composite_over(paint(cut, u, v), cover[rows][:, :, None], scene[rows])
         cover = cover * _column(is_behind)
     else:
         cover = torch.zeros(())
 
     distance, u, v = signed_distance(thing, config)
     matte = soft_coverage(distance, config)
-    colour = _paint(thing, u, v)
+    colour = paint(thing, u, v)
 
     # "add" and "remove": the object over its shadow, cut by whatever stands in front.
     shade_distance, _, _ = signed_distance(thing, config, dx=0.12, dy=0.16)
@@ -404,7 +404,7 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
     rows = is_background
     if rows.any():
         cut = Background(**{k: v[rows] for k, v in vars(new).items()})
-        backdrop = _render_background(cut, pan_x[rows], pan_y[rows], config)
+        backdrop = render_background(cut, pan_x[rows], pan_y[rows], config)
         subject = matte[rows][:, :, None]
         source, alpha, edit = source.clone(), alpha.clone(), edit.clone()
         source[rows] = composite_over(colour[rows], subject, scene[rows])
@@ -419,7 +419,7 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         alpha[rows] = (alpha[rows] * 20).clamp(0, 1)
 
     things, others = _name(thing, place, motion), _name(other, other_place, other_motion)
-    old, new = _name_background(old), _name_background(new)
+    old, new = name_background(old), name_background(new)
     attributes = [
         {
             "task": TASKS[task[i]],
@@ -436,7 +436,7 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
     return ToyBatch(source, edit, alpha, composite, mask, [instruction(a) for a in attributes], attributes)
 
 
-def _nearest_colour(hue: Tensor) -> list[str]:
+def nearest_colour(hue: Tensor) -> list[str]:
     """Names of hues (B,) in degrees."""
     distance = ((hue[:, None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs()
     return [list(COLOURS)[k] for k in distance.argmin(1).tolist()]
@@ -454,15 +454,15 @@ def _name(sprite: Sprite, place: Tensor, motion: Tensor) -> list[dict]:
             "motion": MOTIONS[motion[i]],
             "path": centre[i].tolist(),
         }
-        for i, colour in enumerate(_nearest_colour(sprite.hue))
+        for i, colour in enumerate(nearest_colour(sprite.hue))
     ]
 
 
-def _name_background(bg: Background) -> list[dict]:
+def name_background(bg: Background) -> list[dict]:
     """Colour and pattern of each background; of a photograph the pattern is "photograph"."""
     return [
         {"colour": colour, "pattern": PATTERNS[bg.pattern[i]] if bg.photo[i] < 0 else "photograph"}
-        for i, colour in enumerate(_nearest_colour(bg.hue))
+        for i, colour in enumerate(nearest_colour(bg.hue))
     ]
 
 

@@ -42,6 +42,7 @@ from vera_lite.backbone.cogvideox import (
     config_of,
     rotary_at,
 )
+from vera_lite.codecs import Codec, latent_mask
 from vera_lite.errors import UserError
 from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 
@@ -74,8 +75,6 @@ class GenCompositorConfig:
             that its checkpoint loads by name.
         blank_foreground: chance that a training clip gets a blank foreground and the plain background as
             its target, so that removal is learned; 0.2 in the code.
-        luminance_gamma: range of gamma for :func:`augment_luminance` of the foreground in training, where
-            pixels are at hand: 0.4-1.9 in the paper, 0.3-1.9 in the code; None is the ablation without.
     """
 
     backbone: CogVideoXConfig = field(default_factory=CogVideoXConfig)
@@ -89,7 +88,6 @@ class GenCompositorConfig:
     branch_layers: int = 2
     released_unused_layers: bool = False
     blank_foreground: float = 0.2
-    luminance_gamma: tuple[float, float] | None = (0.4, 1.9)
 
     def __post_init__(self):
         for name, choices in (("rope", ROPES), ("rope_axis", AXES), ("fusion", ("self", "cross"))):
@@ -112,7 +110,6 @@ RELEASED = GenCompositorConfig(
     mask_loss_weight=5.0,
     rope="released",
     released_unused_layers=True,
-    luminance_gamma=(0.3, 1.9),
 )
 
 
@@ -380,18 +377,22 @@ def blanked(batch: dict[str, Tensor], rate: float, draws: StepDraws) -> tuple[Te
     return target, torch.where(blank, batch["blank"], batch["foreground"])
 
 
-def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
-    """foreground ** gamma: darker above 1, brighter below; white canvas and black stay.
-
-    Trained on foregrounds of a wrong brightness, the model learns to take it from the background.
+def encode_conditions(
+    codec: Codec, background: Tensor, foreground: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    """What :meth:`GenCompositor.forward` is told, from pixels.
 
     Args:
-        foreground: pixels (B, T, 3, H, W) in [0, 1].
-        gamma: (B,), uniform in ``config.luminance_gamma``.
+        codec: pixels to latents.
+        background: (B, T, 3, H, W) in [0, 1].
+        foreground: (B, T, 3, H, W), the centred object on its white canvas.
+        mask: (B, T, 1, H, W); above 0.5 the background is painted black, and the model draws.
 
-    Raises:
-        UserError: a gamma is not positive, or pixels are not in [0, 1].
+    Returns:
+        Its arguments ``masked_background``, ``mask`` and ``foreground``.
     """
-    if (gamma <= 0).any() or foreground.min() < 0 or foreground.max() > 1:
-        raise UserError("luminance augmentation takes pixels in [0, 1] and gammas above 0.")
-    return foreground ** gamma.view(-1, 1, 1, 1, 1)
+    return {
+        "masked_background": codec.encode(background.masked_fill(mask > 0.5, 0)),
+        "mask": latent_mask(codec, mask),
+        "foreground": codec.encode(foreground),
+    }

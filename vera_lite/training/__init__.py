@@ -1,5 +1,6 @@
 """Training with Lightning: data, modules, optimizer, command line."""
 
+from vera_lite.training.compositions import ToyCompositionData
 from vera_lite.training.data import LatentCache, StepBatches, ToyWorldData, build_toy_cache
 from vera_lite.training.dialogues import DialogueModule, ToyDialogues
 from vera_lite.training.module import EditingModule
@@ -9,6 +10,7 @@ __all__ = [
     "EditingModule",
     "LatentCache",
     "StepBatches",
+    "ToyCompositionData",
     "ToyDialogues",
     "ToyWorldData",
     "build_toy_cache",

@@ -71,9 +71,9 @@ class EditingModule(L.LightningModule):
     # --- training --------------------------------------------------------------------------------
 
     def _losses(self, system: nn.Module, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
-        clips, ranks = len(batch["text"]), self.trainer.world_size
+        clips, ranks = len(batch["composite"]), self.trainer.world_size
         draws = StepDraws(mix_seed(self.seed, salt), batch["step"], clips, self.global_rank, ranks)
-        sigma = system.config.objective.sample_sigma(draws).to(batch["text"])
+        sigma = system.config.objective.sample_sigma(draws).to(batch["composite"])
         return system.training_losses(batch, sigma, draws), sigma
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
@@ -120,6 +120,8 @@ class EditingModule(L.LightningModule):
             "codec": {"shape": data.codec.shape, "tensors": data.codec.state_dict()},
             "threads": torch.get_num_threads(),
         }
+        if hasattr(data, "mask_sigma"):  # a pipeline inflates masks as training did
+            checkpoint["vera_lite"]["mask_sigma"] = data.mask_sigma
 
     @torch.no_grad()
     def update_ema(self) -> None:
