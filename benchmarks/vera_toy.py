@@ -6,11 +6,9 @@ python benchmarks/vera_toy.py --run RUN --card    also write the model card, wit
                                                   of the training run says about the training
 """
 
-import argparse
 import csv
 import datetime
 import inspect
-import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +16,10 @@ from pathlib import Path
 import torch
 import yaml
 from _harness import machine, meets
+from _toy import includes, log_versions, main
 
 from vera_lite.evaluation.toy_benchmark import TEST_SEED, evaluate
 from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, VeraPipeline
-from vera_lite.video import replacing
 
 CLIPS, STEPS = 256, 12
 LOWER_FLOOR = 0.05
@@ -49,8 +47,9 @@ GOALS = (
 )
 
 
-def measure(pipe: VeraPipeline) -> dict:
+def measure(folder: Path) -> dict:
     """The report: every metric of GOALS, and all others below ``metrics``."""
+    pipe = VeraPipeline.from_pretrained(folder)
     started = time.process_time()
     metrics = {mask: evaluate(pipe, CLIPS, mask, steps=STEPS) for mask in (True, False)}
     results = []
@@ -87,17 +86,18 @@ def measure(pipe: VeraPipeline) -> dict:
         "cpu_seconds": round(time.process_time() - started, 1),
         "results": results,
         "metrics": {"with mask": metrics[True], "no mask": metrics[False]},
+        "parameters": sum(p.numel() for p in pipe.system.parameters()),
     }
 
 
 def training_facts(run: Path) -> dict:
     """What a finished run's files say: one log version a stage, each a call of `vera-lite fit`."""
-    versions = sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
+    versions = log_versions(run)
     configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
     shipped = yaml.safe_load(CONFIG.read_text())
     for config in configs:
         for part in ("model", "data"):
-            if not _includes(config[part], shipped[part]):
+            if not includes(config[part], shipped[part]):
                 raise SystemExit(
                     f"{run} was not trained with the {part} of {CONFIG.name}; no card is written."
                 )
@@ -118,13 +118,6 @@ def training_facts(run: Path) -> dict:
             {"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)} for r in rows[::4]
         ],
     }
-
-
-def _includes(whole: dict, part: dict) -> bool:
-    """Whether every value of ``part`` stands in ``whole``."""
-    return all(
-        _includes(whole.get(k, {}), v) if isinstance(v, dict) else whole.get(k) == v for k, v in part.items()
-    )
 
 
 def table(report: dict) -> str:
@@ -188,30 +181,5 @@ refused.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, help="pipeline folder; default: the shipped one")
-    parser.add_argument("--run", type=Path, help="folder of the training run")
-    parser.add_argument("--json", type=Path, help="where to write the report")
-    parser.add_argument("--card", action="store_true", help="write the model card; needs --run")
-    arguments = parser.parse_args()
-    if arguments.card and arguments.run is None:
-        parser.error("--card needs --run")
-    folder = arguments.model or ASSETS / "vera_toy"
-    pipe = VeraPipeline.from_pretrained(folder)
-    report = measure(pipe) | {"parameters": sum(p.numel() for p in pipe.system.parameters())}
-    if arguments.run is not None:
-        report["training"] = training_facts(arguments.run)
-    print(table(report))
-    if arguments.json is not None:
-        with replacing(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.card:
-        with replacing(folder / "README.md") as path:
-            path.write_text(card(report))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, ASSETS / "vera_toy", measure, training_facts, table, card)

@@ -6,10 +6,8 @@ python benchmarks/vlm_toy.py --run RUN --card     also write the model card, wit
                                                   of the training run says about the training
 """
 
-import argparse
 import csv
 import datetime
-import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +15,19 @@ from pathlib import Path
 import torch
 import yaml
 from _harness import machine
+from _toy import log_versions, main
 
 from vera_lite.conditioning.toy_dialogues import KINDS
 from vera_lite.conditioning.vision_language import TOY_VLM, VisionLanguageModel
 from vera_lite.evaluation.dialogue_benchmark import TEST_SEED, score_dialogues
 from vera_lite.training.dialogues import DIALOGUE_WORLD
-from vera_lite.video import replacing
 
 CLIPS = 256
 
 
-def measure(vlm: VisionLanguageModel) -> dict:
+def measure(folder: Path) -> dict:
     """The report; every value stands beside the same for answers held against other clips' truths."""
+    vlm = VisionLanguageModel.from_pretrained(folder)
     started = time.process_time()
     return {
         "name": "vlm_toy",
@@ -45,7 +44,7 @@ def measure(vlm: VisionLanguageModel) -> dict:
 
 def training_facts(run: Path) -> dict:
     """What a finished run's files say."""
-    versions = sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
+    versions = log_versions(run)
     config = yaml.safe_load((versions[0] / "config.yaml").read_text())
     saved = torch.load(run / "last.ckpt", weights_only=True, map_location="cpu")
     rows = [r for v in versions for r in csv.DictReader((v / "metrics.csv").open()) if r.get("val")]
@@ -129,29 +128,5 @@ Nothing of real videos.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, help="model folder; default: the shipped one")
-    parser.add_argument("--run", type=Path, help="folder of the training run")
-    parser.add_argument("--json", type=Path, help="where to write the report")
-    parser.add_argument("--card", action="store_true", help="write the model card; needs --run")
-    arguments = parser.parse_args()
-    if arguments.card and arguments.run is None:
-        parser.error("--card needs --run")
-    torch.set_num_threads(1)
-    report = measure(VisionLanguageModel.from_pretrained(arguments.model))
-    if arguments.run is not None:
-        report["training"] = training_facts(arguments.run)
-    print(table(report))
-    if arguments.json is not None:
-        with replacing(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.card:
-        with replacing((arguments.model or TOY_VLM) / "README.md") as path:
-            path.write_text(card(report))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, TOY_VLM, measure, training_facts, table, card)

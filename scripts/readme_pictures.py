@@ -1,39 +1,67 @@
-"""Make the README's picture of eight unseen edits: `python scripts/readme_pictures.py` (about 5 s).
+"""Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 10 s).
 
-The clips are the first four additions and the first four new backgrounds of the test world, not chosen
-by how well they came out. No masks are given: the prompt alone decides.
+The clips are the first of the test worlds (of edits: four additions, four new backgrounds), not chosen by
+how well they came out. Edits are given no masks: the prompt alone decides.
 """
 
 import textwrap
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from vera_lite import viz
 from vera_lite.clip import composite
-from vera_lite.evaluation.toy_benchmark import TEST_SEED
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, floored
+from vera_lite.evaluation import composition_benchmark, toy_benchmark
+from vera_lite.pipelines import ALPHA_FLOOR, GenCompositorPipeline, VeraPipeline, floored
 from vera_lite.toyworld import render
 from vera_lite.video import replacing
 
-OUT = Path(__file__).parents[1] / "docs" / "edits.png"
+DOCS = Path(__file__).parents[1] / "docs"
 FRAME = 4
 
-world = render(TEST_SEED, range(40))
-tasks = [a["task"] for a in world.attributes]
-picks = [i for task in ("add", "background") for i in [k for k, t in enumerate(tasks) if t == task][:4]]
-source, prompts = world.source[picks], [world.instruction[i] for i in picks]
-layers = VeraPipeline.from_pretrained().generate(source, prompts, generator=torch.Generator().manual_seed(0))
-alpha = floored(layers["alpha"], ALPHA_FLOOR)
-final = composite(layers["edit"], alpha, source)
-rows = {"source": source, "edit layer": layers["edit"], "alpha": alpha, "final": final}
-figure = viz.contact_sheet(
-    {name: [clip[FRAME] for clip in clips] for name, clips in rows.items()},
-    [textwrap.fill(p, 19) for p in prompts],
-    "Eight prompts over unseen clips, no masks: final = alpha · edit + (1 − alpha) · source",
-    side=1.45,
-)
-OUT.parent.mkdir(exist_ok=True)
-with replacing(OUT) as path:
-    figure.savefig(path, format="png")
-print(f"wrote {OUT}")
+
+def edits() -> Figure:
+    """Eight edits of the toy Vera."""
+    world = render(toy_benchmark.TEST_SEED, range(40))
+    tasks = [a["task"] for a in world.attributes]
+    picks = [i for task in ("add", "background") for i in [k for k, t in enumerate(tasks) if t == task][:4]]
+    source, prompts = world.source[picks], [world.instruction[i] for i in picks]
+    generator = torch.Generator().manual_seed(0)
+    layers = VeraPipeline.from_pretrained().generate(source, prompts, generator=generator)
+    alpha = floored(layers["alpha"], ALPHA_FLOOR)
+    final = composite(layers["edit"], alpha, source)
+    rows = {"source": source, "edit layer": layers["edit"], "alpha": alpha, "final": final}
+    columns = [textwrap.fill(p, 19) for p in prompts]
+    title = "Eight prompts over unseen clips, no masks: final = alpha · edit + (1 − alpha) · source"
+    return sheet(rows, columns, title)
+
+
+def compositions() -> Figure:
+    """Eight compositions of the toy GenCompositor."""
+    pipe = GenCompositorPipeline.from_pretrained()
+    batch, foreground, mask = composition_benchmark.compositions(pipe, range(8))
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe.generate(batch.background, foreground, mask, generator=generator)
+    rows = {
+        "background": batch.background,
+        "foreground": foreground,
+        "GenCompositor": drawn,
+        "the truth": batch.composite,
+    }
+    columns = [f"{a['texture']} {a['colour']} {a['shape']}" for a in batch.attributes]
+    title = "Eight unseen compositions: shape, texture and spin of the foreground, light of the scene"
+    return sheet(rows, [textwrap.fill(c, 16) for c in columns], title)
+
+
+def sheet(rows: dict, columns: list[str], title: str) -> Figure:
+    frames = {name: [clip[FRAME] for clip in clips] for name, clips in rows.items()}
+    return viz.contact_sheet(frames, columns, title, side=1.45)
+
+
+if __name__ == "__main__":
+    DOCS.mkdir(exist_ok=True)
+    for make in (edits, compositions):
+        with replacing(DOCS / f"{make.__name__}.png") as path:
+            make().savefig(path, format="png")
+        print(f"wrote {DOCS / make.__name__}.png")

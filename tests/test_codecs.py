@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
-from vera_lite.codecs import PatchCodec, WanCodec, latent_shape
+from vera_lite.codecs import CogVideoXCodec, PatchCodec, WanCodec, latent_shape
 from vera_lite.errors import UserError
 from vera_lite.toyworld import render
 from vera_lite.training.data import SHIPPED_CODEC
@@ -126,3 +126,52 @@ def test_wan_latents_are_the_pipelines_latents(wan_codec, video):
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
     assert decoded.shape == video.shape
     assert not any(p.requires_grad for p in wan_codec.parameters())
+
+
+@pytest.fixture(scope="module")
+def cogvideox_codec(tmp_path_factory):
+    """A tiny random CogVideoX VAE, saved and loaded in the real format."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        scaling_factor=0.7,
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return CogVideoXCodec.from_pretrained(folder)
+
+
+def test_cogvideox_latents_are_the_pipelines_latents(cogvideox_codec, video):
+    vae = cogvideox_codec.vae
+    mode = vae.encode((video * 2 - 1).transpose(1, 2)).latent_dist.mode()
+    latents = cogvideox_codec.encode(video)
+    torch.testing.assert_close(latents, 0.7 * mode)
+    assert latents.shape == (12, *latent_shape(cogvideox_codec, 9, 32, 32)) == (12, 4, 3, 4, 4)
+    expected = (vae.decode(mode).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    decoded = cogvideox_codec.decode(latents)
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+    assert decoded.shape == video.shape
+    assert not any(p.requires_grad for p in cogvideox_codec.parameters())
+
+
+def test_cogvideox_takes_clips_that_come_back_with_their_length(cogvideox_codec):
+    for frames in (1, 9, 17):
+        clip = torch.zeros(1, frames, 3, 8, 8)
+        assert cogvideox_codec.decode(cogvideox_codec.encode(clip)).shape == clip.shape
+    with pytest.raises(UserError, match=r"1 \+ 8n frames, not 5"):  # 8 would come back
+        cogvideox_codec.encode(torch.zeros(1, 5, 3, 8, 8))
+    with pytest.raises(UserError, match=r"1 \+ 4n frames"):
+        cogvideox_codec.encode(torch.zeros(1, 7, 3, 8, 8))
+
+
+def test_cogvideox_is_causal_between_groups_of_eight(cogvideox_codec):
+    clip = torch.rand(1, 17, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    late = clip.clone()
+    late[:, 9:] = 1 - late[:, 9:]
+    before, after = cogvideox_codec.encode(clip), cogvideox_codec.encode(late)
+    assert torch.equal(before[:, :, :3], after[:, :, :3]) and not torch.allclose(
+        before[:, :, 3], after[:, :, 3]
+    )

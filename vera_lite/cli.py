@@ -1,10 +1,11 @@
-"""The command line: `vera-lite edit | check | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | check | fit | validate | export`.
 
 A mistake that the user can mend is one sentence on standard error and exit code 2.
 """
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,12 +53,43 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument(
         "--mask", type=Path, help="video or picture, white where the object goes, or on the subject to keep"
     )
-    edit.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
-    edit.add_argument("--model", type=Path, help="pipeline folder; default: the toy Vera in the package")
-    edit.add_argument("--seed", type=int, default=0, help="another seed is another edit (default 0)")
-    edit.add_argument("--steps", type=int, default=12, help="denoising steps (default 12)")
     edit.add_argument("--guidance", type=float, default=1.0, help="follow the prompt harder (default 1: off)")
     edit.add_argument("--alpha-floor", type=float, help="alpha below this is 0: the source stays untouched")
+
+    compose = commands.add_parser(
+        "composite", help="put a foreground video into a background video on a path"
+    )
+    compose.add_argument("background", type=Path, help="any video file")
+    compose.add_argument(
+        "foreground",
+        help="a video with alpha; a video and --mask; a folder with edit.mkv and alpha.mkv, as `edit` makes; "
+        'or a toy object such as "toy:spinning striped red square"',
+    )
+    compose.add_argument(
+        "--path",
+        required=True,
+        help='where it goes: points "x,y x,y ..." in pixels of the background, a .json of the path editor, '
+        "or a .txt of x,y lines; one point alone is followed through the background",
+    )
+    compose.add_argument(
+        "--scale", help="size, or several with commas over the clip (default 1: its own pixels)"
+    )
+    compose.add_argument("--timing", help="of the path's segments: equal_frames (default) or constant_speed")
+    compose.add_argument("--mask", type=Path, help="video or picture, white where the foreground's object is")
+    compose.add_argument(
+        "--paste-back", action="store_true", help="keep the background's own pixels outside the mask"
+    )
+    compose.add_argument(
+        "--mask-sigma", type=float, help="room around the object, in the model's pixels; 0 for none"
+    )
+
+    for command, model in ((edit, "Vera"), (compose, "GenCompositor")):
+        command.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
+        command.add_argument(
+            "--model", type=Path, help=f"pipeline folder; default: the package's toy {model}"
+        )
+        command.add_argument("--seed", type=int, default=0, help="another seed is another result (default 0)")
+        command.add_argument("--steps", type=int, default=12, help="denoising steps (default 12)")
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
     for name, text in zip(
@@ -84,10 +116,18 @@ def _run(options: argparse.Namespace) -> int:
         print(f"wrote {_export(options)}")
         return 0
 
+    written = _composite(options) if options.command == "composite" else _edit(options)
+    print("\nLook at:")
+    for path in written:
+        print(f"  {path}")
+    return 0
+
+
+def _edit(options: argparse.Namespace) -> list[Path]:
     from vera_lite.edit_file import edit_file
     from vera_lite.pipelines import VeraPipeline
 
-    written = edit_file(
+    return edit_file(
         VeraPipeline.from_pretrained(options.model),
         options.video,
         options.prompt,
@@ -98,10 +138,30 @@ def _run(options: argparse.Namespace) -> int:
         guidance=options.guidance,
         **({} if options.alpha_floor is None else {"alpha_floor": options.alpha_floor}),
     )
-    print("\nLook at:")
-    for path in written:
-        print(f"  {path}")
-    return 0
+
+
+def _composite(options: argparse.Namespace) -> list[Path]:
+    from vera_lite.composite_file import composite_file
+    from vera_lite.pipelines import GenCompositorPipeline
+
+    pipe = GenCompositorPipeline.from_pretrained(options.model)
+    if options.mask_sigma is not None:
+        pipe.mask_sigma = options.mask_sigma or None
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
+        return composite_file(
+            pipe,
+            options.background,
+            options.foreground,
+            options.out,
+            path=options.path,
+            scale=options.scale,
+            timing=options.timing,
+            mask=options.mask,
+            seed=options.seed,
+            paste_back=options.paste_back,
+            steps=options.steps,
+        )
 
 
 def _export(options: argparse.Namespace) -> Path:

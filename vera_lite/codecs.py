@@ -1,7 +1,7 @@
-"""Pixels <-> latents, behind one protocol: a closed-form patch codec and diffusers' Wan VAE.
+"""Pixels <-> latents, behind one protocol: a closed-form patch codec, and diffusers' Wan and CogVideoX VAEs.
 
-Both are causal in time, as Wan is: frame 0 is coded alone, then groups of ``temporal_stride`` frames,
-so that T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
+They are causal in time: frame 0 is coded alone, then groups of ``temporal_stride`` frames, so that
+T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
 """
 
 from pathlib import Path
@@ -204,5 +204,46 @@ class WanCodec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """See :class:`Codec`."""
         z = (latents * self.std + self.mean).to(self.vae.dtype)
+        video = self.vae.decode(z, return_dict=False)[0].transpose(1, 2)
+        return (video / 2 + 0.5).clamp(0, 1).to(latents.dtype)
+
+
+class CogVideoXCodec(nn.Module):
+    """diffusers' ``AutoencoderKLCogVideoX`` (16 channels, 4x8x8).
+
+    Latents are the posterior's mode times the scaling factor of the VAE's config. diffusers' VAE works on
+    eight frames at a time, after the first: within them its group norms see the future, and a clip must have
+    1 + 8n frames, as CogVideoX's 49, or the decoder would give back more than went in.
+
+    Args:
+        vae: a loaded ``diffusers.AutoencoderKLCogVideoX``; it is frozen.
+    """
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        self.latent_channels = vae.config.latent_channels
+        self.spatial_stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.temporal_stride = int(vae.config.temporal_compression_ratio)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs) -> "CogVideoXCodec":
+        """Load a VAE folder or Hub id (``subfolder="vae"`` for a whole CogVideoX pipeline)."""
+        from diffusers import AutoencoderKLCogVideoX
+
+        return cls(AutoencoderKLCogVideoX.from_pretrained(path, **kwargs))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        _, t, _, _ = latent_shape(self, video.shape[1], *video.shape[-2:])
+        if t % 2 == 0:
+            raise UserError(f"CogVideoX's VAE needs 1 + 8n frames, not {video.shape[1]}.")
+        x = _to_rgb(video).transpose(1, 2).to(self.vae.dtype)
+        return (self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor).to(video.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         video = self.vae.decode(z, return_dict=False)[0].transpose(1, 2)
         return (video / 2 + 0.5).clamp(0, 1).to(latents.dtype)

@@ -3,7 +3,9 @@
 import io
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,12 @@ from vera_lite.conditioning import PhraseEncoder, parse
 from vera_lite.errors import UserError
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.sampling import DenoisingState
+from vera_lite.trajectory import Trajectory
 from vera_lite.video import VideoInfo, VideoReader, VideoWriter, replacing
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-_SHEET_FRAMES = 5
+#: Moments on a contact sheet.
+SHEET_FRAMES = 5
 
 
 def edit_file(
@@ -62,34 +66,20 @@ def edit_file(
     floored(torch.zeros(1), alpha_floor)
     reader = VideoReader(video)
     info = reader.info
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out wants a folder.")
+    out = checked_folder(out)
 
     started = time.perf_counter()
     chosen = frame_choice(info.frames, pipe.clip_size[0])
-    frames = _pick(tqdm(reader, "reading", unit="frame"), chosen)
-    small_mask = None if mask is None else _read_mask(Path(mask), info, chosen)
-    steps, watch = options.get("steps", 12), options.pop("callback", None)
-    with tqdm(total=steps, desc="denoising", unit="step") as bar:
-
-        def show(state: DenoisingState) -> None:
-            bar.update()
-            if watch is not None:
-                watch(state)
-
-        layers = pipe.layers_for(to_float(frames), prompt, small_mask, seed=seed, callback=show, **options)
+    frames = pick(tqdm(reader, "reading", unit="frame"), chosen)
+    small_mask = None if mask is None else read_mask(Path(mask), info, chosen)
+    with denoising_bar(options) as options:
+        layers = pipe.layers_for(to_float(frames), prompt, small_mask, seed=seed, **options)
     generated = time.perf_counter()
 
-    out.mkdir(parents=True, exist_ok=True)
-    kinds = {"final.mkv": "lossless", "edit.mkv": "lossless", "alpha.mkv": "lossless", "final.mp4": "preview"}
     untouched, untouched_equal, touched_error = 0, True, 0.0
     sheet: list[tuple[Tensor, ...]] = []
-    on_sheet = set(frame_choice(info.frames, _SHEET_FRAMES))
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(VideoWriter(out / name, info.fps, kind)) for name, kind in kinds.items()
-        }
+    on_sheet = set(frame_choice(info.frames, SHEET_FRAMES))
+    with video_writers(out, info.fps, ("final", "edit", "alpha")) as write:
         for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
             size = (info.height, info.width)
             edit, alpha = (enlarge(layers[name], t, info.frames, size) for name in ("edit", "alpha"))
@@ -101,13 +91,7 @@ def edit_file(
             untouched_equal &= bool(torch.equal(final[empty], frame[empty]))
             touched_error += float((to_float(final) - source).square().sum())
             edit, alpha = to_uint8(edit), to_uint8(alpha)
-            for name, picture in (
-                ("final.mkv", final),
-                ("edit.mkv", edit),
-                ("alpha.mkv", alpha),
-                ("final.mp4", final),
-            ):
-                writers[name].write(picture)
+            write(final=final, edit=edit, alpha=alpha)
             if t in on_sheet:
                 sheet.append((frame, edit, alpha, final))
     pixels = info.frames * info.height * info.width * 3
@@ -116,7 +100,7 @@ def edit_file(
         "prompt": prompt,
         "mask": None if mask is None else str(mask),
         "seed": seed,
-        "steps": steps,
+        "steps": options["steps"],
         "alpha_floor": alpha_floor,
         "frames": info.frames,
         "width": info.width,
@@ -128,21 +112,65 @@ def edit_file(
         "seconds_generating": round(generated - started, 2),
         "seconds_writing": round(time.perf_counter() - generated, 2),
     }
+    seconds = [t / float(info.fps) for t in sorted(on_sheet)]
     with replacing(out / "sheet.png") as path:
-        _draw_sheet(sheet, [i / float(info.fps) for i in sorted(on_sheet)], prompt).save(path, format="PNG")
+        names = ("source", "edit layer", "alpha", "final")
+        draw_sheet(sheet, names, seconds, f"“{prompt}”").save(path, format="PNG")
     with replacing(out / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
-    return [out / name for name in ("sheet.png", "final.mp4", *list(kinds)[:3], "metrics.json")]
+    names = ("sheet.png", "final.mp4", "final.mkv", "edit.mkv", "alpha.mkv", "metrics.json")
+    return [out / name for name in names]
 
 
-def _pick(frames, chosen: list[int]) -> Tensor:
+def checked_folder(out: str | Path) -> Path:
+    """The folder for the results, made later, when there are some; UserError if it is a file."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out wants a folder.")
+    return out
+
+
+def pick(frames: Iterable[Tensor], chosen: list[int]) -> Tensor:
     """The chosen frames of an iterable; the rest is passed over, so that damage is found now."""
     wanted = set(chosen)
     kept = {t: frame for t, frame in enumerate(frames) if t in wanted}
     return torch.stack([kept[t] for t in chosen])
 
 
-def _read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
+@contextmanager
+def denoising_bar(options: dict) -> Iterator[dict]:
+    """Options of a pipeline's ``generate`` whose callback also moves a progress bar."""
+    options = {"steps": 12, "callback": None, **options}
+    with tqdm(total=options["steps"], desc="denoising", unit="step") as bar:
+
+        def show(state: DenoisingState) -> None:
+            bar.update()
+            if options["callback"] is not None:
+                options["callback"](state)
+
+        yield options | {"callback": show}
+
+
+@contextmanager
+def video_writers(out: Path, fps: Fraction, names: tuple[str, ...]) -> Iterator[Callable[..., None]]:
+    """Make the folder and open ``{name}.mkv`` (lossless) for each name, and ``final.mp4`` (preview).
+
+    Yields ``write(final=frame, ...)``, which appends one uint8 frame to each.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers = {n: stack.enter_context(VideoWriter(out / f"{n}.mkv", fps, "lossless")) for n in names}
+        preview = stack.enter_context(VideoWriter(out / "final.mp4", fps, "preview"))
+
+        def write(**frames: Tensor) -> None:
+            for name, writer in writers.items():
+                writer.write(frames[name])
+            preview.write(frames["final"])
+
+        yield write
+
+
+def read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
     """The chosen frames (t, 1, H, W) in [0, 1] of a video, or of a picture that stands for all frames."""
     if path.suffix.lower() in _PICTURES:
         if not path.is_file():
@@ -156,7 +184,7 @@ def _read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
         reader = VideoReader(path)
         if len(reader) != info.frames:
             raise UserError(f"the mask has {len(reader)} frames, the video {info.frames}; they must agree.")
-        mask = _pick(reader, chosen)
+        mask = pick(reader, chosen)
     if mask.shape[-2:] != (info.height, info.width):
         raise UserError(
             f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, "
@@ -165,13 +193,27 @@ def _read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
     return to_float(mask).mean(1, keepdim=True)
 
 
-def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: str) -> Image.Image:
-    """Contact sheet: one column a moment, one row a layer."""
-    names = ("source", "edit layer", "alpha", "final")
-    height, width = rows[0][0].shape[-2:]
-    figure = Figure(figsize=(1.9 * len(rows) * min(2.0, width / height) + 0.9, 1.9 * 4 + 0.7), dpi=100)
-    axes = figure.subplots(4, len(rows), squeeze=False)
-    for column, layers in enumerate(rows):
+def draw_sheet(
+    columns: list[tuple[Tensor, ...]],
+    names: tuple[str, ...],
+    seconds: list[float],
+    title: str,
+    trajectory: Trajectory | None = None,
+) -> Image.Image:
+    """Contact sheet: one column a moment, one row a layer.
+
+    Args:
+        columns: uint8 pictures (3 or 1, H, W) of each moment; moments are evenly spaced.
+        names: of the layers.
+        seconds: when each moment is.
+        title: of the sheet.
+        trajectory: drawn into the first row, with a dot where the object is.
+    """
+    height, width = columns[0][0].shape[-2:]
+    size = (1.9 * len(columns) * min(2.0, width / height) + 0.9, 1.9 * len(names) + 0.7)
+    figure = Figure(figsize=size, dpi=100)
+    axes = figure.subplots(len(names), len(columns), squeeze=False)
+    for column, layers in enumerate(columns):
         for row, picture in enumerate(layers):
             ax = axes[row][column]
             pixels = picture.permute(1, 2, 0).numpy()
@@ -182,7 +224,14 @@ def _draw_sheet(rows: list[tuple[Tensor, ...]], seconds: list[float], prompt: st
                 ax.set_title(f"{seconds[column]:.2f} s", fontsize=10)
             if column == 0:
                 ax.set_ylabel(names[row], fontsize=11)
-    figure.suptitle(f"“{prompt}”", fontsize=12, parse_math=False)
+    if trajectory is not None:
+        line, dots = trajectory.sample(200)[0].T, trajectory.sample(len(columns))[0]
+        for ax, dot in zip(axes[0], dots, strict=True):
+            ax.autoscale(False)
+            ax.plot(*line, color="white", lw=3)
+            ax.plot(*line, color="tab:red", lw=1.5)
+            ax.plot(*dot, "o", color="tab:red", mec="white", ms=6)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -45,7 +45,7 @@ def place(
     """
     _check_layers(foreground, alpha)
     middle = torch.tensor([alpha.shape[3] - 1, alpha.shape[2] - 1]).expand(len(alpha), 2) / 2
-    return _resample(foreground, alpha, middle, positions, scales, size)
+    return resample(foreground, alpha, middle, positions, scales, size)
 
 
 def centre_foreground(
@@ -68,22 +68,39 @@ def centre_foreground(
         UserError: the shapes do not fit, or alpha is 0 everywhere.
     """
     _check_layers(foreground, alpha)
+    height, width = alpha.shape[2:] if size is None else size
+    centres, reach = object_extent(alpha)
+    canvas = torch.tensor([width, height], device=alpha.device)
+    scales = (canvas / 2 / reach).min().clamp_max(1).expand(len(alpha))
+    middle = ((canvas - 1) / 2).expand(len(alpha), 2)
+    return resample(foreground, alpha, centres, middle, scales, (height, width))
+
+
+def object_extent(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Where an object is, and how far it reaches from there.
+
+    Args:
+        alpha: (T, 1, H, W).
+
+    Returns:
+        x and y of its middle in every frame (T, 2), the mean position weighted by alpha; and how far any
+        frame reaches from there along x and y, (2,). In pixels.
+
+    Raises:
+        UserError: alpha is 0 everywhere.
+    """
     if not alpha.any():
         raise UserError("the foreground's alpha is 0 everywhere; there is no object to centre.")
-    height, width = alpha.shape[2:] if size is None else size
     mass = alpha[:, 0].double()
     total = mass.sum((1, 2)).clamp_min(torch.finfo(alpha.dtype).tiny)
-    centres, room = [], []
-    for across, target in ((1, width), (2, height)):  # x, y
+    centres, reaches = [], []
+    for across in (1, 2):  # x, y
         profile = mass.sum(across)  # (T, W), (T, H)
         pixel = torch.arange(profile.shape[1], device=alpha.device)
         centre = (profile * pixel).sum(1) / total
-        reach = ((pixel - centre[:, None]).abs() + 0.5) * (profile > 0)
         centres.append(centre)
-        room.append(target / 2 / reach.max())
-    middle = torch.tensor([width - 1, height - 1]).expand(len(alpha), 2) / 2
-    scales = torch.stack(room).min().clamp_max(1).expand(len(alpha))
-    return _resample(foreground, alpha, torch.stack(centres, 1), middle, scales, (height, width))
+        reaches.append((((pixel - centre[:, None]).abs() + 0.5) * (profile > 0)).max())
+    return torch.stack(centres, 1), torch.stack(reaches)
 
 
 def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.0) -> Tensor:
@@ -153,24 +170,26 @@ def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
     return foreground ** gamma.view(-1, 1, 1, 1, 1)
 
 
-def _resample(
+def resample(
     foreground: Tensor, alpha: Tensor, source: Tensor, target: Tensor, scales: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Move points ``source`` (T, 2) of a foreground to ``target`` (T, 2), scaled about them by (T,).
+    """Move points ``source`` (T, 2) of a foreground to ``target`` (T, 2), scaled about them.
 
-    Separable, so two small matrix products do all frames. Colours are weighted by alpha on the way, or
-    the invisible colour around the object would bleed into its edge.
+    Scales are (T,), or (T, 2) for x and y; the rest is as for :func:`place`.
     """
+    # Separable, so two small matrix products do all frames. Colours are weighted by alpha on the way, or
+    # the invisible colour around the object would bleed into its edge.
     frames, shapes = len(alpha), (tuple(target.shape), tuple(scales.shape))
-    if shapes != ((frames, 2), (frames,)):
+    if shapes not in (((frames, 2), (frames,)), ((frames, 2), (frames, 2))):
         raise UserError(f"{frames} frames need positions ({frames}, 2) and scales ({frames},), not {shapes}.")
     if not bool((scales > 0).all()):
         raise UserError(f"the smallest scale is {scales.min().item():g}; scales must be above 0.")
+    scales = scales.reshape(frames, -1).expand(frames, 2)
 
     def weights(axis: int, inputs: int, outputs: int) -> Tensor:  # (T, outputs, inputs): hat functions
-        to, start, s = (v.to(alpha.device, torch.float64) for v in (target, source, scales))
+        to, start, s = (v[:, axis].to(alpha.device, torch.float64) for v in (target, source, scales))
         pixel = torch.arange(outputs, device=alpha.device, dtype=torch.float64)
-        seen = start[:, axis, None] + (pixel - to[:, axis, None]) / s[:, None]  # (T, outputs)
+        seen = start[:, None] + (pixel - to[:, None]) / s[:, None]  # (T, outputs)
         reach = (1 / s).clamp_min(1)[:, None, None]
         # Pixels past the border count when the weights are made to add up to 1: there alpha is 0.
         pad = 2 * math.ceil(reach.max())

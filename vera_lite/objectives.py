@@ -65,6 +65,10 @@ class StepDraws:
         """Uniform numbers in [0, 1), (B, *shape)."""
         return self._mine(torch.rand(self.global_batch, *shape, generator=self._generator))
 
+    def shared_integer(self, below: int) -> int:
+        """One number in 0 .. below - 1 for the whole global batch: every rank draws the same."""
+        return int(torch.randint(below, (), generator=self._generator))
+
     def noise(self, like: Tensor) -> Tensor:
         """Normal noise shaped like (layers, B, C, t, h, w), from one generator a clip."""
         clips = []

@@ -1,14 +1,18 @@
-"""Denoising: diffusers' flow-match Euler scheduler, and a callback that shows every step."""
+"""Denoising: from noise to a sample step by step, and a callback that shows every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vera_lite.errors import UserError
-from vera_lite.objectives import Prediction, to_velocity
+from vera_lite.objectives import Diffusion, Prediction, to_velocity
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+_Walk = Iterator[tuple[Tensor, Tensor, Tensor]]  # of each step: sigma (B,), x, x_0
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class DenoisingState:
 
 @torch.no_grad()
 def denoise(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     noise: Tensor,
     steps: int = 12,
     shift: float = 3.0,
-    prediction: Prediction = "velocity",
+    prediction: Prediction | Literal["epsilon", "v_prediction"] = "velocity",
     callback: Callable[[DenoisingState], None] | None = None,
 ) -> Tensor:
     """Walk from noise (sigma = 1) to a sample (sigma = 0).
@@ -43,32 +47,57 @@ def denoise(
         predict: (x_sigma, sigma (B,)) -> the network's output, of x_sigma's shape.
         noise: (..., B, C, t, h, w).
         steps: network calls.
-        shift: spends more steps at high noise, as in training.
-        prediction: what ``predict`` returns.
+        shift: spends more steps at high noise, as in training; flow matching only.
+        prediction: what ``predict`` returns: "velocity" and "x_0" of
+            :class:`~vera_lite.objectives.FlowMatching`, walked by Euler's method; "epsilon" and
+            "v_prediction" of :class:`~vera_lite.objectives.Diffusion`, walked by deterministic DDIM
+            (arXiv 2010.02502) from t = 999 on ("trailing").
         callback: called after every step; it may look, not touch.
 
     Returns:
         Clean latents of noise's shape.
 
     Raises:
-        UserError: steps < 1.
+        UserError: steps < 1, or above the 1000 of diffusion.
     """
     if steps < 1:
         raise UserError(f"a sample needs at least one step, got {steps}.")
+    if prediction in get_args(Prediction):
+        walk = _euler(predict, noise, steps, shift, prediction)
+    else:
+        walk = _ddim(predict, noise, steps, Diffusion(prediction))
+    for step, (sigma, x, x_0) in enumerate(walk):
+        if callback is not None:
+            callback(DenoisingState(step, float(sigma[0]), x, x_0))
+    return x
+
+
+def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Prediction) -> _Walk:
     # 1. The noise levels.
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-    batch = noise.shape[-5]
-    x = noise
+    batch = x.shape[-5]
     for step, timestep in enumerate(scheduler.timesteps):
         # 2. Where does the network think this goes?
-        sigma = scheduler.sigmas[step]
-        levels = sigma.to(x.device).expand(batch)
+        sigma = scheduler.sigmas[step].to(x.device).expand(batch)
         # In x's own precision: the scheduler would carry on in that of a bfloat16 network.
-        velocity = to_velocity(predict(x, levels).to(x.dtype), x, levels, prediction)
+        velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
         # 3. One Euler step along it.
-        x_0 = x - sigma * velocity
+        x_0 = x - scheduler.sigmas[step] * velocity
         x = scheduler.step(velocity, timestep, x).prev_sample
-        if callback is not None:
-            callback(DenoisingState(step, float(sigma), x, x_0))
-    return x
+        yield sigma, x, x_0
+
+
+def _ddim(predict: Predict, x: Tensor, steps: int, objective: Diffusion) -> _Walk:
+    if steps > 1000:
+        raise UserError(f"diffusion has 1000 steps to sample, not {steps}.")
+    # diffusers' DDIM always goes down by 1000 // steps, and so misses these unless steps divides 1000.
+    timesteps = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)]
+    levels = (torch.tensor(timesteps) / 1000).to(x.device)[:, None].expand(-1, x.shape[-5])
+    for step, sigma in enumerate(levels):
+        x_0 = objective.clean(predict(x, sigma).to(x.dtype), x, sigma)
+        # The same x_0 and the same noise, at the next level.
+        signal = objective.signal(sigma)
+        noise = (x - signal.sqrt() * x_0) / (1 - signal).sqrt()
+        x = objective.noised(x_0, noise, levels[step + 1]) if step + 1 < steps else x_0
+        yield sigma, x, x_0

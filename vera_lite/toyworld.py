@@ -418,7 +418,7 @@ def render(seed: int, indices, config: WorldConfig = WorldConfig()) -> ToyBatch:
         # Opaque wherever object or shadow changed a pixel, with a soft rim.
         alpha[rows] = (alpha[rows] * 20).clamp(0, 1)
 
-    things, others = _name(thing, place, motion), _name(other, other_place, other_motion)
+    things, others = name_sprite(thing, place, motion), name_sprite(other, other_place, other_motion)
     old, new = name_background(old), name_background(new)
     attributes = [
         {
@@ -442,7 +442,7 @@ def nearest_colour(hue: Tensor) -> list[str]:
     return [list(COLOURS)[k] for k in distance.argmin(1).tolist()]
 
 
-def _name(sprite: Sprite, place: Tensor, motion: Tensor) -> list[dict]:
+def name_sprite(sprite: Sprite, place: Tensor, motion: Tensor) -> list[dict]:
     """Words for each object, and where its centre is in the first and the last frame: [x, y] in [0, 1]."""
     centre = torch.stack([sprite.cx, sprite.cy], -1)[:, [0, -1]] / 2 + 0.5  # (B, 2, 2)
     return [

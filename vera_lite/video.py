@@ -62,6 +62,7 @@ class VideoInfo:
         fps: frames per second.
         frames: how many frames the file holds.
         rotation: degrees that the reader turns every frame counter-clockwise: 0, 90, 180 or 270.
+        has_alpha: whether the frames have an alpha channel.
     """
 
     width: int
@@ -69,6 +70,7 @@ class VideoInfo:
     fps: Fraction
     frames: int
     rotation: int = 0
+    has_alpha: bool = False
 
     @property
     def duration(self) -> float:
@@ -114,6 +116,7 @@ def check_video(path: str | Path) -> VideoInfo:
         indexed, tick = len(stream.index_entries), stream.time_base
         announced_end, slack = _announced_end(container, stream)
         rates = (stream.average_rate, stream.guessed_rate)
+        has_alpha = _alpha_decoder(stream) is not None
 
     if not times or first is None:
         raise UserError(f"{path} holds no frames: it is empty or cut short; export it again.")
@@ -132,7 +135,8 @@ def check_video(path: str | Path) -> VideoInfo:
     width, height = first.width, first.height
     if rotation % 180:
         width, height = height, width
-    return VideoInfo(width, height, fps, len(times), rotation)
+    has_alpha = has_alpha or any(component.is_alpha for component in first.format.components)
+    return VideoInfo(width, height, fps, len(times), rotation, has_alpha)
 
 
 class VideoReader:
@@ -142,20 +146,27 @@ class VideoReader:
     may be done again from the start. ``len(reader)`` is the number of frames, and ``reader.info``
     describes the file; both are known before the first frame is decoded.
 
+    Args:
+        path: the file.
+        alpha: read frames ``(4, H, W)``, with the alpha channel as the last one (FFV1, ProRes 4444,
+            QuickTime Animation, VP8, VP9 and others can hold one).
+
     Raises:
-        UserError: on opening, as ``check_video``; while iterating, as soon as a frame is damaged
-            or its size changes, and at the end when frames are missing.
+        UserError: on opening, as ``check_video``, and if there is no alpha to read; while iterating,
+            as soon as a frame is damaged or its size changes, and at the end when frames are missing.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, alpha: bool = False):
+        self.path, self.alpha = Path(path), alpha
         self.info = check_video(self.path)
+        if alpha and not self.info.has_alpha:
+            raise UserError(f"{path} has no alpha channel; give a video that has one, or a mask.")
 
     def __len__(self) -> int:
         return self.info.frames
 
     def __iter__(self) -> Iterator[Tensor]:
-        return _decode(self.path, self.info, "rgb24")
+        return _decode(self.path, self.info, "rgba" if self.alpha else "rgb24")
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor, VideoInfo]:
@@ -444,7 +455,11 @@ def _decode(path: Path, info: VideoInfo, pixel_format: str) -> Iterator[Tensor]:
     count, size = 0, None
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"  # decode several frames at once
-        for frame in container.decode(stream):
+        frames, decoder = container.decode(stream), _alpha_decoder(stream)
+        if pixel_format == "rgba" and decoder is not None:
+            context = av.CodecContext.create(decoder, "r")
+            frames = (f for packet in container.demux(stream) for f in context.decode(packet))
+        for frame in frames:
             if frame.is_corrupt or count == info.frames:
                 raise _damaged(path)
             size = size or (frame.width, frame.height)
@@ -460,6 +475,13 @@ def _decode(path: Path, info: VideoInfo, pixel_format: str) -> Iterator[Tensor]:
             count += 1
     if count < info.frames:
         raise _damaged(path)
+
+
+def _alpha_decoder(stream: av.VideoStream) -> str | None:
+    """For VP8 and VP9 with alpha, the decoder that gives it: FFmpeg's own drops it without a word."""
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    has_alpha = stream.metadata.get("alpha_mode") == "1" and decoder in av.codecs_available
+    return decoder if has_alpha else None
 
 
 def _gather(frames: Iterator[Tensor], info: VideoInfo, channels: int, limit: int | None) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 DPI = 80
@@ -179,9 +181,49 @@ def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel
     for i, (name, values) in enumerate(lines.items()):
         style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4]}
         ax.plot(values, lw=2, label=name, **style)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    lowest = min(min(values) for values in lines.values())
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if lowest >= 0 else None)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(len(lines), 3), frameon=False)
+    return figure
+
+
+def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
+    """Where readings of rotary positions put the frames of two videos: time against height.
+
+    A square is a token of column 0, in the colour of its video, with the number of its frame; two videos on
+    one square share it.
+
+    Args:
+        panels: heading -> (2, T, h, 2): time and height that each token of video, frame and row is given.
+        title: what to see.
+    """
+    extents = {name: p.flatten(0, 2).amax(0) + 1 for name, p in panels.items()}
+    height = max(int(e[1]) for e in extents.values())
+    widths = [float(e[0]) for e in extents.values()]
+    figure = _figure(0.34 * sum(widths) + 1.1 * len(panels) + 0.6, 0.34 * height + 1.5, title)
+    axes = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
+    for ax, (name, positions) in zip(axes, panels.items(), strict=True):
+        for video, frame, row in np.ndindex(*positions.shape[:3]):
+            t, h = positions[video, frame, row].tolist()
+            shared = bool((positions[1 - video] == positions[video, frame, row]).all(-1).any())
+            width = 0.45 if shared else 0.9
+            left = t - 0.45 + (0.45 if shared and video else 0)
+            ax.add_patch(Rectangle((left, h - 0.45), width, 0.9, color=PALETTE[video], lw=0))
+            ax.text(left + width / 2, h, frame, color="white", ha="center", va="center", fontsize=8)
+        ax.set(xlim=(-0.6, extents[name][0] - 0.4), ylim=(height - 0.4, -0.6), aspect="equal")
+        ax.set_title(name, fontsize=10)
+        ax.set_xlabel("time position")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("height position")
+    figure.legend(
+        [Patch(color=colour) for colour in PALETTE[:2]],
+        ["composite (number: frame)", "foreground"],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )
     return figure
 
 

@@ -12,6 +12,7 @@ Parameter names are those of ``diffusers.WanTransformer3DModel``.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ class WanConfig:
         patch_size: (t, h, w) latent cells in a token.
         num_attention_heads, attention_head_dim: D is their product.
         in_channels, out_channels: latent channels read and predicted.
-        text_dim: width of the text features.
+        text_dim: width of the text features; None builds a model without text embedding, whose blocks
+            are each given a context of width D (RVEDiT).
         freq_dim: sinusoids of the timestep.
         ffn_dim: inner width of the feed-forward layer.
         num_layers: blocks.
@@ -51,13 +53,17 @@ class WanConfig:
     attention_head_dim: int = 128
     in_channels: int = 16
     out_channels: int = 16
-    text_dim: int = 4096
+    text_dim: int | None = 4096
     freq_dim: int = 256
     ffn_dim: int = 8960
     num_layers: int = 30
     cross_attn_norm: bool = True
     eps: float = 1e-6
     pooled_text: bool = False
+
+    def __post_init__(self):
+        if self.pooled_text and self.text_dim is None:
+            raise UserError("pooled_text needs a text embedding: give text_dim.")
 
     @property
     def dim(self) -> int:
@@ -340,7 +346,7 @@ class ConditionEmbedder(nn.Module):
         self.freq_dim = config.freq_dim
         self.time_embedder = _TwoLayers(experts, config.freq_dim, dim)
         self.time_proj = StackedLinear(experts, dim, 6 * dim)
-        self.text_embedder = _TwoLayers(experts, config.text_dim, dim)
+        self.text_embedder = None if config.text_dim is None else _TwoLayers(experts, config.text_dim, dim)
         self.pooled_text = StackedLinear(experts, dim, dim) if config.pooled_text else None
         if self.pooled_text is not None:
             nn.init.zeros_(self.pooled_text.weight)
@@ -352,18 +358,19 @@ class ConditionEmbedder(nn.Module):
         angle = timestep.float()[..., None] * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
-    def forward(self, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, timestep: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
             timestep: (B, G).
-            text: (B, T, text_dim).
+            text: (B, T, text_dim); None in a model without text embedding.
 
         Returns:
-            Time embedding (E, B, G, D), its six projections (E, B, G, 6, D), text (E, B, T, D).
+            Time embedding (E, B, G, D), its six projections (E, B, G, 6, D), text (E, B, T, D) or None.
         """
         experts = self.time_proj.weight.shape[0]
-        text = self.text_embedder.linear_1(text.expand(experts, *text.shape))
-        text = self.text_embedder.linear_2(F.gelu(text, approximate="tanh"))
+        if text is not None:
+            text = self.text_embedder.linear_1(text.expand(experts, *text.shape))
+            text = self.text_embedder.linear_2(F.gelu(text, approximate="tanh"))
         time = self.sinusoids(timestep).type_as(self.time_embedder.linear_1.weight)
         time = self.time_embedder.linear_1(time.expand(experts, *time.shape))
         time = self.time_embedder.linear_2(F.silu(time))
@@ -438,13 +445,18 @@ class WanTransformer(nn.Module):
         return rearrange(latents, pattern, p=p, q=q, r=r)
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, added_tokens: Tensor | float = 0.0
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor | Sequence[Tensor],
+        added_tokens: Tensor | float = 0.0,
     ) -> Tensor:
         """
         Args:
             latents: noisy latents (N, B, C, t, h, w).
             timestep: (B,), or (B, S) for a timestep a token; 0 is clean, 1000 is noise.
-            text: text features (B, T, text_dim).
+            text: text features (B, T, text_dim). Without text embedding: the context of each block,
+                (B, T, D), where T may differ from block to block.
             added_tokens: added to the embedded tokens, broadcastable to (N, B, S, D): where systems
                 put what they condition on.
 
@@ -455,10 +467,15 @@ class WanTransformer(nn.Module):
         x = self.patch_embedding(self.patchify(latents)) + added_tokens  # (N, B, S, D)
         x = x.to(self.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
         values, runs = timestep_runs(timestep, x.shape[2])  # (B, G)
-        time, modulation, text = self.condition_embedder(values, text)
+        if self.config.text_dim is None:
+            time, modulation, _ = self.condition_embedder(values, None)
+            contexts = [context[None] for context in text]
+        else:
+            time, modulation, embedded = self.condition_embedder(values, text)
+            contexts = [embedded] * len(self.blocks)
         rotary = rotary_table(self.config.attention_head_dim, grid, device=x.device)
-        for block in self.blocks:
-            x = self._run(block, x, text, modulation, runs, rotary)
+        for block, context in zip(self.blocks, contexts, strict=True):
+            x = self._run(block, x, context, modulation, runs, rotary)
         shift, scale = (self.scale_shift_table[:, None, None] + time.float()[..., None, :]).unbind(-2)
         x = self.proj_out(modulated_norm(x, scale, shift, runs, self.config.eps))
         (t, h, w), (p, q, r) = grid, self.config.patch_size

@@ -117,6 +117,7 @@ def chat(
     images: Sequence[Tensor | None] | None = None,
     fps: float = 8.0,
     sample_frames: bool = True,
+    to_be_answered: bool = True,
 ) -> Prompt:
     """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
 
@@ -127,6 +128,8 @@ def chat(
         images: (3, H, W) in [0, 1] each, shown before the clip; None for none.
         fps: frames a second of the clips.
         sample_frames: let the processor choose frames, at its own rate; off: every frame is shown.
+        to_be_answered: begin the answer that a last turn lacks; off: the prompt ends with the user's turn,
+            for reading features.
 
     Raises:
         UserError: a clip is not (T, 3, H, W), or a word is not in the toy model's vocabulary.
@@ -145,7 +148,7 @@ def chat(
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             content = []
-        open_ended = turns[-1][1] is None
+        open_ended = to_be_answered and turns[-1][1] is None
         rows.append(processor.apply_chat_template(messages, add_generation_prompt=open_ended))
     inputs = processor(
         text=rows,
@@ -159,8 +162,8 @@ def chat(
         **({} if sample_frames else {"do_sample_frames": False}),
         return_tensors="pt",
         padding=True,
-        # Generation appends to the right; in training all rows start together.
-        padding_side="left" if open_ended else "right",
+        # What is to be continued ends together; in training all rows start together.
+        padding_side="left" if dialogues[0][-1][1] is None else "right",
     )
     metadata = inputs.pop("video_metadata")
     unknown = processor.tokenizer.unk_token_id

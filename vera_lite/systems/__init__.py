@@ -9,12 +9,14 @@ from vera_lite.errors import UserError
 from vera_lite.objectives import Diffusion, FlowMatching
 from vera_lite.systems.gencompositor import GenCompositor, GenCompositorConfig
 from vera_lite.systems.regeneration import Regeneration, RegenerationConfig
+from vera_lite.systems.rvedit import RVEDiT, RVEDiTConfig
 from vera_lite.systems.vera import Vera, VeraConfig
 
 SYSTEMS = {
     "vera": (Vera, VeraConfig, WanConfig),
     "regeneration": (Regeneration, RegenerationConfig, WanConfig),
     "gencompositor": (GenCompositor, GenCompositorConfig, CogVideoXConfig),
+    "rvedit": (RVEDiT, RVEDiTConfig, WanConfig),
 }
 
 
@@ -55,6 +57,8 @@ __all__ = [
     "SYSTEMS",
     "GenCompositor",
     "GenCompositorConfig",
+    "RVEDiT",
+    "RVEDiTConfig",
     "Regeneration",
     "RegenerationConfig",
     "Vera",

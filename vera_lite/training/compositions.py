@@ -76,6 +76,12 @@ class ToyCompositionData(StepData):
         self.seed, self.validation_clips, self.workers = seed, validation_clips, workers
         self.codec = PatchCodec.load(codec or SHIPPED_CODEC)
 
+    @property
+    def pipeline_settings(self) -> dict:
+        """What the pipeline of a system trained on these data needs to know of them."""
+        size = (self.world.frames, self.world.height, self.world.width)
+        return {"clip_size": size, "mask_sigma": self.mask_sigma}
+
     def setup(self, stage: str | None = None) -> None:
         rank, world_size = 0, 1
         if self.trainer is not None:

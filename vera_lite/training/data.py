@@ -177,6 +177,11 @@ class ToyWorldData(StepData):
         self.seed, self.workers = seed, workers
         self.codec = PatchCodec.load(codec or SHIPPED_CODEC)
 
+    @property
+    def pipeline_settings(self) -> dict:
+        """What the pipeline of a system trained on these data needs to know of them."""
+        return {"clip_size": (self.world.frames, self.world.height, self.world.width)}
+
     def prepare_data(self) -> None:
         """Build the caches; Lightning calls this on one process only."""
         self._folders()

@@ -20,7 +20,8 @@ class EditingModule(L.LightningModule):
     """Trains a system and keeps an exponential moving average (EMA) of its weights.
 
     A system is a module with ``config.objective`` and ``training_losses(batch, sigma, draws)`` that
-    returns ``{term: (B,)}``; their sum is minimised. Everything random in a step (noise levels,
+    returns ``{term: (B,)}``; their sum is minimised, but for terms that the system lists as ``watched``,
+    which are logged only. Everything random in a step (noise levels,
     noise, dropped conditions) comes from :class:`vera_lite.objectives.StepDraws`.
 
     Args:
@@ -79,7 +80,11 @@ class EditingModule(L.LightningModule):
     def training_step(self, batch: dict, _index: int) -> Tensor:
         losses, sigma = self._losses(self.system, batch, salt=0)
         self._log("loss", losses, sigma)
-        return sum(losses.values()).mean()
+        return self._total(losses).mean()
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        watched = getattr(self.system, "watched", ())
+        return sum(v for name, v in losses.items() if name not in watched)
 
     def validation_step(self, batch: dict, _index: int) -> None:
         self._log("val", *self._losses(self.ema, batch, salt=1))
@@ -89,7 +94,7 @@ class EditingModule(L.LightningModule):
 
         Means are over all ranks' clips: everything is summed in one collective.
         """
-        total = sum(losses.values()).detach()
+        total = self._total(losses).detach()
         quarter = (4 * self.system.config.objective.quantile(sigma)).long().clamp(0, 3)
         in_quarter = nn.functional.one_hot(quarter, 4).to(total)  # (B, 4)
         terms = torch.stack([v.detach().sum() for v in losses.values()])
@@ -97,7 +102,7 @@ class EditingModule(L.LightningModule):
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         terms, by_quarter, counts = sums.split([len(losses), 4, 4])
         clips = int(counts.sum())
-        self.log(name, terms.sum() / clips, prog_bar=True, batch_size=clips)
+        self.log(name, by_quarter.sum() / clips, prog_bar=True, batch_size=clips)
         values = {f"{name}/{term}": v / clips for term, v in zip(losses, terms, strict=True)}
         for label, value, count in zip(_QUARTERS, by_quarter, counts, strict=True):
             if count:
@@ -116,12 +121,10 @@ class EditingModule(L.LightningModule):
         """Say what the weights are weights of, so that a checkpoint can be exported by itself."""
         data = self.trainer.datamodule
         checkpoint["vera_lite"] = describe_system(self.system) | {
-            "clip_size": (data.world.frames, data.world.height, data.world.width),
+            "pipeline": data.pipeline_settings,
             "codec": {"shape": data.codec.shape, "tensors": data.codec.state_dict()},
             "threads": torch.get_num_threads(),
         }
-        if hasattr(data, "mask_sigma"):  # a pipeline inflates masks as training did
-            checkpoint["vera_lite"]["mask_sigma"] = data.mask_sigma
 
     @torch.no_grad()
     def update_ema(self) -> None:

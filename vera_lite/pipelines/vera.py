@@ -1,24 +1,19 @@
-"""What a user calls: ``pipe(video, prompt) -> EditResult``, in the manner of a diffusers pipeline."""
+"""Vera's pipeline: ``pipe(video, prompt) -> EditResult``."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vera_lite.clip import composite
-from vera_lite.codecs import Codec, PatchCodec, latent_shape
+from vera_lite.codecs import Codec, latent_shape
 from vera_lite.conditioning import PhraseEncoder
 from vera_lite.errors import UserError
+from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge
 from vera_lite.sampling import DenoisingState, denoise
-from vera_lite.systems import build_system, describe_system
-from vera_lite.video import replacing
+from vera_lite.systems import Regeneration, Vera
 
-ASSETS = Path(__file__).parent / "assets"
 #: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
 #: faintest tenth of soft edges and shadows. The card has the numbers for 0.1 and 0.05.
 ALPHA_FLOOR = 0.1
@@ -42,7 +37,7 @@ class EditResult:
     composite: Tensor
 
 
-class VeraPipeline:
+class VeraPipeline(Pipeline):
     """Vera, its codec and its text encoder, ready to edit.
 
     Args:
@@ -62,6 +57,9 @@ class VeraPipeline:
         )
     """
 
+    systems = (Vera, Regeneration)
+    shipped = "vera_toy"
+
     def __init__(
         self,
         system: nn.Module,
@@ -69,61 +67,12 @@ class VeraPipeline:
         clip_size: tuple[int, int, int],
         text_encoder: Callable[[list[str]], Tensor] | None = None,
     ):
-        self.system = system.eval()
-        self.codec = codec
-        self.clip_size = tuple(clip_size)
+        super().__init__(system, codec, clip_size)
         self.text_encoder = text_encoder or PhraseEncoder()
 
-    # --- files -----------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None) -> "VeraPipeline":
-        """Load a folder written by :meth:`save_pretrained`; None is the toy Vera in the package.
-
-        Raises:
-            UserError: the folder is missing or holds another kind of thing.
-        """
-        folder = Path(folder) if folder is not None else ASSETS / "vera_toy"
-        index = folder / "pipeline.json"
-        if not index.is_file():
-            raise UserError(f"{folder} holds no pipeline: it has no pipeline.json.")
-        weights = folder / "system.safetensors"
-        if not weights.is_file():
-            raise UserError(f"{folder} holds no weights: it has no system.safetensors.")
-        try:
-            saved = json.loads(index.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{index} is no JSON: {error}.") from error
-        system = build_system(saved)
-        tensors = load_file(weights)
-        system.load_state_dict({k: v.float() for k, v in tensors.items()})
-        return cls(system, PatchCodec.load(folder / "codec.safetensors"), tuple(saved["clip_size"]))
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``.
-
-        Raises:
-            UserError: the codec or the text encoder is a large pretrained model, which has a folder
-                of its own already: save the system alone and build the pipeline from its parts.
-        """
-        if not isinstance(self.codec, PatchCodec) or not isinstance(self.text_encoder, PhraseEncoder):
-            raise UserError("only toy pipelines are saved whole; save system.state_dict() of a large one.")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = describe_system(self.system) | {"clip_size": self.clip_size}
-        tensors = {k: v.to(dtype).contiguous() for k, v in self.system.state_dict().items()}
-        with replacing(folder / "system.safetensors") as path:
-            save_file(tensors, path)
-        with replacing(folder / "codec.safetensors") as path:
-            self.codec.save(path)
-        with replacing(folder / "pipeline.json") as path:
-            path.write_text(json.dumps(saved, indent=1) + "\n")
-
-    def to(self, device: torch.device | str) -> "VeraPipeline":
-        """Move system and codec; inputs may stay where they are, results come back to them."""
-        self.system.to(device)
-        self.codec.to(device)
-        return self
+    @property
+    def is_toy(self) -> bool:
+        return super().is_toy and isinstance(self.text_encoder, PhraseEncoder)
 
     # --- editing ---------------------------------------------------------------------------------
 
@@ -213,10 +162,7 @@ class VeraPipeline:
         Returns:
             ``{layer: (t, 3 or 1, h, w)}``.
         """
-        if video.ndim != 4 or video.shape[1] != 3 or not video.is_floating_point():
-            raise UserError(
-                f"a video is a float tensor (T, 3, H, W), not {video.dtype} {tuple(video.shape)}."
-            )
+        check_video_tensor(video)
         if mask is not None and mask.shape != (len(video), 1, *video.shape[-2:]):
             raise UserError(
                 f"the mask is {tuple(mask.shape)}; for this video it must be "
@@ -233,11 +179,6 @@ class VeraPipeline:
         if not small.max() > 0:
             raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")
         return (small >= 0.5 * small.max()).float()
-
-    def shrink(self, video: Tensor) -> Tensor:
-        """(T, C, H, W) -> (t, C, h, w) of ``clip_size``."""
-        frames, *size = self.clip_size
-        return F.interpolate(video[frame_choice(len(video), frames)], size=size, mode="area")
 
     def __call__(
         self,
@@ -270,24 +211,6 @@ class VeraPipeline:
         alpha = floored(large["alpha"], alpha_floor)
         final = composite(large["edit"], alpha, video)
         return EditResult(final, large["edit"], alpha, large["composite"])
-
-
-def frame_choice(frames: int, wanted: int) -> list[int]:
-    """Indices of ``wanted`` frames spread evenly over ``frames``, first and last included."""
-    if frames == 1 or wanted == 1:
-        return [0] * wanted
-    return [round(i * (frames - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def enlarge(layer: Tensor, frame: int, frames: int, size: tuple[int, int]) -> Tensor:
-    """Frame ``frame`` of ``frames`` of a layer (t, C, h, w), linear in time and space: (C, H, W)."""
-    if frames == len(layer) and tuple(size) == tuple(layer.shape[-2:]):
-        return layer[frame]
-    at = frame * (len(layer) - 1) / max(1, frames - 1)
-    first = min(int(at), max(0, len(layer) - 2))
-    pair = layer[first : first + 2]
-    mixed = pair[0] if len(pair) == 1 else torch.lerp(pair[0], pair[1], at - first)
-    return F.interpolate(mixed[None], size=tuple(size), mode="bicubic", antialias=False)[0].clamp(0, 1)
 
 
 def floored(alpha: Tensor, floor: float) -> Tensor:

@@ -1,0 +1,94 @@
+"""What the scripts that measure shipped toy models share: their command line, and the facts of a training."""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from vera_lite.video import replacing
+
+
+def log_versions(run: Path) -> list[Path]:
+    """Folders of a run's logs, in order: one a call of `vera-lite fit`."""
+    return sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
+
+
+def training_facts(run: Path, shipped: Path) -> dict:
+    """What a finished run's files say.
+
+    Args:
+        run: its folder.
+        shipped: the configuration that it must have been made with.
+    """
+    versions = log_versions(run)
+    configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
+    for config in configs:
+        for part in ("model", "data"):
+            if not includes(config[part], yaml.safe_load(shipped.read_text())[part]):
+                raise SystemExit(
+                    f"{run} was not trained with the {part} of {shipped.name}; no card is written."
+                )
+    saved = torch.load(run / "last.ckpt", weights_only=True, map_location="cpu")
+    rows = [r for v in versions for r in csv.DictReader((v / "metrics.csv").open()) if r.get("val")]
+    seconds = [(v / "metrics.csv").stat().st_mtime - (v / "config.yaml").stat().st_mtime for v in versions]
+    batch_size = configs[0]["data"]["init_args"]["batch_size"]
+    return {
+        "seed": configs[0]["seed_everything"],
+        "steps": saved["global_step"],
+        "stages": sorted({c["trainer"]["max_steps"] for c in configs}),
+        "batch_size": batch_size,
+        "samples": saved["global_step"] * batch_size,
+        "wall_minutes": round(sum(seconds) / 60),
+        "threads": saved["vera_lite"].get("threads"),
+        "precision": configs[0]["trainer"]["precision"],
+        "validation_loss": [{"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)} for r in rows],
+    }
+
+
+def includes(whole: dict, part: dict) -> bool:
+    """Whether every value of ``part`` stands in ``whole``."""
+    return all(
+        includes(whole.get(k, {}), v) if isinstance(v, dict) else whole.get(k) == v for k, v in part.items()
+    )
+
+
+def main(
+    doc: str,
+    folder: Path,
+    measure: Callable[[Path], dict],
+    facts: Callable[[Path], dict],
+    table: Callable[[dict], str],
+    card: Callable[[dict], str],
+) -> None:
+    """Measure a model folder; print, and write report and card if asked.
+
+    Args:
+        doc: the script's docstring.
+        folder: the shipped model.
+        measure: folder -> report.
+        facts: folder of a training run -> the report's "training".
+        table, card: of a report.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=folder, help="model folder; default: the shipped one")
+    parser.add_argument("--run", type=Path, help="folder of the training run")
+    parser.add_argument("--json", type=Path, help="where to write the report")
+    parser.add_argument("--card", action="store_true", help="write the model card; needs --run")
+    arguments = parser.parse_args()
+    if arguments.card and arguments.run is None:
+        parser.error("--card needs --run")
+    torch.set_num_threads(1)
+    report = measure(arguments.model)
+    if arguments.run is not None:
+        report["training"] = facts(arguments.run)
+    print(table(report))
+    if arguments.json is not None:
+        with replacing(arguments.json) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.card:
+        with replacing(arguments.model / "README.md") as path:
+            path.write_text(card(report))

@@ -1,0 +1,106 @@
+"""The numbers about compositions say what they should of results that are known."""
+
+import math
+
+import pytest
+import torch
+
+from vera_lite.backbone import CogVideoXConfig
+from vera_lite.codecs import PatchCodec
+from vera_lite.evaluation.composition_benchmark import compositions, evaluate, position_leakage
+from vera_lite.objectives import FlowMatching
+from vera_lite.pipelines import GenCompositorPipeline
+from vera_lite.systems import GenCompositor, GenCompositorConfig
+from vera_lite.training.data import SHIPPED_CODEC
+
+
+def pipeline(**changes) -> GenCompositorPipeline:
+    """A small random model in which every block acts."""
+    torch.manual_seed(0)
+    backbone = CogVideoXConfig(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=48,
+        out_channels=24,
+        time_embed_dim=16,
+        text_embed_dim=None,
+        num_layers=2,
+        use_learned_positional_embeddings=False,
+        sample_frames=9,
+        sample_height=8,
+        sample_width=8,
+    )
+    config = GenCompositorConfig(
+        backbone=backbone,
+        objective=FlowMatching("x_0"),
+        branch_layers=changes.pop("branch_layers", 1),
+        **changes,
+    )
+    return GenCompositorPipeline(GenCompositor(config), PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), 1.2)
+
+
+def test_the_truth_scores_best():
+    row = evaluate(pipeline(), 8, draw=lambda batch: batch.composite)
+    assert row["psnr"] == row["object_psnr"] == math.inf and row["preserved_psnr"] > 50
+    assert row["ssim"] == row["colour"] == row["shape"] == 1 and row["clips"] == 8
+    assert row["texture"] == pytest.approx(1) and row["brightness"] == pytest.approx(0, abs=1e-6)
+
+
+def test_each_number_notices_its_own_fault():
+    pipe = pipeline()
+    nothing = evaluate(pipe, 24, draw=lambda batch: batch.background)
+    assert nothing["preserved_psnr"] == math.inf and nothing["shape"] == 0
+    assert nothing["colour"] < 0.6 and nothing["texture"] < 0.5
+    dim = evaluate(pipe, 24, draw=lambda batch: 0.7 * batch.composite)
+    assert dim["brightness"] == pytest.approx(0.3, abs=1e-5) and dim["texture"] > 0.999 and dim["colour"] == 1
+    assert dim["preserved_psnr"] < 25
+    frozen = evaluate(pipe, 24, draw=lambda batch: batch.composite[:, :1].expand_as(batch.composite))
+    assert frozen["texture"] < 0.7 and frozen["shape"] < 0.8  # it sees motion as well
+    recoloured = evaluate(pipe, 24, draw=lambda batch: batch.composite.roll(1, 2))
+    assert recoloured["colour"] == 0
+
+
+def test_numbers_do_not_depend_on_the_batches():
+    pipe = pipeline()
+    rows = [evaluate(pipe, 5, batch_size=n, draw=lambda b: 0.9 * b.composite) for n in (2, 5)]
+    for name, value in rows[0].items():
+        assert rows[1][name] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_pipeline_is_judged_on_removal_too():
+    row = evaluate(pipeline(), 4, steps=2, relit=False)
+    assert 0 < row["removal_psnr"] < 40 and 0 < row["psnr"] < 40
+    assert evaluate(pipeline(), 4, steps=2, relit=False) == row
+
+
+def test_inputs_follow_the_pipeline():
+    pipe = pipeline()
+    batch, foreground, mask = compositions(pipe, range(3))
+    assert (foreground[:, :, :, 0, 0] == 1).all() and (mask >= (batch.matte > 0.5)).all()
+    pipe.mask_sigma = None
+    plain, _, exact = compositions(pipe, range(3))
+    assert torch.equal(exact, plain.matte)
+
+
+@pytest.mark.parametrize("fusion", ["self", "cross"])
+def test_leakage_of_uniform_attention_is_one(fusion):
+    pipe = pipeline(fusion=fusion)
+    for name, parameter in pipe.system.named_parameters():
+        if "to_q" in name or "norm_q" in name:
+            torch.nn.init.zeros_(parameter)
+    leak = position_leakage(pipe, 2, steps=2)
+    assert leak["same_index"] == pytest.approx(1, abs=1e-4)
+    assert leak["foreground"] == pytest.approx({"self": 0.5, "cross": 1.0}[fusion], abs=1e-4)
+
+
+def test_leakage_sees_shared_positions():
+    """Where all queries and keys are one vector, position alone speaks."""
+    leaks = {}
+    for rope in ("shared", "paper"):
+        pipe = pipeline(rope=rope, branch_layers=0)
+        for block in pipe.system.transformer.blocks:
+            for linear in (block.attn1.to_q, block.attn1.to_k):
+                torch.nn.init.zeros_(linear.weight)
+                linear.bias.data.copy_(torch.tensor([3.0, -3.0]).repeat(16))
+        leaks[rope] = position_leakage(pipe, 2, steps=2)["same_index"]
+    assert leaks["shared"] > 2 > 1.5 > leaks["paper"]
