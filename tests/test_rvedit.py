@@ -1,0 +1,262 @@
+"""RVEDiT: routing, the fading source, alignment against an informed pass, and Wan's own weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from vera_lite.backbone import WanConfig, WanTransformer
+from vera_lite.conditioning.editing_tokens import Context
+from vera_lite.errors import UserError
+from vera_lite.objectives import FlowMatching, StepDraws
+from vera_lite.systems import RVEDiT, RVEDiTConfig, build_system, describe_system
+from vera_lite.systems.rvedit import frozen_vlm
+
+SMALL = WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=4,
+    out_channels=4,
+    text_dim=None,
+    freq_dim=16,
+    ffn_dim=48,
+    num_layers=3,
+)
+
+
+def build(**changes) -> RVEDiT:
+    """A small system in which every part speaks."""
+    torch.manual_seed(0)
+    config = {"backbone": SMALL, "vlm_dim": 96, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
+    config["vlm_dim"] = frozen_vlm(None).model.config.text_config.hidden_size
+    system = RVEDiT(RVEDiTConfig(**config | changes))
+    for parameter in (
+        system.source_embedding.weight,
+        system.transformer.proj_out.weight,
+        system.tokens.connector[2].weight,
+        system.tokens.native_connector[2].weight,
+    ):
+        torch.nn.init.normal_(parameter, std=0.2)
+    return system
+
+
+@pytest.fixture
+def latents():
+    return torch.randn(3, 2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def context():
+    generator = torch.Generator().manual_seed(2)
+    return Context(*(torch.randn(2, n, 32, generator=generator) for n in (5, 7, 4)))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(2, 2, 4, 3, 4, 4, generator=generator)
+    video = torch.rand(2, 2, 9, 3, 32, 32, generator=generator)
+    return {
+        "source": z[0],
+        "composite": z[1],
+        "source_video": video[0],
+        "composite_video": video[1],
+        "instruction": ["remove the red ring", "make the blue square green"],
+        "answer": ["a red ring at the left", "a green square moving up"],
+    }
+
+
+def losses(system, batch, sigma=(0.8, 0.3), step=0) -> dict:
+    return system.training_losses(batch, torch.tensor(sigma), StepDraws(0, step, 2))
+
+
+# ---------------------------------------------------------------------- routing
+
+
+@pytest.mark.parametrize(("routed", "lengths"), [(0, [16, 16, 16]), (2, [5, 5, 16]), (3, [5, 5, 5])])
+def test_blocks_are_given_what_equation_3_says(routed, lengths, context):
+    contexts = build(routed_layers=routed).contexts(context)
+    assert [c.shape[1] for c in contexts] == lengths
+    for c in contexts:
+        assert torch.equal(c[:, :5], context.editing)
+    if routed < 3:
+        assert torch.equal(contexts[-1][:, 5:12], context.video)
+        assert torch.equal(contexts[-1][:, 12:], context.text)
+
+
+def test_a_block_does_not_feel_tokens_that_are_not_routed_to_it(latents, context):
+    system, seen = build(), []
+    hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(out)) for b in system.transformer.blocks]
+    silent = Context(context.editing, torch.zeros_like(context.video), torch.zeros_like(context.text))
+    with torch.no_grad():
+        for c in (context, silent):
+            system(latents[0], torch.tensor([500.0, 100.0]), latents[1], c)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(seen[0], seen[3]) and torch.equal(seen[1], seen[4])  # bit for bit
+    assert (seen[2] - seen[5]).abs().max() > 1e-3
+
+
+def test_the_source_fades_with_the_noise(latents, context):
+    system = build()
+    with torch.no_grad():
+        for sigma, felt in ((0.0, False), (0.9, True)):
+            timestep = torch.full((2,), 1000 * sigma)
+            one, other = (system(latents[0], timestep, z, context) for z in latents[1:])
+            assert torch.equal(one, other) != felt
+    fresh = RVEDiT(system.config)
+    assert not fresh.source_embedding.weight.any()
+
+
+def test_given_wans_text_tokens_it_is_wan(latents):
+    """The bypassed text embedding is all that is missing."""
+    torch.manual_seed(4)
+    wan = WanTransformer(replace(SMALL, text_dim=6))
+    torch.nn.init.normal_(wan.proj_out.weight)
+    system = build(routed_layers=3)
+    tensors = {n: v for n, v in wan.state_dict().items() if "text_embedder" not in n}
+    system.transformer.load_state_dict(tensors)
+    torch.nn.init.zeros_(system.source_embedding.weight)
+    text, timestep = torch.randn(2, 5, 6), torch.tensor([700.0, 200.0])
+    embedder = wan.condition_embedder.text_embedder
+    embedded = embedder.linear_2(F.gelu(embedder.linear_1(text[None]), approximate="tanh"))[0]
+    empty = torch.zeros(2, 0, 32)
+    with torch.no_grad():
+        theirs = wan(latents[0][None], timestep, text)[0]
+        ours = system(latents[0], timestep, latents[1], Context(embedded, empty, empty))
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_diffusers_checkpoint_starts_the_transformer(tmp_path, latents):
+    from diffusers import WanTransformer3DModel
+
+    theirs = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=6,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=3,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+    )
+    theirs.save_pretrained(tmp_path)
+    system = RVEDiT.from_wan(tmp_path, vlm_dim=96, editing_tokens=5, routed_layers=1)
+    assert system.config.backbone.text_dim is None and system.config.routed_layers == 1
+    weight = system.transformer.blocks[2].attn2.to_k.weight[0]
+    assert torch.equal(weight, theirs.blocks[2].attn2.to_k.weight)
+
+
+def test_the_full_layout_is_wan_ti2v_without_its_text_embedding():
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        ours = RVEDiT(RVEDiTConfig())
+        theirs = WanTransformer3DModel(
+            num_attention_heads=24, ffn_dim=14336, in_channels=48, out_channels=48, num_layers=30
+        )
+    text = sum(p.numel() for p in theirs.condition_embedder.text_embedder.parameters())
+    count = sum(p.numel() for p in ours.transformer.parameters())
+    assert count == sum(p.numel() for p in theirs.parameters()) - text
+    assert ours.tokens.queries.shape == (512, 2048) and ours.config.routed_layers == 15
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_without_alignment_there_is_one_pass_and_one_term(batch):
+    system = build(alignment_weight=0.0)
+    calls = []
+    system.transformer.register_forward_hook(lambda *_: calls.append(1))
+    found = losses(system, batch)
+    assert found.keys() == {"composite"} and len(calls) == 1
+
+
+def test_the_flow_term_is_the_objectives(batch):
+    system = build()
+    sigma, noise = torch.tensor([0.8, 0.3]), StepDraws(0, 0, 2).noise(batch["composite"][None])[0]
+    context = system.context(batch["source_video"], batch["instruction"])
+    x = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noise
+    with torch.no_grad():
+        output = system(x, 1000 * sigma, batch["source"], context)
+    expected = (output - (noise - batch["composite"])).square().mean((1, 2, 3, 4))
+    assert_close(losses(system, batch)["composite"], expected)
+
+
+def test_alignment_compares_with_an_informed_pass(batch):
+    """By hand: features of both passes at the drawn depth, cross-entropies of the whole matrix."""
+    system = build(alignment_weight=0.5)
+    found = losses(system, batch)
+    sigma, draws = torch.tensor([0.8, 0.3]), StepDraws(0, 0, 2)
+    depth = draws.shared_integer(3)
+    noise = draws.noise(batch["composite"][None])[0]
+    x = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noise
+    features = []
+    hook = system.transformer.blocks[depth].attn2.register_forward_hook(
+        lambda _m, _i, out: features.append(F.normalize(out[0], dim=-1))
+    )
+    with torch.no_grad():
+        system(x, 1000 * sigma, batch["source"], system.context(batch["source_video"], batch["instruction"]))
+        system(x, 1000 * sigma, batch["composite"], system.context(batch["composite_video"], batch["answer"]))
+    hook.remove()
+    ours, theirs = features
+    logits = ours @ theirs.mT / 0.07
+    S = logits.shape[1]
+    targets = torch.arange(S).expand(2, S)
+    for i in range(2):
+        rows = F.cross_entropy(logits[i], targets[i]) + F.cross_entropy(logits[i].T, targets[i])
+        assert found["alignment"][i].item() == pytest.approx(0.5 * rows.item() / 2, rel=1e-4)
+    rank = (logits >= logits.diagonal(dim1=1, dim2=2)[..., None]).sum(2).float().mean(1)
+    assert_close(found["positive_rank"], rank)
+
+
+def test_only_the_first_pass_learns_from_alignment(batch, monkeypatch):
+    system = build(alignment_weight=1.0)
+    grads = []
+    forward = RVEDiT.forward
+    monkeypatch.setattr(RVEDiT, "forward", lambda *a: (grads.append(torch.is_grad_enabled()), forward(*a))[1])
+    found = losses(system, batch)
+    assert grads == [True, False]
+    found["alignment"].sum().backward()
+    assert system.tokens.queries.grad.abs().max() > 0
+    assert all(p.grad is None for p in frozen_vlm(None).model.parameters())
+    assert not found["positive_rank"].requires_grad
+
+
+def test_every_depth_is_drawn_and_alike_on_all_ranks():
+    drawn = [StepDraws(0, step, 2).shared_integer(3) for step in range(40)]
+    assert set(drawn) == {0, 1, 2}
+    for step in range(10):
+        ranks = [StepDraws(0, step, 1, rank, 2) for rank in range(2)]
+        for draws in ranks:
+            FlowMatching().sample_sigma(draws)
+        assert ranks[0].shared_integer(1000) == ranks[1].shared_integer(1000)
+
+
+# ---------------------------------------------------------------------- files and errors
+
+
+def test_a_saved_config_builds_the_same_system():
+    system = build(read="last", alignment_weight=0.3)
+    again = build_system(describe_system(system))
+    assert again.config == system.config
+    again.load_state_dict(system.state_dict())
+    assert not any(name.startswith("vlm") for name in system.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"backbone": replace(SMALL, text_dim=8)}, "has no text encoder"),
+        ({"routed_layers": 4}, "lies in 0..3, not 4"),
+        ({"alignment_weight": -1.0}, "must not be negative"),
+    ],
+)
+def test_bad_choices_are_refused_in_one_sentence(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        RVEDiTConfig(**{"backbone": SMALL, "routed_layers": 1} | change)

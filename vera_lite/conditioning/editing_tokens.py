@@ -1,0 +1,144 @@
+"""Learnable editing tokens: queries that a vision-language model (VLM) fills with what an edit is about.
+
+K learned embeddings stand at the end of the user's turn, after video and instruction. The VLM's causal
+attention lets them read everything before them; what stands at their places in its last hidden layer goes
+through a connector into the video model's cross-attention (RVEDiT, arXiv 2605.24674; the mechanism is
+Kiwi-Edit's). The same pass yields *native* tokens: the hidden states of the video and of the instruction.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
+from vera_lite.errors import UserError
+
+
+class Context(NamedTuple):
+    """What the VLM says about an edit, at the video model's width D.
+
+    Attributes:
+        editing: X_e (B, K, D).
+        video: X_v (B, V, D).
+        text: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
+    """
+
+    editing: Tensor
+    video: Tensor
+    text: Tensor
+
+
+class Connector(nn.Sequential):
+    """Linear, GELU (tanh), Linear; the last starts at zero, so that an untrained connector says nothing."""
+
+    def __init__(self, vlm_dim: int, dim: int):
+        super().__init__(nn.Linear(vlm_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        nn.init.zeros_(self[2].weight)
+        nn.init.zeros_(self[2].bias)
+
+
+class EditingTokens(nn.Module):
+    """Queries and connectors; the VLM itself is given at each call and is not part of this module.
+
+    Args:
+        vlm_dim: width of the VLM's language tower.
+        dim: D, of the video model's context.
+        tokens: K; 512 in the paper, for video.
+        text_tokens: W; longer instructions are refused.
+        read: "queries" takes the places of the queries. "last" takes the last K places of the sequence, as
+            Kiwi-Edit's code does: its chat template closes the user's turn with more tokens, so that the
+            first queries are missed and those closing tokens read instead.
+    """
+
+    def __init__(
+        self,
+        vlm_dim: int,
+        dim: int,
+        tokens: int = 512,
+        text_tokens: int = 64,
+        read: Literal["queries", "last"] = "queries",
+    ):
+        super().__init__()
+        if read not in ("queries", "last"):
+            raise UserError(f"read is queries or last, not {read!r}.")
+        self.tokens, self.text_tokens, self.read = tokens, text_tokens, read
+        self.queries = nn.Parameter(0.02 * torch.randn(tokens, vlm_dim))
+        self.connector, self.native_connector = Connector(vlm_dim, dim), Connector(vlm_dim, dim)
+
+    def prompt(
+        self, vlm: VisionLanguageModel, clips: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0
+    ) -> dict[str, Tensor]:
+        """The VLM's inputs for clips (T, 3, H, W) in [0, 1] and what is said about them.
+
+        Returns:
+            Tensors that :meth:`forward` takes.
+
+        Raises:
+            UserError: as :func:`~vera_lite.conditioning.vision_language.chat`.
+        """
+        # Any token that no text holds will do: the queries take its place.
+        placeholder = placeholder_of(vlm)
+        dialogues = [[(text + " " + placeholder * self.tokens, None)] for text in texts]
+        prompt = chat(
+            vlm.processor, clips, dialogues, fps=fps, sample_frames=vlm.sample_frames, to_be_answered=False
+        )
+        return prompt.tensors
+
+    def forward(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> Context:
+        """Read a prompt of B rows.
+
+        What stands before the queries cannot see them. So video and instruction pass through the VLM first,
+        without gradients if the VLM is frozen, and the queries follow on their keys and values.
+
+        Raises:
+            UserError: the prompt has another number of queries, or an instruction is too long.
+        """
+        model, embedding = vlm.model.model, vlm.model.get_input_embeddings()
+        tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
+        places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & given
+        start = int(places[0].int().argmax())  # rows are padded on the left: all end together
+        if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
+            raise UserError(f"the prompt was made for another number of editing tokens than {self.tokens}.")
+        before = {n: v[:, :start] if v.shape == tokens.shape else v for n, v in prompt.items()}
+        learned = any(p.requires_grad for p in vlm.model.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
+            read = model(**before, use_cache=True)
+
+        closing = embedding(tokens[:, start + self.tokens :])
+        tail = torch.cat([self.queries.to(closing).expand(len(tokens), -1, -1), closing], 1)
+        # Positions count on; a video takes fewer of them than it has tokens.
+        position = given.long().cumsum(1)[:, start:] - 1 + model.rope_deltas
+        hidden = model.language_model(
+            inputs_embeds=tail,
+            attention_mask=prompt["attention_mask"],
+            position_ids=position.expand(3, len(tokens), -1),
+            past_key_values=read.past_key_values,
+        ).last_hidden_state
+        hidden = hidden[:, -self.tokens :] if self.read == "last" else hidden[:, : self.tokens]
+
+        video = tokens[:, :start] == vlm.model.config.video_token_id
+        # The instruction stands between the video's closing token and the queries.
+        place = torch.arange(start, device=tokens.device)
+        text = place > (place * video).amax(1, keepdim=True) + 1
+        if text.sum(1).max() > self.text_tokens:
+            raise UserError(
+                f"the instruction has {int(text.sum(1).max())} tokens, more than the {self.text_tokens} that "
+                "this model reads: say it shorter."
+            )
+        native = self.native_connector(read.last_hidden_state)  # (B, start, D)
+        words = [rows[where] for rows, where in zip(native, text, strict=True)]
+        return Context(
+            self.connector(hidden),
+            native[video].view(len(tokens), -1, native.shape[-1]),
+            torch.stack([F.pad(w, (0, 0, 0, self.text_tokens - len(w))) for w in words]),
+        )
+
+
+def placeholder_of(vlm: VisionLanguageModel) -> str:
+    """The token whose embedding the queries replace: Kiwi-Edit's, or for the toy tokenizer its padding."""
+    released = "<|object_ref_start|>"
+    tokenizer = vlm.processor.tokenizer
+    return released if released in tokenizer.get_vocab() else tokenizer.pad_token

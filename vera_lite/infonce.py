@@ -1,0 +1,146 @@
+"""InfoNCE over all positions of a video: RVEDiT's alignment objective (arXiv 2605.24674, Eq. 4-5), exact.
+
+Of each position it asks which of the S positions of a reference is the same one, and the other way round:
+
+    l_ij     = cosine(features_i, reference_j) / temperature
+    estimate = 1/(2S) sum_i [log softmax_j(l_ij) at j = i  +  log softmax_j(l_ji) at j = i]
+
+For 81 frames at 480p, S = 32,760: the matrix l has 4.3 GB in float32, and a plain implementation holds
+about three of them. The functions below never hold it whole, and leave no position out.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vera_lite.errors import UserError
+
+
+def info_nce(
+    features: Tensor, reference: Tensor, temperature: float = 0.07, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
+    """The estimate, and how high each position ranks its own counterpart.
+
+    Args:
+        features: (B, S, D), of any scale. A row of zeros has cosine 0 with every other and gets no gradient.
+        reference: (B, S, D), likewise. Its gradient is formed only if it requires one.
+        temperature: above 0.
+        chunk: how many rows of l exist at a time, in two or three copies: memory is O(B * chunk * S). They
+            are computed twice, forward and backward.
+
+    Returns:
+        estimate: (B,), at most 0, to be maximised. Computed in float32 (float64 for float64 input), under
+            autocast too.
+        rank: (B, S) int64, without gradient: how many of the S reference positions score at least as high
+            as the position's own.
+
+        At chance the mean rank is (S + 1) / 2 and the estimate about -ln S - 1 / (2 D temperature^2); for
+        features that are the same everywhere it is -ln S. Positions that look alike, as in a still
+        background, are negatives of each other: k of a kind keep the estimate at -ln k or below, however
+        good the alignment. Log the mean rank (then k) and the share of rank 1 (then 0) beside it.
+
+    Raises:
+        UserError: shapes that differ or are not (B, S, D), temperature <= 0, chunk < 1.
+    """
+    if chunk < 1:
+        raise UserError(f"chunk counts positions and must be at least 1, got {chunk}.")
+    query, key = _unit_rows(features, reference, temperature)
+    with torch.autocast(query.device.type, enabled=False):
+        return _ChunkedInfoNCE.apply(query, key, temperature, chunk)
+
+
+def info_nce_flash(features: Tensor, reference: Tensor, temperature: float = 0.07) -> Tensor:
+    """The estimate of :func:`info_nce` by flash attention, without the rank; memory is O(B * S * D).
+
+    Slower than chunks on a CPU, and its gradient has fewer digits where the alignment is nearly perfect.
+    On CUDA it takes float32 and less, as torch's kernels do.
+    """
+    query, key = _unit_rows(features, reference, temperature)
+    with torch.autocast(query.device.type, enabled=False):
+        return (_log_softmax(query, key, temperature) + _log_softmax(key, query, temperature)).mean(-1) / 2
+
+
+def _unit_rows(features: Tensor, reference: Tensor, temperature: float) -> list[Tensor]:
+    if features.ndim != 3 or features.shape != reference.shape or not features.numel():
+        raise UserError(
+            "features and reference must have the same shape (batch, positions, channels), none of them 0, "
+            f"got {tuple(features.shape)} and {tuple(reference.shape)}."
+        )
+    if not temperature > 0:
+        raise UserError(f"temperature must be positive, got {temperature}.")
+    dtype = torch.promote_types(torch.result_type(features, reference), torch.float32)
+    rows = [x.to(dtype) for x in (features, reference)]
+    lengths = [x.norm(dim=-1, keepdim=True) for x in rows]
+    # A zero-initialised layer puts out zero rows; F.normalize would multiply their gradient by 1e12.
+    return [x / length.where(length > 0, torch.inf) for x, length in zip(rows, lengths, strict=True)]
+
+
+class _ChunkedInfoNCE(torch.autograd.Function):
+    """:func:`info_nce` of unit rows.
+
+    With n_i the log-sum-exp of row i without its positive, log softmax_j(l_ij) at j = i is
+    logsigmoid(l_ii - n_i). Near a perfect alignment l_ii - logsumexp_j(l_ij) would lose its digits.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        batch, positions, _ = query.shape
+        positive, rows = query.new_empty(2, batch, positions, 1)
+        columns = query.new_full((batch, 1, positions), -torch.inf)
+        rank = torch.empty(batch, positions, dtype=torch.long, device=query.device)
+        for start in range(0, positions, chunk):
+            part = slice(start, start + chunk)
+            logits = (query[:, part] / temperature) @ key.mT
+            diagonal = logits.diagonal(start, -2, -1)
+            positive[:, part, 0] = diagonal
+            diagonal.fill_(-torch.inf)
+            rank[:, part] = 1 + (logits >= positive[:, part]).sum(-1)
+            rows[:, part] = logits.logsumexp(-1, keepdim=True)
+            columns = torch.logaddexp(columns, logits.logsumexp(-2, keepdim=True))
+        ctx.save_for_backward(query, key, positive, rows, columns)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(rank)
+        return (F.logsigmoid(positive - rows) + F.logsigmoid(positive - columns.mT)).mean((1, 2)) / 2, rank
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, _):
+        query, key, positive, rows, columns = ctx.saved_tensors
+        # Of -2S * estimate, the derivative by l_ij is p_ij = exp(l_ij - r_i) + exp(l_ij - c_j), with the
+        # log-sum-exp of whole rows and columns; and p_ii - 2, here again without a difference.
+        positive_slope = -(rows - positive).sigmoid() - (columns.mT - positive).sigmoid()
+        rows, columns = torch.logaddexp(rows, positive), torch.logaddexp(columns, positive.mT)
+        query_gradient = torch.empty_like(query) if ctx.needs_input_grad[0] else None
+        key_gradient = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+        with torch.autocast(query.device.type, enabled=False):
+            for start in range(0, query.shape[1], ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                logits = (query[:, part] / ctx.temperature) @ key.mT
+                slope = (logits - rows[:, part]).exp_().add_(logits.sub_(columns).exp_())
+                slope.diagonal(start, -2, -1).copy_(positive_slope[:, part, 0])
+                if query_gradient is not None:
+                    query_gradient[:, part] = slope @ key
+                if key_gradient is not None:
+                    key_gradient.baddbmm_(slope.mT, query[:, part])
+        scale = -gradient.view(-1, 1, 1) / (2 * query.shape[1] * ctx.temperature)
+        return *(None if g is None else g.mul_(scale) for g in (query_gradient, key_gradient)), None, None
+
+
+def _log_softmax(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """Of each row its log softmax at the positive, (B, S), by attention."""
+    # Attention returns no log-sum-exp. But let each query meet its positive once more, with value 1 where all
+    # other values are 0: out comes w = s / (1 + s), with s the softmax at the positive. logit(w) is log s.
+    positions, channels = key.shape[1:]
+    positive = (query * key).sum(-1, keepdim=True)
+    fill = -(channels + 1) % 8  # CUDA's kernels want a multiple
+    query = F.pad(torch.cat([query, positive], dim=-1), (0, fill))
+    key = F.pad(key, (0, 1 + fill, 0, 1))
+    mark = torch.zeros_like(key)
+    mark[:, positions, channels] = 1
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):  # no S x S fallback
+        weight = F.scaled_dot_product_attention(
+            query[:, None], (key + mark)[:, None], mark[:, None], scale=1 / temperature
+        )
+    return weight[:, 0, :, channels].logit()

@@ -1,0 +1,217 @@
+"""RVEDiT (arXiv 2605.24674): edit a video by instruction, without a text encoder.
+
+A vision-language model (VLM) reads the source video v and the instruction l. Its editing tokens X_e say
+coarsely what to do; its native tokens X_v, X_l hold detail. *Granularity-routed token conditioning*: the
+shallow blocks of the diffusion transformer are given the coarse ones alone (Eq. 3),
+
+    C_i = X_e                      i <= L_s
+    C_i = [X_e; X_v; X_l]          i >  L_s
+
+The source video enters by addition, and fades with the noise (Kiwi-Edit's way, on which RVEDiT stands):
+
+    h = P(x_sigma) + sigma * E(z_source)          E starts at zero
+
+*Reference-anchored attention alignment*: in training a second pass through the same weights, without
+gradient, reads the answer in place of the question, the edited video v* and its caption l*. At one random
+depth the cross-attention outputs of both passes, A and A*, are pulled together position by position, by a
+bound on their mutual information (Eq. 4-5):
+
+    loss = flow matching - lambda * InfoNCE(A, A*)
+
+paper                    here
+X_e, X_v, X_l            :class:`vera_lite.conditioning.editing_tokens.Context`
+L_s, lambda, tau         ``routed_layers``, ``alignment_weight``, ``temperature``
+A                        output of ``transformer.blocks[i].attn2``, before it is added
+InfoNCE                  :func:`vera_lite.infonce.info_nce`
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
+from vera_lite.backbone.dit import WAN_TI2V_5B, StackedLinear
+from vera_lite.conditioning.editing_tokens import Context, EditingTokens
+from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.errors import UserError
+from vera_lite.infonce import info_nce
+from vera_lite.objectives import FlowMatching, StepDraws
+
+
+@dataclass(frozen=True)
+class RVEDiTConfig:
+    """Size, and every choice that the paper leaves open or that an ablation turns.
+
+    Attributes:
+        backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
+            fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM.
+        objective: see :class:`vera_lite.objectives.FlowMatching`.
+        vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
+            frozen, and no part of the weights.
+        vlm_dim: width of its language tower.
+        editing_tokens: K.
+        text_tokens: longest instruction.
+        read: see :class:`~vera_lite.conditioning.editing_tokens.EditingTokens`.
+        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). All of
+            them is its "without GRTC"; 0 gives every block everything, the control that it lacks.
+        alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
+            0.25, 0.5 and 1 are worse than 0: start low.
+        temperature: tau.
+    """
+
+    backbone: WanConfig = field(default_factory=lambda: replace(WAN_TI2V_5B, text_dim=None))
+    objective: FlowMatching = field(default_factory=FlowMatching)
+    vlm: str | None = None
+    vlm_dim: int = 2048
+    editing_tokens: int = 512
+    text_tokens: int = 64
+    read: Literal["queries", "last"] = "queries"
+    routed_layers: int = 15
+    alignment_weight: float = 0.1
+    temperature: float = 0.07
+
+    def __post_init__(self):
+        layers = self.backbone.num_layers
+        if self.backbone.text_dim is not None:
+            raise UserError("RVEDiT has no text encoder: set text_dim of its backbone to null.")
+        if not 0 <= self.routed_layers <= layers:
+            raise UserError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
+        if self.alignment_weight < 0:
+            raise UserError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
+
+
+@functools.lru_cache(maxsize=2)
+def frozen_vlm(name: str | None) -> VisionLanguageModel:
+    """The vision-language model of that name, frozen; loaded once."""
+    vlm = VisionLanguageModel.from_pretrained(name)
+    vlm.model.requires_grad_(False)
+    return vlm
+
+
+class RVEDiT(nn.Module):
+    """RVEDiT's denoiser, its editing tokens, and its training loss.
+
+    Args:
+        config: see :class:`RVEDiTConfig`.
+    """
+
+    layers = ("composite",)
+    #: Entries of :meth:`training_losses` that are watched and not minimised.
+    watched = ("positive_rank",)
+
+    def __init__(self, config: RVEDiTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = WanTransformer(config.backbone)
+        self.tokens = EditingTokens(
+            config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
+        )
+        token = self.transformer.patch_embedding.weight.shape[-1]
+        self.source_embedding = StackedLinear(1, token, config.backbone.dim)  # E
+        nn.init.zeros_(self.source_embedding.weight)
+
+    @classmethod
+    def from_wan(cls, folder: str | Path, **changes) -> "RVEDiT":
+        """Start the transformer from a Wan checkpoint saved by diffusers, without its text embedding.
+
+        Args:
+            folder: the transformer's folder.
+            changes: fields of :class:`RVEDiTConfig` other than ``backbone``.
+        """
+        backbone, tensors = read_wan(folder)
+        system = cls(RVEDiTConfig(backbone=replace(backbone, text_dim=None), **changes))
+        text = "condition_embedder.text_embedder."
+        load_wan(system.transformer, [{n: v for n, v in tensors.items() if not n.startswith(text)}])
+        return system
+
+    @property
+    def vlm(self) -> VisionLanguageModel:
+        """The frozen vision-language model, on this system's device."""
+        vlm = frozen_vlm(self.config.vlm)
+        vlm.model.to(self.tokens.queries.device)
+        return vlm
+
+    def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
+        """What the VLM makes of videos (T, 3, H, W) in [0, 1] and what is said about them."""
+        vlm = self.vlm
+        prompt = self.tokens.prompt(vlm, list(videos), texts)
+        return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
+
+    def contexts(self, context: Context) -> list[Tensor]:
+        """C_i of each block (Eq. 3): (B, K, D) or (B, K + V + W, D)."""
+        shallow, deep = context.editing, torch.cat(context, 1)
+        routed = self.config.routed_layers
+        return [shallow] * routed + [deep] * (self.config.backbone.num_layers - routed)
+
+    def forward(self, latents: Tensor, timestep: Tensor, source: Tensor, context: Context) -> Tensor:
+        """
+        Args:
+            latents: noisy latents of the edited video (B, C, t, h, w).
+            timestep: (B,), 1000 * sigma.
+            source: clean latents of the source (B, C, t, h, w).
+            context: see :meth:`context`.
+
+        Returns:
+            Prediction (B, C, t, h, w).
+        """
+        tokens = self.source_embedding(self.transformer.patchify(source)[None])
+        added = (timestep / 1000).view(1, -1, 1, 1).to(tokens) * tokens
+        return self.transformer(latents[None], timestep, self.contexts(context), added)[0]
+
+    def training_losses(self, batch: dict, sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+        """Flow matching and alignment of each clip.
+
+        Args:
+            batch: latents ``source`` and ``composite`` (the edited video) (B, C, t, h, w); for the VLM
+                their pixels ``source_video`` and ``composite_video`` (B, T, 3, H, W) in [0, 1], the
+                ``instruction`` and the ``answer`` (a caption of the edited video), B strings each.
+            sigma: (B,).
+            draws: source of noise and of the aligned depth.
+
+        Returns:
+            ``composite`` (B,); with an alignment weight also ``alignment`` (B,), which is -lambda times the
+            bound and so starts near lambda * ln S, and ``positive_rank`` (B,): the mean rank of a position's
+            own counterpart among all S, at chance (S + 1) / 2.
+        """
+        objective, weight = self.config.objective, self.config.alignment_weight
+        x_0 = batch["composite"]
+        noise = draws.noise(x_0[None])[0]
+        x_sigma, timestep = objective.noised(x_0, noise, sigma), 1000 * sigma
+        depth = draws.shared_integer(self.config.backbone.num_layers) if weight else None
+
+        context = self.context(batch["source_video"], batch["instruction"])
+        with _CrossAttention(self, depth) as ours:
+            output = self(x_sigma, timestep, batch["source"], context)
+        losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        if weight:
+            with torch.no_grad(), _CrossAttention(self, depth) as theirs:
+                answer = self.context(batch["composite_video"], batch["answer"])
+                self(x_sigma, timestep, x_0, answer)
+            bound, rank = info_nce(ours.features, theirs.features, self.config.temperature)
+            losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
+        return losses
+
+
+class _CrossAttention:
+    """Keeps what the cross-attention of one block puts out: A (B, S, D). Depth None keeps nothing."""
+
+    def __init__(self, system: RVEDiT, depth: int | None):
+        self.module = None if depth is None else system.transformer.blocks[depth].attn2
+        self.features: Tensor | None = None
+
+    def __enter__(self):
+        if self.module is not None:
+            self.hook = self.module.register_forward_hook(self._keep)
+        return self
+
+    def _keep(self, _module, _inputs, output: Tensor) -> None:
+        self.features = output[0]
+
+    def __exit__(self, *_exception):
+        if self.module is not None:
+            self.hook.remove()
