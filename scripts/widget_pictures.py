@@ -69,6 +69,21 @@ explorer""",
         ".vera-explorer",
         lambda widget: widget.locator(".stage canvas").first.hover(),
     ),
+    "path_editor": Picture(
+        """\
+from vera_lite.insertion import centre_foreground
+from vera_lite.toyworld import WorldConfig, render
+from vera_lite.trajectory import Keyframe, Trajectory
+from vera_lite.widgets.path_editor import PathEditor
+
+world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
+coffee, triangle = (render(77, [index], world).clip(0) for index in (7, 12))  # of data_samples
+foreground = centre_foreground(triangle.source, triangle.mask)
+keyframes = Keyframe(20, 100, 0.5), Keyframe(44, 42), Keyframe(84, 88), Keyframe(108, 36, 1.0)
+PathEditor(coffee.source, foreground, Trajectory(keyframes, (128, 128), "constant_speed"))""",
+        ".vera-path-editor",
+        lambda widget: widget.get_by_role("button", name="keyframe 3 of").focus(),
+    ),
 }
 
 

@@ -1,0 +1,244 @@
+"""The path editor: draw where an object goes in a video, how large it is, and when it is there.
+
+    foreground, alpha = centre_foreground(dog, matte)
+    editor = PathEditor(background, (foreground, alpha))
+    editor                                   # click in the picture, drag the points, play
+    place(foreground, alpha, *editor.trajectory.sample(len(alpha)), editor.trajectory.size)
+
+Drawing needs no Python: in a saved notebook and in a static page everything works, and the path can be copied
+out as the JSON that :meth:`Trajectory.from_json` and `vera-lite composite --path` read.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from traitlets import Bool, Bytes, Dict, Float, Int, List, validate
+
+from vera_lite.clip import to_uint8
+from vera_lite.errors import UserError
+from vera_lite.trajectory import Trajectory
+from vera_lite.video import frame_rate
+from vera_lite.widgets.base import Widget
+
+#: Frames of a clip that pictures alone make.
+STILL_FRAMES = 24
+#: Frames that are stored of a video, evenly spaced; between them the nearest is shown.
+MAX_FRAMES = 16
+#: Pixels of the longer side, as stored, of a background and of what is visible of a foreground.
+BACKGROUND_SIDE, FOREGROUND_SIDE = 640, 160
+#: Empty pixels around a foreground: a browser that scales it has nothing else to fade its edge into.
+MARGIN = 2
+#: Bytes of pictures that a notebook may have to store, in base64.
+BUDGET = 3_000_000
+
+
+class PathEditor(Widget):
+    """Draw the trajectories of objects on a background.
+
+    The preview lays the foregrounds over the background as :func:`vera_lite.insertion.place` puts them, but
+    of large videos it shows smaller and fewer frames. Later objects cover earlier ones.
+
+    Args:
+        background: (T, 3, H, W) in [0, 1], or one picture (3, H, W).
+        foregrounds: pairs of colour (T, 3, h, w) and alpha (T, 1, h, w), or one pair, centred as
+            :func:`vera_lite.insertion.centre_foreground` does it; by default a plain disc stands for every
+            object. Videos must have as many frames as the background; pictures (T = 1) stay as they are.
+        trajectories: to begin with, drawn in the background's size; see the property.
+        fps: frames per second when playing.
+
+    Attributes:
+        objects: for each object ``{"foreground": place in foregrounds, "trajectory": fields of its JSON}``,
+            whose list of keyframes may be empty.
+        object: the one that is edited, counted from 0.
+        keyframe: the selected one, or -1.
+        frame: of the preview, 0 .. frames - 1.
+        onion_skin: whether the edited object is also drawn at other moments, translucent.
+        disc: diameter in pixels at scale 1 of the disc that stands for an object.
+
+    Raises:
+        UserError: tensors of another shape or type or that do not fit together, a value out of range, or
+            more pictures than a notebook should store.
+    """
+
+    _esm = Path(__file__).with_name("path_editor.js")
+
+    objects = List(Dict()).tag(sync=True)
+    object = Int(0).tag(sync=True)
+    keyframe = Int(-1).tag(sync=True)
+    frame = Int(0).tag(sync=True)
+    onion_skin = Bool(True).tag(sync=True)
+    disc = Float().tag(sync=True)
+    height = Int(780).tag(sync=True)
+
+    # size: (H, W) of the frame; shown: of the stored background; frames and fps: of the clip; foregrounds:
+    # left, top, width and height of what is stored of each, from the middle of its canvas.
+    _facts = Dict().tag(sync=True)
+    _background = List(Bytes()).tag(sync=True)
+    _foregrounds = List(List(Bytes())).tag(sync=True)
+
+    def __init__(
+        self,
+        background: Tensor,
+        foregrounds: Sequence[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | None = None,
+        trajectories: Sequence[Trajectory] | Trajectory | None = None,
+        fps: float = 8.0,
+    ):
+        background = _checked("the background", background[None] if background.ndim == 3 else background, 3)
+        pairs = [] if foregrounds is None else list(foregrounds)
+        pairs = [pairs] if pairs and isinstance(pairs[0], Tensor) else pairs
+        if any(len(pair) != 2 for pair in pairs):
+            raise UserError("a foreground is a pair of colour and alpha; give one pair, or a list of them.")
+        counts = {len(video) for video in (background, *(colour for colour, _ in pairs)) if len(video) > 1}
+        if len(counts) > 1:
+            raise UserError(f"the videos have {sorted(counts)} frames; give as many of each, or pictures.")
+        stored, (height, width) = _files(background, BACKGROUND_SIDE)
+        facts = {
+            "size": list(background.shape[2:]),
+            "shown": [height, width],
+            "frames": counts.pop() if counts else STILL_FRAMES,
+            "fps": float(frame_rate(fps)),
+            "foregrounds": [],
+        }
+        layers = []
+        for number, (colour, alpha) in enumerate(pairs, 1):
+            visible, seen = _visible(f"foreground {number}", colour, alpha)
+            layers.append(_files(visible, FOREGROUND_SIDE)[0])
+            facts["foregrounds"].append(seen)
+        size = 4 / 3 * sum(len(file) for files in (stored, *layers) for file in files)
+        if size > BUDGET:
+            raise UserError(
+                f"the editor would put {size / 1e6:.1f} MB of pictures into the notebook, over "
+                f"{BUDGET / 1e6:g} MB: give fewer foregrounds, or smaller or shorter videos."
+            )
+        disc = max(1.0, round(min(facts["size"]) / 4))
+        super().__init__(_facts=facts, _background=stored, _foregrounds=layers, disc=disc)
+        self.trajectories = [] if trajectories is None else trajectories
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """One for each object, as drawn. UserError if a path is still empty.
+
+        Set it to draw on: the i-th moves foreground i, and further ones the last. Foregrounds without a
+        trajectory get an empty path.
+        """
+        paths = [_trajectory(item) for item in self.objects]
+        if None in paths:
+            raise UserError(
+                f"the path of object {paths.index(None) + 1} is empty: click in the picture to draw it, or "
+                "remove the object."
+            )
+        return paths
+
+    @trajectories.setter
+    def trajectories(self, trajectories: Sequence[Trajectory] | Trajectory) -> None:
+        paths = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+        if not all(isinstance(path, Trajectory) for path in paths):
+            raise UserError("give Trajectory objects; Trajectory.from_json reads them from JSON.")
+        paths = [json.loads(path.to_json()) for path in paths]
+        last = max(len(self._foregrounds) - 1, 0)
+        empty = {"version": 1, "keyframes": [], "size": self._facts["size"]}
+        empty |= {"timing": "equal_frames", "scales": [1.0]}
+        paths += [empty] * (last + 1 - len(paths))
+        objects = [{"foreground": min(i, last), "trajectory": path} for i, path in enumerate(paths)]
+        with self.hold_sync():
+            self.keyframe, self.object = -1, 0
+            self.objects = objects
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of the only object. UserError if there are several, or the path is empty."""
+        if len(self.objects) > 1:
+            raise UserError(f"there are {len(self.objects)} objects; read their .trajectories.")
+        return self.trajectories[0]
+
+    @validate("objects")
+    def _check_objects(self, proposal):
+        if not proposal["value"]:
+            raise UserError("there must be at least one object; its path may be empty.")
+        for number, item in enumerate(proposal["value"], 1):
+            path, (height, width) = _trajectory(item), self._facts["size"]
+            if path and path.size != (height, width):
+                raise UserError(
+                    f"the trajectory of object {number} is for a {path.size[1]}x{path.size[0]} frame, but "
+                    f"the background is {width}x{height}: draw it on this background."
+                )
+        return proposal["value"]
+
+    @validate("object", "keyframe", "frame")
+    def _check_place(self, proposal):
+        name, value = proposal["trait"].name, proposal["value"]
+        lowest = -1 if name == "keyframe" else 0
+        if value == lowest:
+            return value
+        if name == "frame":
+            count = self._facts["frames"]
+        elif name == "object":
+            count = len(self.objects)
+        else:
+            count = len(self.objects[self.object]["trajectory"]["keyframes"])
+        if not lowest <= value < count:
+            raise UserError(f"{name} {value} is out of range: give {lowest} to {max(count - 1, lowest)}.")
+        return value
+
+    @validate("disc")
+    def _check_disc(self, proposal):
+        if not 0 < proposal["value"] < float("inf"):
+            raise UserError(f"the disc is {proposal['value']:g} pixels wide; give a number above 0.")
+        return proposal["value"]
+
+
+def _trajectory(item: dict) -> Trajectory | None:
+    """That of one of the objects; None if its path is empty."""
+    if item.keys() != {"foreground", "trajectory"}:
+        raise UserError(f"an object has the keys foreground and trajectory, not {', '.join(item)}.")
+    fields = item["trajectory"]
+    empty = fields.get("keyframes") == []
+    path = Trajectory.from_json(json.dumps(fields | {"keyframes": [{"x": 0, "y": 0}]} if empty else fields))
+    return None if empty else path
+
+
+def _checked(name: str, video: Tensor, channels: int) -> Tensor:
+    if video.ndim != 4 or video.shape[1] != channels or not video.numel() or not video.is_floating_point():
+        raise UserError(
+            f"{name} is {video.dtype} {tuple(video.shape)}; give floating (T, {channels}, H, W) in [0, 1]."
+        )
+    return video.detach().cpu()
+
+
+def _visible(name: str, colour: Tensor, alpha: Tensor) -> tuple[Tensor, list[float]]:
+    """What is visible of a foreground in any frame, (T, 4, h, w), and left, top, width and height of it.
+
+    Left and top count from the middle of the canvas.
+    """
+    colour, alpha = _checked(f"the colour of {name}", colour, 3), _checked(f"the alpha of {name}", alpha, 1)
+    if colour.shape[2:] != alpha.shape[2:] or len(colour) != len(alpha):
+        raise UserError(f"{name} has colour {tuple(colour.shape)} but alpha {tuple(alpha.shape)}.")
+    seen = to_uint8(alpha).amax((0, 1))
+    if not seen.any():
+        raise UserError(f"the alpha of {name} is 0 everywhere; there is no object to show.")
+    (top, bottom), (left, right) = (seen.amax(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
+    layers = torch.cat([colour * (alpha > 0), alpha], 1)[..., top : bottom + 1, left : right + 1]
+    layers = F.pad(layers, (MARGIN,) * 4)
+    (height, width), (rows, columns) = alpha.shape[2:], layers.shape[2:]
+    return layers, [left - MARGIN - width / 2, top - MARGIN - height / 2, columns, rows]
+
+
+def _files(video: Tensor, max_side: int) -> tuple[list[bytes], tuple[int, int]]:
+    """Frames (T, 3 or 4, H, W) as image files, and their (height, width)."""
+    places = torch.linspace(0, len(video) - 1, min(len(video), MAX_FRAMES)).round().long()
+    shown = to_uint8(video[places]).permute(0, 2, 3, 1).contiguous().numpy()
+    # Small clips keep every pixel; JPEG knows no alpha.
+    is_exact = shown.shape[-1] == 4 or shown.size <= 2**20
+    files = []
+    for pixels in shown:
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((max_side, max_side))
+        image.save(file, **({"format": "PNG"} if is_exact else {"format": "JPEG", "quality": 85}))
+        files.append(file.getvalue())
+    return files, (image.height, image.width)
