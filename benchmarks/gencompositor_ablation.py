@@ -154,6 +154,7 @@ def measure(study: str, variant: str, seed: int) -> dict:
         precision="bf16-mixed",
         progress=False,
         callbacks=(curve,),
+        checkpoint_every=steps // 4,  # and so at the end
         seed=seed,
         lr=2e-3,
         muon_lr=0.02,

@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 REPORTS = sorted((BENCHMARKS / "results").glob("*.json"))
-RATIOS = {"mot_block", "rope", "checkpointing", "flops", "toyworld", "capture"}  # written by the harness
+RATIOS = {
+    "mot_block",
+    "rope",
+    "checkpointing",
+    "flops",
+    "toyworld",
+    "capture",
+    "gencompositor",
+}  # written by the harness
 
 
 @pytest.fixture

@@ -17,7 +17,13 @@ from vera_lite.conditioning.vision_language import (
 from vera_lite.errors import UserError
 from vera_lite.toyworld import render
 from vera_lite.training.cli import export, train
-from vera_lite.training.dialogues import DIALOGUE_WORLD, DialogueBatches, _Float32Attention, toy_qwen3_vl
+from vera_lite.training.dialogues import (
+    DIALOGUE_WORLD,
+    DialogueBatches,
+    ToyDialogues,
+    _Float32Attention,
+    toy_qwen3_vl,
+)
 
 TEXT = {
     "hidden_size": 32,
@@ -77,17 +83,18 @@ def test_answers_are_true():
 
 
 def test_a_batch_is_a_function_of_seed_step_and_rank():
-    once, again = DialogueBatches(3, 4)[7], DialogueBatches(3, 4)[7]
+    once, again = DialogueBatches(ToyDialogues(4), 3)[7], DialogueBatches(ToyDialogues(4), 3)[7]
     assert all(torch.equal(once[k], again[k]) for k in once)
-    whole = DialogueBatches(3, 4)[2]
-    halves = [DialogueBatches(3, 2, rank, 2)[2] for rank in (0, 1)]
+    whole = DialogueBatches(ToyDialogues(4), 3)[2]
+    halves = [DialogueBatches(ToyDialogues(2), 3, rank, 2)[2] for rank in (0, 1)]
     pixels = torch.cat([h["pixel_values_videos"] for h in halves])
     assert torch.equal(whole["pixel_values_videos"], pixels)
-    assert not torch.equal(DialogueBatches(4, 4)[7]["pixel_values_videos"], once["pixel_values_videos"])
+    other = DialogueBatches(ToyDialogues(4), 4)[7]
+    assert not torch.equal(other["pixel_values_videos"], once["pixel_values_videos"])
 
 
 def test_only_answers_are_learned(processor):
-    batches = DialogueBatches(1, 6)
+    batches = DialogueBatches(ToyDialogues(6), 1)
     for step in (0, 11):  # 11 asks about an image
         indices = range(step * 6, step * 6 + 6)
         scenes = render(1, indices, DIALOGUE_WORLD)

@@ -3,6 +3,7 @@
 from vera_lite.training.compositions import ToyCompositionData
 from vera_lite.training.data import LatentCache, StepBatches, ToyWorldData, build_toy_cache
 from vera_lite.training.dialogues import DialogueModule, ToyDialogues
+from vera_lite.training.edits import ToyEditData
 from vera_lite.training.module import EditingModule
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "StepBatches",
     "ToyCompositionData",
     "ToyDialogues",
+    "ToyEditData",
     "ToyWorldData",
     "build_toy_cache",
 ]

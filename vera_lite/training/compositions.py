@@ -10,7 +10,7 @@ from vera_lite.insertion import LUMINANCE_GAMMA, augment_luminance, inflate_mask
 from vera_lite.objectives import StepDraws
 from vera_lite.systems.gencompositor import encode_conditions
 from vera_lite.toy_compositions import CompositionWorld, render_compositions
-from vera_lite.training.data import SHIPPED_CODEC, StepData
+from vera_lite.training.data import SHIPPED_CODEC, RenderedData
 
 #: Of :func:`vera_lite.insertion.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
 MASK_SIGMA = 1.2
@@ -44,7 +44,7 @@ class CompositionBatches(Dataset):
         }
 
 
-class ToyCompositionData(StepData):
+class ToyCompositionData(RenderedData):
     """Toy compositions.
 
     Args:
@@ -58,6 +58,8 @@ class ToyCompositionData(StepData):
         workers: loader processes.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
     """
+
+    batches = CompositionBatches
 
     def __init__(
         self,
@@ -81,11 +83,3 @@ class ToyCompositionData(StepData):
         """What the pipeline of a system trained on these data needs to know of them."""
         size = (self.world.frames, self.world.height, self.world.width)
         return {"clip_size": size, "mask_sigma": self.mask_sigma}
-
-    def setup(self, stage: str | None = None) -> None:
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.train = CompositionBatches(self, self.seed, rank, world_size)
-        self.validation = CompositionBatches(self, self.seed + 1_000_000, rank, world_size)
-        self.validation_steps = max(1, self.validation_clips // (self.batch_size * world_size))

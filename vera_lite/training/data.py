@@ -146,6 +146,24 @@ class StepData(L.LightningDataModule):
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.workers)
 
 
+class RenderedData(StepData):
+    """Data that are rendered when asked for, so that no clip is seen twice.
+
+    A subclass has ``batch_size, seed, validation_clips, workers`` and names its ``batches``: a dataset that
+    is made of (data, seed, rank, world_size). Validation has a seed far from any of training.
+    """
+
+    batches: type[Dataset]
+
+    def setup(self, stage: str | None = None) -> None:
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        self.train = self.batches(self, self.seed, rank, world_size)
+        self.validation = self.batches(self, self.seed + 1_000_000, rank, world_size)
+        self.validation_steps = max(1, self.validation_clips // (self.batch_size * world_size))
+
+
 class ToyWorldData(StepData):
     """Toy clips as cached latents.
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from vera_lite.conditioning.toy_dialogues import ask, talk
 from vera_lite.conditioning.vision_language import chat, toy_processor, toy_vocabulary
 from vera_lite.toyworld import WorldConfig, render
-from vera_lite.training.data import StepData
+from vera_lite.training.data import RenderedData
 from vera_lite.training.optim import parameter_groups, scheduled
 
 #: No object hides another: each has its own place.
@@ -22,8 +22,8 @@ class DialogueBatches(Dataset):
     Clips are rendered when asked for; clip numbers never repeat.
     """
 
-    def __init__(self, seed: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
+    def __init__(self, data: "ToyDialogues", seed: int, rank: int = 0, world_size: int = 1):
+        self.seed, self.batch_size, self.rank, self.world_size = seed, data.batch_size, rank, world_size
         self.processor = toy_processor()
         words = self.processor.tokenizer.get_vocab()
         self.assistant, self.end = words["assistant"], words["<|im_end|>"]
@@ -46,7 +46,7 @@ class DialogueBatches(Dataset):
         return {**prompt.tensors, "labels": torch.where(said, tokens, -100)}
 
 
-class ToyDialogues(StepData):
+class ToyDialogues(RenderedData):
     """Questions about toy clips, rendered on the fly.
 
     Args:
@@ -56,18 +56,12 @@ class ToyDialogues(StepData):
         workers: loader processes.
     """
 
+    batches = DialogueBatches
+
     def __init__(self, batch_size: int = 16, seed: int = 1, validation_clips: int = 256, workers: int = 0):
         super().__init__()
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.validation_clips = validation_clips
-
-    def setup(self, stage: str | None = None) -> None:
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.train = DialogueBatches(self.seed, self.batch_size, rank, world_size)
-        self.validation = DialogueBatches(self.seed + 1_000_000, self.batch_size, rank, world_size)
-        self.validation_steps = max(1, self.validation_clips // (self.batch_size * world_size))
 
 
 class DialogueModule(L.LightningModule):

@@ -1,0 +1,189 @@
+"""Toy edits show what their words say; what they show is read off the pixels here, without the judge."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2hsv
+from transformers import PreTrainedTokenizerFast
+
+from vera_lite.conditioning import toy_dialogues
+from vera_lite.conditioning.vision_language import TOY_VLM
+from vera_lite.errors import UserError
+from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, render_edits
+from vera_lite.toyworld import COLOURS, MOTIONS, SHAPES
+
+CLIPS = range(48)
+
+
+@pytest.fixture(scope="module")
+def edits():
+    """48 clips of each category, by its name."""
+    return {c: render_edits(7, CLIPS, EditWorld(categories=(c,))) for c in CATEGORIES}
+
+
+def rows(batch):
+    return zip(batch.source.numpy(), batch.target.numpy(), batch.attributes, strict=True)
+
+
+def solid(video, colour):
+    """(T, H, W): pixels of a hue that are purer than any background's, so those of an object."""
+    hue, saturation, _ = np.moveaxis(rgb2hsv(np.moveaxis(video, 1, -1)), -1, 0)
+    distance = (hue * 360 - COLOURS[colour] + 180) % 360 - 180
+    return (np.abs(distance) < 20) & (saturation > 0.75)
+
+
+def outline(mask, path):
+    """The shape of a mask (T, H, W) in the middle frame, where no object is cut by the border."""
+    column, row = (round(16 * (start + end)) for start, end in zip(*path, strict=True))
+    pixels = np.argwhere(mask[4])
+    if not mask[4, row - 1 : row + 1, column - 1 : column + 1].all():
+        return "ring"
+    reach = np.linalg.norm(pixels - pixels.mean(0), axis=1).max() / np.sqrt(len(pixels) / np.pi)
+    return "circle" if reach < 1.12 else "square" if reach < 1.42 else "triangle"
+
+
+def test_a_clip_is_a_function_of_seed_and_index():
+    several, again = render_edits(7, CLIPS), render_edits(7, [30, 3])
+    for name in ("source", "target", "changed"):
+        assert torch.equal(getattr(again, name), getattr(several, name)[[30, 3]])
+    for name in ("instruction", "answer", "attributes"):
+        assert getattr(again, name) == [getattr(several, name)[i] for i in (30, 3)]
+    assert not torch.equal(render_edits(8, [3]).source[0], several.source[3])
+
+
+def test_tensors_are_videos_in_range(edits):
+    for batch in edits.values():
+        assert len(batch) == 48 and batch.source.shape == batch.target.shape == (48, 9, 3, 32, 32)
+        assert all(video.min() >= 0 and video.max() <= 1 for video in (batch.source, batch.target))
+    assert render_edits(7, range(4), EditWorld(5, 24, 40)).target.shape == (4, 5, 3, 24, 40)
+
+
+def test_changed_is_where_source_and_target_differ(edits):
+    for category, batch in edits.items():
+        difference = (batch.target - batch.source).abs().amax(2, keepdim=True)
+        assert batch.changed.shape == (48, 9, 1, 32, 32) and batch.changed.unique().tolist() == [0, 1]
+        assert difference[batch.changed == 0].max() <= 1 / 255 < difference[batch.changed == 1].min()
+        share = batch.changed.mean((1, 2, 3, 4))
+        assert share.min() > 0.01 and (share.max() < 0.3) == (category != "global style")
+
+
+def test_everything_that_was_promised_occurs(edits):
+    assert {a["category"] for a in render_edits(7, CLIPS).attributes} == set(CATEGORIES)
+    assert {a["style"] for a in edits["global style"].attributes} == set(STYLES)
+    added = [a["after"] for a in edits["local add"].attributes]
+    assert {t["shape"] for t in added} == set(SHAPES) and {t["motion"] for t in added} == set(MOTIONS)
+    assert len({t["place"] for t in added}) == 9 and {t["colour"] for t in added} == set(COLOURS)
+    for category, batch in edits.items():
+        share = np.mean([a["other"] is not None for a in batch.attributes])
+        assert share == 1 if category == "local remove" else 0.25 < share < 0.75
+
+
+def test_a_local_change_is_of_colour_or_of_shape(edits):
+    kinds = []
+    for source, target, a in rows(edits["local change"]):
+        before, after = a["before"], a["after"]
+        (kind,) = (key for key in before if before[key] != after[key])
+        kinds.append(kind)
+        was, now = solid(source, before["colour"]), solid(target, after["colour"])
+        assert was.sum() > 100 and outline(was, before["path"]) == before["shape"]
+        assert now.sum() > 100 and outline(now, after["path"]) == after["shape"]
+        if kind == "colour":  # of the same pixels, as bright as before
+            assert not solid(target, before["colour"]).any()
+            assert (was & now).sum() > 0.9 * was.sum()
+            assert np.abs(source.max(1) - target.max(1))[was & now].mean() < 0.01
+    assert {kind: kinds.count(kind) > 12 for kind in kinds} == {"colour": True, "shape": True}
+
+
+def test_a_removed_object_leaves_the_scene_without_it(edits):
+    batch = edits["local remove"]
+    for source, target, a in rows(batch):
+        assert a["after"] is None and solid(source, a["before"]["colour"]).sum() > 100
+        assert not solid(target, a["before"]["colour"]).any()
+        assert solid(target, a["other"]["colour"]).sum() > 100
+    added = render_edits(7, CLIPS, EditWorld(categories=("local add",), distractor=1))
+    assert torch.equal(batch.target, added.source) and torch.equal(batch.source, added.target)
+
+
+def test_an_added_object_is_what_and_where_its_words_say(edits):
+    names = {"x": ("left", "", "right"), "y": ("top", "", "bottom")}
+    ways = {(0, 0): "still", (-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}
+    for source, target, a in rows(edits["local add"]):
+        thing, mask = a["after"], solid(target, a["after"]["colour"])
+        assert a["before"] is None and not solid(source, thing["colour"]).any()
+        assert outline(mask, thing["path"]) == thing["shape"]
+        first, middle, last = ((np.argwhere(mask[t]).mean(0)[::-1] + 0.5) / 32 for t in (0, 4, 8))
+        # A triangle's centre of mass is a little lower, and the border may cut an object.
+        assert np.abs(np.array([first, last]) - thing["path"]).max() < 0.1
+        assert ways[tuple(np.sign(last - first) * (np.abs(last - first) > 0.08))] == thing["motion"]
+        place = {names[axis][round((at - 0.5) / 0.21) + 1] for axis, at in zip("xy", middle, strict=True)}
+        assert place - {""} == set(thing["place"].split()) - {"centre"}
+
+
+def test_styles_are_what_they_are_called(edits):
+    for source, target, a in rows(edits["global style"]):
+        assert a["before"] == a["after"]
+        red, green, blue = np.moveaxis(target, 1, 0)
+        cells, whole = (video.reshape(9, 3, 8, 4, 8, 4) for video in (target, source))
+        facts = {
+            "grey": np.ptp(target, axis=1).max() < 1e-6,
+            "sepia": ((red >= green) & (green > blue)).all(),
+            "negative": np.allclose(source + target, 1),
+            "dark": np.allclose(target, 0.4 * source),
+            "pixelated": np.ptp(cells, axis=(3, 5)).max() < 1e-6
+            and np.allclose(cells.mean((3, 5)), whole.mean((3, 5)), atol=1e-5),
+        }
+        assert [style for style, holds in facts.items() if holds] == [a["style"]]
+
+
+def test_a_name_fits_one_thing_only():
+    for a in render_edits(9, range(300)).attributes:
+        things = [thing for thing in (a["before"], a["after"], a["other"], a["background"]) if thing]
+        colours = {thing["colour"] for thing in things}
+        same = bool(a["before"] and a["after"] and a["before"]["colour"] == a["after"]["colour"])
+        assert len(colours) == len(things) - same
+
+
+def test_the_toy_model_knows_the_words_and_their_order(edits):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOY_VLM)
+    order = re.compile(
+        r"(change|remove) the (?P<name>\w+ \w+)( to (a )?\w+)?|change the video to \w+ style"
+        r"|add a( \w+){2,3} at the \w+( \w+)? (standing still|moving \w+)"
+    )
+    for category, batch in edits.items():
+        for text in batch.instruction + batch.answer:
+            assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+        for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+            before, after = a["before"], a["after"]
+            match = order.fullmatch(text)
+            if category in ("local change", "local remove"):
+                assert match["name"] == f"{before['colour']} {before['shape']}"
+            if category == "local change":
+                new = after["colour"] if before["colour"] != after["colour"] else "a " + after["shape"]
+                assert text.endswith(" to " + new)
+            if category == "local add":
+                assert all(after[key] in text for key in ("colour", "shape", "place"))
+            if category != "global style":
+                things = [thing for thing in (after, a["other"]) if thing]
+                assert answer == toy_dialogues.describe(things, a["background"])
+
+
+def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):
+    shown = {"red": "cyan", "yellow": "blue", "green": "purple"}
+    shown |= {new: old for old, new in shown.items()}
+    batch = edits["global style"]
+    for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+        style, true = a["style"], a["after"]["colour"]
+        assert text == f"change the video to {style} style" and answer.endswith(f" in {style} style")
+        colour = {"grey": "grey", "sepia": "sepia", "negative": shown[true]}.get(style, true)
+        assert re.search(rf"a {colour} (\w+ )?{a['after']['shape']} at", answer)
+        if style in ("grey", "sepia"):
+            assert not set(answer.split()) & set(COLOURS)
+
+
+def test_bad_worlds_are_refused():
+    with pytest.raises(UserError, match="unknown category.*choose among local change"):
+        EditWorld(categories=("paint",))
+    with pytest.raises(UserError, match="must be positive"):
+        EditWorld(frames=0)
