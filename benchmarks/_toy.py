@@ -82,9 +82,8 @@ def main(
     if arguments.card and arguments.run is None:
         parser.error("--card needs --run")
     torch.set_num_threads(1)
-    report = measure(arguments.model)
-    if arguments.run is not None:
-        report["training"] = facts(arguments.run)
+    training = {} if arguments.run is None else {"training": facts(arguments.run)}  # may refuse: first
+    report = measure(arguments.model) | training
     print(table(report))
     if arguments.json is not None:
         with replacing(arguments.json) as path:

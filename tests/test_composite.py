@@ -270,6 +270,7 @@ def test_bad_input_is_one_sentence(pipe):
         ((background, colour, alpha * 0.4, path), "alpha is nowhere above 0.5"),
         ((background, colour, alpha, still(9, 9, (64, 32))), "drawn in a 32x64 frame, .* is 32x32"),
         ((background, colour, alpha, still(9, 9, scales=(0.02,))), "the object is too small for the model"),
+        ((background, colour, alpha, still(9, 9, scales=(50.0,))), "covers the whole background"),
     ):
         with pytest.raises(UserError, match=message):
             pipe(*inputs)

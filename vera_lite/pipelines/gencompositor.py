@@ -157,7 +157,7 @@ class GenCompositorPipeline(Pipeline):
             ``background``, ``foreground`` (on white), ``mask`` and ``matte``, (t, 3 or 1, h, w) each.
 
         Raises:
-            UserError: the shapes do not fit, or no object can be seen.
+            UserError: the shapes do not fit, no object can be seen, or nothing else.
         """
         check_video_tensor(background)
         check_video_tensor(foreground)
@@ -197,6 +197,8 @@ class GenCompositorPipeline(Pipeline):
                 f"the object is too small for the model, which draws {width}x{height} pixels: scale it up."
             )
         mask = matte if self.mask_sigma is None else inflate_mask(matte, self.mask_sigma)
+        if (mask > 0.5).all():
+            raise UserError("the object covers the whole background in every frame: scale it down.")
         return {"background": self.shrink(background), "foreground": canvas, "mask": mask, "matte": matte}
 
     def layers_for(
