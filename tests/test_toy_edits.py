@@ -37,11 +37,15 @@ def solid(video, colour):
 def outline(mask, path):
     """The shape of a mask (T, H, W) in the middle frame, where no object is cut by the border."""
     column, row = (round(16 * (start + end)) for start, end in zip(*path, strict=True))
-    pixels = np.argwhere(mask[4])
     if not mask[4, row - 1 : row + 1, column - 1 : column + 1].all():
         return "ring"
+    pixels = np.argwhere(mask[4])
+    thirds = np.quantile([pixels[:, 0].min(), pixels[:, 0].max()], [1 / 3, 2 / 3])
+    top, bottom = pixels[pixels[:, 0] < thirds[0], 1], pixels[pixels[:, 0] > thirds[1], 1]
+    if np.ptp(top) < 0.7 * np.ptp(bottom):
+        return "triangle"
     reach = np.linalg.norm(pixels - pixels.mean(0), axis=1).max() / np.sqrt(len(pixels) / np.pi)
-    return "circle" if reach < 1.12 else "square" if reach < 1.42 else "triangle"
+    return "circle" if reach < 1.075 else "square"  # a disc's own radius is 1
 
 
 def test_a_clip_is_a_function_of_seed_and_index():
