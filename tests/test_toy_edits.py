@@ -49,11 +49,12 @@ def outline(mask, path):
 
 
 def test_a_clip_is_a_function_of_seed_and_index():
-    several, again = render_edits(7, CLIPS), render_edits(7, [30, 3])
+    picked = CLIPS[::-5]
+    several, again = render_edits(7, CLIPS), render_edits(7, picked)
     for name in ("source", "target", "changed"):
-        assert torch.equal(getattr(again, name), getattr(several, name)[[30, 3]])
+        assert torch.equal(getattr(again, name), getattr(several, name)[list(picked)])
     for name in ("instruction", "answer", "attributes"):
-        assert getattr(again, name) == [getattr(several, name)[i] for i in (30, 3)]
+        assert getattr(again, name) == [getattr(several, name)[i] for i in picked]
     assert not torch.equal(render_edits(8, [3]).source[0], several.source[3])
 
 
@@ -95,8 +96,8 @@ def test_a_local_change_is_of_colour_or_of_shape(edits):
         assert now.sum() > 100 and outline(now, after["path"]) == after["shape"]
         if kind == "colour":  # of the same pixels, as bright as before
             assert not solid(target, before["colour"]).any()
-            assert (was & now).sum() > 0.9 * was.sum()
-            assert np.abs(source.max(1) - target.max(1))[was & now].mean() < 0.01
+            assert (was & now).sum() > 0.65 * was.sum()
+            assert np.abs(source.max(1) - target.max(1))[was & now].mean() < 0.03
     assert {kind: kinds.count(kind) > 12 for kind in kinds} == {"colour": True, "shape": True}
 
 
@@ -187,7 +188,8 @@ def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):
 
 
 def test_bad_worlds_are_refused():
-    with pytest.raises(UserError, match="unknown category.*choose among local change"):
-        EditWorld(categories=("paint",))
+    for categories in (("paint",), ()):
+        with pytest.raises(UserError, match="categories are .*: name one or more of local change"):
+            EditWorld(categories=categories)
     with pytest.raises(UserError, match="must be positive"):
         EditWorld(frames=0)

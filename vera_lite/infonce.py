@@ -55,7 +55,7 @@ def info_nce_flash(features: Tensor, reference: Tensor, temperature: float = 0.0
     """The estimate of :func:`info_nce` by flash attention, without the rank; memory is O(B * S * D).
 
     Slower than chunks on a CPU, and its gradient has fewer digits where the alignment is nearly perfect.
-    On CUDA it takes float32 and less, as torch's kernels do.
+    Not for float64 on CUDA, where torch has no such kernel.
     """
     query, key = _unit_rows(features, reference, temperature)
     with torch.autocast(query.device.type, enabled=False):
@@ -101,7 +101,6 @@ class _ChunkedInfoNCE(torch.autograd.Function):
             columns = torch.logaddexp(columns, logits.logsumexp(-2, keepdim=True))
         ctx.save_for_backward(query, key, positive, rows, columns)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(rank)
         return (F.logsigmoid(positive - rows) + F.logsigmoid(positive - columns.mT)).mean((1, 2)) / 2, rank
 
     @staticmethod

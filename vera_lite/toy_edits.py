@@ -11,8 +11,8 @@ Categories
     local add       an object comes, at a named place and with a motion.
     global style    the whole video in one of ``STYLES``.
 
-Instructions and answers are made of the words of the toy vision-language model, in the order in which it
-learned them (:mod:`vera_lite.conditioning.toy_dialogues`).
+Instructions and answers are made of the words of the toy vision-language model. It was trained on local edits
+in this wording (:mod:`vera_lite.conditioning.toy_dialogues`), never on styles or their names.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ STYLES: dict[str, Callable[[Tensor], Tensor]] = {
     "sepia": lambda video: _mix(video, _SEPIA),
     "negative": lambda video: 1 - video,
     "dark": lambda video: 0.4 * video,
-    "pixelated": _pixelate,  # 8 x 8 cells
+    "pixelated": _pixelate,  # 8 x 8 cells: stripes and checks, two cells a period, fade at some pans
 }
 
 _COMPLEMENT = nearest_colour(torch.tensor(list(COLOURS.values())) + 180)
@@ -105,9 +105,9 @@ class EditWorld:
     distractor: float = 0.5
 
     def __post_init__(self):
-        unknown = sorted(set(self.categories) - set(CATEGORIES))
-        if unknown or not self.categories:
-            raise UserError(f"unknown category {unknown}: choose among {', '.join(CATEGORIES)}.")
+        if not self.categories or set(self.categories) - set(CATEGORIES):
+            known = ", ".join(CATEGORIES)
+            raise UserError(f"categories are {list(self.categories)}: name one or more of {known}.")
         if min(self.frames, self.height, self.width) < 1:
             raise UserError("frames, height and width of a toy edit must be positive.")
 
