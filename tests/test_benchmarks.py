@@ -19,6 +19,7 @@ RATIOS = {
     "toyworld",
     "capture",
     "gencompositor",
+    "infonce",
 }  # written by the harness
 
 

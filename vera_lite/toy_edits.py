@@ -12,7 +12,8 @@ Categories
     global style    the whole video in one of ``STYLES``.
 
 Instructions and answers are made of the words of the toy vision-language model. It was trained on local edits
-in this wording (:mod:`vera_lite.conditioning.toy_dialogues`), never on styles or their names.
+in this wording (:mod:`vera_lite.conditioning.toy_dialogues`; additions were plain and stood still), never on
+styles or their names.
 """
 
 from collections.abc import Callable
