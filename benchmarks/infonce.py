@@ -1,9 +1,8 @@
 """InfoNCE over all positions in chunks, against the plain formula with its S x S logits.
 
-Both directions, forward and backward, d channels, at the temperature of the paper. The peer "flash" is the
-same estimate by flash attention. Time falls with the passes over the logits that chunks keep in the cache,
-but chunks compute them twice: with many channels the matrix products decide, and the plain formula does
-three of them where chunks do four.
+Both directions, forward and backward, at the temperature of the paper; the peer "flash" is the same
+estimate by flash attention. Chunks stay in the cache, but their logits are computed twice: four matrix
+products (three with a fixed reference) against three (two). With many channels those decide.
 
 Memory is the peak of a process of its own above what it held before: it includes the gradients. Linux only.
 
