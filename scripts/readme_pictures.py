@@ -50,7 +50,7 @@ def compositions() -> Figure:
         "the truth": batch.composite,
     }
     columns = [f"{a['texture']} {a['colour']} {a['shape']}" for a in batch.attributes]
-    title = "Eight unseen compositions: shape, texture and spin of the foreground, light of the scene"
+    title = "Eight unseen compositions: the foreground, at its place, in the light of the scene"
     return sheet(rows, [textwrap.fill(c, 16) for c in columns], title)
 
 
