@@ -130,8 +130,9 @@ foreground. *colour*: share of clips with the foreground's hue. *shape*: overlap
 with those that should. *texture*: correlation of gray values with the truth's inside the object, over all
 frames. *brightness*: relative error of the object's mean. PSNRs pool the squared error over all clips.
 
-**Limits**: texture arrives faintly (*texture*, beside the codec's), and outlines are soft. It knows four shapes in
-six colours and three textures, one object at a time, and 32×32 pixels at nine moments. On a real video its object is that coarse; `--paste-back` keeps the rest as it was.
+**Limits**: texture arrives faintly (*texture*, beside the codec's), and outlines are soft. It knows four
+shapes in six colours and three textures, one object at a time, and 32×32 pixels at nine moments. On a real
+video its object is that coarse; `--paste-back` keeps the rest as it was.
 """
 
 
