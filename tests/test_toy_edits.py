@@ -153,9 +153,10 @@ def test_a_name_fits_one_thing_only():
 def test_the_toy_model_knows_the_words_and_their_order(edits):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOY_VLM)
     order = re.compile(
-        r"(change|remove) the (?P<name>\w+ \w+)( to (a )?\w+)?|change the video to \w+ style"
+        r"(change|make|remove) the (?P<name>\w+ \w+)(( to)?( a)? \w+)?|change the video to \w+ style"
         r"|add a( \w+){2,3} at the \w+( \w+)? (standing still|moving \w+)"
     )
+    ways = set()
     for category, batch in edits.items():
         for text in batch.instruction + batch.answer:
             assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
@@ -165,13 +166,17 @@ def test_the_toy_model_knows_the_words_and_their_order(edits):
             if category in ("local change", "local remove"):
                 assert match["name"] == f"{before['colour']} {before['shape']}"
             if category == "local change":
-                new = after["colour"] if before["colour"] != after["colour"] else "a " + after["shape"]
-                assert text.endswith(" to " + new)
+                recoloured = before["colour"] != after["colour"]
+                said = after["colour"] if recoloured else f"a {after['shape']}"
+                made = text == f"make the {match['name']} {said}"
+                assert made or text == f"change the {match['name']} to {said}"
+                ways.add((recoloured, made))
             if category == "local add":
                 assert all(after[key] in text for key in ("colour", "shape", "place"))
             if category != "global style":
                 things = [thing for thing in (after, a["other"]) if thing]
                 assert answer == toy_dialogues.describe(things, a["background"])
+    assert ways == {(True, True), (True, False), (False, False)}
 
 
 def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):

@@ -47,13 +47,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vera-lite", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
-    edit = commands.add_parser("edit", help="edit a video file as layers over the untouched source")
+    edit = commands.add_parser("edit", help="edit a video file by a sentence")
     edit.add_argument("video", type=Path, help="any video file")
-    edit.add_argument("--prompt", required=True, help='e.g. "add a red ring at the top left moving right"')
+    edit.add_argument(
+        "--prompt",
+        required=True,
+        help='e.g. "add a red ring at the top left moving right"; of rvedit, "make the blue square green"',
+    )
+    edit.add_argument(
+        "--system",
+        choices=("vera", "rvedit"),
+        default="vera",
+        help="vera (default) lays an edit over the untouched source, rvedit draws every frame anew; "
+        "the three options that follow are vera's",
+    )
     edit.add_argument(
         "--mask", type=Path, help="video or picture, white where the object goes, or on the subject to keep"
     )
-    edit.add_argument("--guidance", type=float, default=1.0, help="follow the prompt harder (default 1: off)")
+    edit.add_argument("--guidance", type=float, help="follow the prompt harder (default 1: off)")
     edit.add_argument("--alpha-floor", type=float, help="alpha below this is 0: the source stays untouched")
 
     compose = commands.add_parser(
@@ -83,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mask-sigma", type=float, help="room around the object, in the model's pixels; 0 for none"
     )
 
-    for command, model in ((edit, "Vera"), (compose, "GenCompositor")):
+    for command, model in ((edit, "system"), (compose, "GenCompositor")):
         command.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
         command.add_argument(
             "--model", type=Path, help=f"pipeline folder; default: the package's toy {model}"
@@ -124,19 +135,25 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _edit(options: argparse.Namespace) -> list[Path]:
-    from vera_lite.edit_file import edit_file
-    from vera_lite.pipelines import VeraPipeline
+    from vera_lite.edit_file import edit_file, redraw_file
+    from vera_lite.pipelines import RVEDiTPipeline, VeraPipeline
 
-    return edit_file(
-        VeraPipeline.from_pretrained(options.model),
+    given = {name: getattr(options, name) for name in ("mask", "guidance", "alpha_floor")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.system == "rvedit" and given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"{names} cannot be used with --system rvedit, which has no layers and no guidance.")
+    pipeline, edit = {"vera": (VeraPipeline, edit_file), "rvedit": (RVEDiTPipeline, redraw_file)}[
+        options.system
+    ]
+    return edit(
+        pipeline.from_pretrained(options.model),
         options.video,
         options.prompt,
         options.out,
-        mask=options.mask,
         seed=options.seed,
         steps=options.steps,
-        guidance=options.guidance,
-        **({} if options.alpha_floor is None else {"alpha_floor": options.alpha_floor}),
+        **given,
     )
 
 

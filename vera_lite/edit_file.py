@@ -1,4 +1,4 @@
-"""Edit a video file of any size and length; frames stream through, so memory does not grow with it."""
+"""Edit video files of any size and length; frames stream through, so memory does not grow with it."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from vera_lite.clip import composite, to_float, to_uint8
 from vera_lite.conditioning import PhraseEncoder, parse
 from vera_lite.errors import UserError
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.pipelines import ALPHA_FLOOR, RVEDiTPipeline, VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.sampling import DenoisingState
 from vera_lite.trajectory import Trajectory
 from vera_lite.video import VideoInfo, VideoReader, VideoWriter, replacing
@@ -112,14 +112,88 @@ def edit_file(
         "seconds_generating": round(generated - started, 2),
         "seconds_writing": round(time.perf_counter() - generated, 2),
     }
-    seconds = [t / float(info.fps) for t in sorted(on_sheet)]
+    rows = ("source", "edit layer", "alpha", "final")
+    _write_sheet_and_metrics(out, sheet, rows, sorted(on_sheet), prompt, metrics)
+    names = ("sheet.png", "final.mp4", "final.mkv", "edit.mkv", "alpha.mkv", "metrics.json")
+    return [out / name for name in names]
+
+
+def redraw_file(
+    pipe: RVEDiTPipeline,
+    video: str | Path,
+    prompt: str,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    **options,
+) -> list[Path]:
+    """Edit ``video`` with a model that draws every frame anew, and write the results into ``out``.
+
+    Args:
+        pipe: the model.
+        video: a file with constant frame rate.
+        prompt: what to do.
+        out: folder, made if needed. Gets ``final.mkv`` (lossless), ``final.mp4`` (preview), ``sheet.png`` and
+            ``metrics.json``, each replaced whole or not at all.
+        seed: of the noise.
+        options: of :meth:`RVEDiTPipeline.generate`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the file cannot be read, or the prompt has an unknown word; nothing is written then.
+    """
+    reader = VideoReader(video)
+    info = reader.info
+    out = checked_folder(out)
+
+    started = time.perf_counter()
+    frames = pick(tqdm(reader, "reading", unit="frame"), frame_choice(info.frames, pipe.clip_size[0]))
+    with denoising_bar(options) as options:
+        small = pipe.small_edit(to_float(frames), prompt, seed=seed, **options)
+    generated = time.perf_counter()
+
+    change = 0.0
+    sheet: list[tuple[Tensor, ...]] = []
+    on_sheet = set(frame_choice(info.frames, SHEET_FRAMES))
+    with video_writers(out, info.fps, ("final",)) as write:
+        for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
+            final = to_uint8(enlarge(small, t, info.frames, (info.height, info.width)))
+            change += float((to_float(final) - to_float(frame)).square().sum())
+            write(final=final)
+            if t in on_sheet:
+                sheet.append((frame, final))
+    metrics = {
+        "source": str(video),
+        "prompt": prompt,
+        "seed": seed,
+        "steps": options["steps"],
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+        "fps": float(info.fps),
+        "mean_squared_change": change / (info.frames * info.height * info.width * 3),
+        "seconds_generating": round(generated - started, 2),
+        "seconds_writing": round(time.perf_counter() - generated, 2),
+    }
+    _write_sheet_and_metrics(out, sheet, ("source", "final"), sorted(on_sheet), prompt, metrics)
+    return [out / name for name in ("sheet.png", "final.mp4", "final.mkv", "metrics.json")]
+
+
+def _write_sheet_and_metrics(
+    out: Path,
+    sheet: list[tuple[Tensor, ...]],
+    names: tuple[str, ...],
+    moments: list[int],
+    prompt: str,
+    metrics: dict,
+) -> None:
+    seconds = [t / metrics["fps"] for t in moments]
     with replacing(out / "sheet.png") as path:
-        names = ("source", "edit layer", "alpha", "final")
         draw_sheet(sheet, names, seconds, f"“{prompt}”").save(path, format="PNG")
     with replacing(out / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
-    names = ("sheet.png", "final.mp4", "final.mkv", "edit.mkv", "alpha.mkv", "metrics.json")
-    return [out / name for name in names]
 
 
 def checked_folder(out: str | Path) -> Path:

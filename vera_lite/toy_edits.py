@@ -12,8 +12,8 @@ Categories
     global style    the whole video in one of ``STYLES``.
 
 Instructions and answers are made of the words of the toy vision-language model. It was trained on local edits
-in this wording (:mod:`vera_lite.conditioning.toy_dialogues`; additions were plain and stood still), never on
-styles or their names.
+in this wording (:mod:`vera_lite.conditioning.toy_dialogues`; additions were plain and stood still), but for
+"make the blue square green", and never on styles or their names.
 """
 
 from collections.abc import Callable
@@ -172,6 +172,7 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     )
     style = draws.choice(len(STYLES))
     has_other = draws.chance(world.distractor) | remove
+    make = draws.chance(0.5)  # of the two ways to ask for a colour
 
     def lay(sprite: Sprite, shown: Tensor, scene: Tensor) -> Tensor:
         distance, u, v = signed_distance(sprite, world)
@@ -198,15 +199,16 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
         for i in range(batch)
     ]
     changed = ((target - source).abs().amax(2, keepdim=True) > 1 / 255).float()
-    orders, answers = [_order(a) for a in attributes], [_answer(a) for a in attributes]
+    orders = [_order(a, bool(m)) for a, m in zip(attributes, make, strict=True)]
+    answers = [_answer(a) for a in attributes]
     return ToyEdits(source, target, changed, orders, answers, attributes)
 
 
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _order(attributes: dict) -> str:
-    """The sentence that asks for the edit."""
+def _order(attributes: dict, make: bool) -> str:
+    """The sentence that asks for the edit; a colour by "make" or by "change"."""
     before, after, style = (attributes[key] for key in ("before", "after", "style"))
     if style:
         return f"change the video to {style} style"
@@ -215,8 +217,9 @@ def _order(attributes: dict) -> str:
     name = f"{before['colour']} {before['shape']}"
     if not after:
         return f"remove the {name}"
-    recoloured = after["colour"] != before["colour"]
-    return f"change the {name} to " + (after["colour"] if recoloured else f"a {after['shape']}")
+    if after["colour"] == before["colour"]:
+        return f"change the {name} to a {after['shape']}"
+    return f"make the {name} {after['colour']}" if make else f"change the {name} to {after['colour']}"
 
 
 def _answer(attributes: dict) -> str:
