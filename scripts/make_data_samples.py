@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from vera_lite.clip import to_uint8
+from vera_lite.toy_edits import EditWorld, render_edits
 from vera_lite.toyworld import WorldConfig, render
 from vera_lite.video import replacing, write_video
 
@@ -18,6 +19,7 @@ WORLD = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
 SEED, FPS = 77, 8
 CLIPS = {"clouds": 5, "coffee": 7, "triangle": 12}  # name -> index in the world
 MASKS = ("triangle",)
+SQUARE = 1014  # of the world of edits: "make the blue square green"
 
 
 def write(folder: Path) -> list[Path]:
@@ -30,6 +32,9 @@ def write(folder: Path) -> list[Path]:
             path = folder / f"{stem}.mkv"
             write_video(path, to_uint8(layer), FPS, "lossless")
             written.append(path)
+    size = EditWorld(WORLD.frames, WORLD.height, WORLD.width, categories=("local change",))
+    written.append(folder / "square.mkv")
+    write_video(written[-1], to_uint8(render_edits(SEED, [SQUARE], size).source[0]), FPS, "lossless")
     return written
 
 
