@@ -2,18 +2,33 @@
 
 import pytest
 import torch
+from test_vision_language import _tiny_qwen2_5_vl
 from torch.testing import assert_close
 
 from vera_lite.conditioning.editing_tokens import Connector, EditingTokens, placeholder_of
-from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
 from vera_lite.errors import UserError
 
 TEXTS = ["remove the red ring", "add a blue square at the top left moving right"]
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    model = VisionLanguageModel.from_pretrained()
+def tiny_qwen2_5_vl() -> VisionLanguageModel:
+    """The class of the paper's model, random and tiny, with the placeholder that its tokenizer has."""
+    torch.manual_seed(0)
+    processor = toy_processor()
+    processor.tokenizer.add_tokens("<|object_ref_start|>", special_tokens=True)
+    model, processor = _tiny_qwen2_5_vl(processor)
+    # As the released template; Qwen3-VL's processor puts the marks around a video itself.
+    processor.chat_template = processor.chat_template.replace(
+        "<|video_pad|>", "<|vision_start|><|video_pad|><|vision_end|>"
+    )
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    return VisionLanguageModel(model, processor)
+
+
+@pytest.fixture(scope="module", params=["toy", "qwen2_5_vl"])
+def vlm(request):
+    model = VisionLanguageModel.from_pretrained() if request.param == "toy" else tiny_qwen2_5_vl()
     model.model.requires_grad_(False)
     return model
 
@@ -49,10 +64,17 @@ def test_an_untrained_connector_says_nothing():
     assert not Connector(8, 4)(torch.randn(3, 8)).any()
 
 
+def test_a_placeholder_is_the_released_one_where_there_is_one(vlm):
+    toy = type(vlm.model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert placeholder_of(vlm) == ("<|endoftext|>" if toy else "<|object_ref_start|>")
+
+
+@pytest.mark.parametrize("fps", [8.0, 0.5])  # at 0.5, Qwen2.5-VL's clip lasts beyond the words after it
 @pytest.mark.parametrize("read", ["queries", "last"])
-def test_reading_in_two_parts_equals_one_whole_pass(vlm, read):
+def test_reading_in_two_parts_equals_one_whole_pass(vlm, read, fps):
     reader = tokens(vlm, read=read)
-    prompt = reader.prompt(vlm, clips(), TEXTS)
+    prompt = reader.prompt(vlm, clips(), TEXTS, fps)
+    assert not prompt["attention_mask"][0, 0] and prompt["attention_mask"][1].all()  # padded on the left
     context = reader(vlm, prompt)
     hidden, places = whole_pass(vlm, reader, prompt)
     where = places
@@ -100,10 +122,10 @@ def test_queries_see_the_instruction_and_the_video(vlm):
     video = clips()
     plain = reader(vlm, reader.prompt(vlm, video, TEXTS)).editing
     other = reader(vlm, reader.prompt(vlm, video, ["remove the green ring", TEXTS[1]])).editing
-    assert (plain[0] - other[0]).abs().max() > 1e-2
+    assert (plain[0] - other[0]).abs().max() > 1e-3
     assert_close(plain[1], other[1], rtol=1e-3, atol=1e-4)
     other = reader(vlm, reader.prompt(vlm, [video[0], 1 - video[1]], TEXTS)).editing
-    assert (plain[1] - other[1]).abs().max() > 1e-2
+    assert (plain[1] - other[1]).abs().max() > 1e-3
 
 
 def test_a_frozen_model_gets_no_gradient_and_a_trainable_one_does(vlm):

@@ -1,9 +1,14 @@
-"""RVEDiT: routing, the fading source, alignment against an informed pass, and Wan's own weights."""
+"""RVEDiT: routing, the fading source, alignment against an informed pass, Wan's own weights, and LoRA."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from test_editing_tokens import tiny_qwen2_5_vl, whole_pass
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -13,6 +18,7 @@ from vera_lite.errors import UserError
 from vera_lite.objectives import FlowMatching, StepDraws
 from vera_lite.systems import RVEDiT, RVEDiTConfig, build_system, describe_system
 from vera_lite.systems.rvedit import frozen_vlm
+from vera_lite.training.optim import MuonAdamW, parameter_groups
 
 SMALL = WanConfig(
     num_attention_heads=2,
@@ -30,7 +36,7 @@ def build(**changes) -> RVEDiT:
     """A small system in which every part speaks."""
     torch.manual_seed(0)
     config = {"backbone": SMALL, "vlm_dim": 96, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
-    config["vlm_dim"] = frozen_vlm(None).model.config.text_config.hidden_size
+    config["vlm_dim"] = frozen_vlm(changes.get("vlm")).model.config.text_config.hidden_size
     system = RVEDiT(RVEDiTConfig(**config | changes))
     for parameter in (
         system.source_embedding.weight,
@@ -238,6 +244,154 @@ def test_every_depth_is_drawn_and_alike_on_all_ranks():
         assert ranks[0].shared_integer(1000) == ranks[1].shared_integer(1000)
 
 
+# ---------------------------------------------------------------------- LoRA
+
+
+@pytest.fixture(scope="module", params=["toy", "qwen2_5_vl"])
+def name(request, tmp_path_factory):
+    """The folder of a vision-language model of the paper's class; None: the toy one."""
+    if request.param == "toy":
+        return None
+    folder, vlm = str(tmp_path_factory.mktemp("vlm")), tiny_qwen2_5_vl()
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
+def adapted(name, **changes) -> RVEDiT:
+    """:func:`build` with adapters that speak too."""
+    system = build(vlm=name, lora_rank=2, **changes)
+    for parameter in system.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return system
+
+
+def read(system, batch) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat(system.context(batch["source_video"], batch["instruction"]), 1)
+
+
+def test_untrained_adapters_change_nothing(name, batch):
+    plain, system = build(vlm=name), build(vlm=name, lora_rank=2)
+    assert plain.vlm is frozen_vlm(name) and not hasattr(plain, "adapters")
+    missing, unexpected = system.load_state_dict(plain.state_dict(), strict=False)
+    layers = plain.vlm.model.config.text_config.num_hidden_layers
+    assert len(missing) == 2 * 4 * layers and not unexpected
+    assert torch.equal(read(system, batch), read(plain, batch))
+    for parameter in system.adapters.parameters():
+        torch.nn.init.normal_(parameter)
+    assert not torch.allclose(read(system, batch), read(plain, batch), rtol=0.01)
+    assert torch.equal(read(build(vlm=name), batch), read(plain, batch))  # the shared model is untouched
+
+
+def test_an_adapter_adds_b_a_x(name):
+    projection = adapted(name).vlm.model.model.language_model.layers[1].self_attn.k_proj
+    x = torch.randn(3, projection.base_layer.in_features)
+    a, b = (getattr(projection, f"lora_{letter}")["default"].weight for letter in "AB")
+    assert_close(projection(x), projection.base_layer(x) + x @ a.T @ b.T)
+
+
+@pytest.mark.parametrize("reading", ["queries", "last"])
+def test_adapters_learn_from_queries_and_from_what_stands_before_them(name, batch, reading):
+    """Values and gradients of one pass over all tokens; the queries' through the cached keys and values."""
+    system = adapted(name, read=reading)
+    prompt = system.tokens.prompt(system.vlm, list(batch["source_video"]), batch["instruction"])
+    hidden, places = whole_pass(system.vlm, system.tokens, prompt)
+    taken = hidden[:, -5:] if reading == "last" else hidden[places].view(2, 5, -1)
+    context = system.context(batch["source_video"], batch["instruction"])
+    expected = system.tokens.connector(taken)
+    assert_close(context.editing, expected, rtol=1e-3, atol=1e-4)
+    parameters = list(system.adapters.parameters())
+    ours = torch.autograd.grad(context.editing.square().sum(), parameters, retain_graph=True)
+    theirs = torch.autograd.grad(expected.square().sum(), parameters)
+    assert all(g.abs().max() > 0 for g in ours)
+    assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * max(g.abs().max().item() for g in theirs))
+    native = torch.autograd.grad(context.text.square().sum(), parameters, allow_unused=True)
+    assert native[0].abs().max() > 0
+
+
+def test_training_moves_the_adapters_and_nothing_of_the_model(name, batch):
+    system, frozen = build(vlm=name, lora_rank=2), frozen_vlm(name).model
+    base = {n: p.clone() for n, p in frozen.named_parameters()}
+    start = {n: p.detach().clone() for n, p in system.adapters.named_parameters()}
+    groups = parameter_groups(system, 1e-3, 0.02, weight_decay=0.0)
+    assert not groups[0]["muon"] and set(system.adapters.parameters()) <= set(groups[0]["params"])
+    optimizer = MuonAdamW(groups)
+    for moving in ({n for n in start if "lora_B" in n}, set(start)):  # while B is 0, A has no gradient
+        found = losses(system, batch)
+        (found["composite"] + found["alignment"]).mean().backward()
+        optimizer.step()
+        assert {n for n, p in system.adapters.named_parameters() if not torch.equal(p, start[n])} == moving
+    assert all(torch.equal(p, base[n]) and p.grad is None for n, p in frozen.named_parameters())
+    shared = {p for n, p in system.vlm.model.named_parameters() if "lora_" not in n}
+    assert shared == set(frozen.parameters())
+
+
+def test_adapters_are_weights_and_the_model_is_not(name, batch, tmp_path):
+    system = adapted(name)
+    tensors = system.state_dict()
+    names = {n for n in tensors if n.startswith("adapters.")}
+    assert "adapters.layers-1-self_attn-o_proj-lora_B.weight" in names
+    assert names == {f"adapters.{n}" for n in system.adapters.state_dict()}
+    assert {n.split(".")[0] for n in tensors} == {"transformer", "tokens", "source_embedding", "adapters"}
+    assert sum(tensors[n].numel() for n in names) == sum(
+        2 * sum(m.base_layer.weight.shape)
+        for n, m in system.vlm.model.model.language_model.named_modules()
+        if n.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))
+    )
+    save_file(tensors, tmp_path / "system.safetensors")  # refuses tensors that share memory
+    saved = load_file(tmp_path / "system.safetensors")
+    for assign in (False, True):
+        again = build_system(describe_system(system))
+        again.load_state_dict(saved, assign=assign)
+        assert torch.equal(read(again, batch), read(system, batch))
+    with pytest.raises(RuntimeError, match="adapters"):
+        build(vlm=name).load_state_dict(saved)
+
+
+def test_a_copy_has_adapters_of_its_own_and_shares_the_model(name, batch):
+    system = adapted(name)
+    average = copy.deepcopy(system).requires_grad_(False)
+    before = read(system, batch)
+    assert torch.equal(read(average, batch), before)
+    with torch.no_grad():
+        for parameter in average.adapters.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(read(system, batch), before)
+    assert (read(average, batch) - before).abs().max() > 1e-3
+    assert all(p.requires_grad for p in system.parameters())
+    assert not average.context(batch["source_video"], batch["instruction"]).editing.requires_grad
+    for one, other in ((system.vlm, average.vlm), (average.vlm, copy.deepcopy(average.vlm))):
+        pairs = zip(one.model.named_parameters(), other.model.parameters(), strict=True)
+        assert all((a is b) == ("lora_" not in n) for (n, a), b in pairs)
+
+
+def test_adapters_of_a_half_precision_model_are_float32_until_the_system_is_not(batch, tmp_path):
+    vlm = tiny_qwen2_5_vl()
+    vlm.model.bfloat16().save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    system = adapted(str(tmp_path))
+    assert system.vlm.model.dtype == torch.bfloat16
+    assert {p.dtype for p in system.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = read(system, batch)
+    system.to(torch.bfloat16)
+    assert {p.dtype for n, p in system.vlm.model.named_parameters() if "lora_" in n} == {torch.bfloat16}
+    assert_close(read(system, batch).float(), rough.float(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_shards_are_refused(rank, batch):
+    system = build(lora_rank=rank)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(system, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match=r"cannot be sharded .*: train with the strategy ddp"):
+            losses(system, batch)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # ---------------------------------------------------------------------- files and errors
 
 
@@ -254,6 +408,7 @@ def test_a_saved_config_builds_the_same_system():
     [
         ({"backbone": replace(SMALL, text_dim=8)}, "has no text encoder"),
         ({"routed_layers": 4}, "lies in 0..3, not 4"),
+        ({"lora_rank": -1}, "lora_rank must not be negative"),
         ({"alignment_weight": -1.0}, "must not be negative"),
     ],
 )

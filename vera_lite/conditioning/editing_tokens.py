@@ -91,7 +91,7 @@ class EditingTokens(nn.Module):
         """Read a prompt of B rows.
 
         What stands before the queries cannot see them. So video and instruction pass through the VLM first,
-        without gradients if the VLM is frozen, and the queries follow on their keys and values.
+        without gradients if the VLM is wholly frozen, and the queries follow on their keys and values.
 
         Raises:
             UserError: the prompt has another number of queries, or an instruction is too long.
@@ -102,19 +102,20 @@ class EditingTokens(nn.Module):
         start = int(places[0].int().argmax())  # rows are padded on the left: all end together
         if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
             raise UserError(f"the prompt was made for another number of editing tokens than {self.tokens}.")
+        # Found for the whole prompt: in time, Qwen2.5-VL's videos reach beyond the first words after them, so
+        # that counting on from the largest position so far would leave a gap.
+        position, _ = model.get_rope_index(**prompt)  # (3, B, L)
         before = {n: v[:, :start] if v.shape == tokens.shape else v for n, v in prompt.items()}
         learned = any(p.requires_grad for p in vlm.model.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
-            read = model(**before, use_cache=True)
+            read = model(**before, position_ids=position[..., :start], use_cache=True)
 
         closing = embedding(tokens[:, start + self.tokens :])
         tail = torch.cat([self.queries.to(closing).expand(len(tokens), -1, -1), closing], 1)
-        # Positions count on; a video takes fewer of them than it has tokens.
-        position = given.long().cumsum(1)[:, start:] - 1 + model.rope_deltas
         hidden = model.language_model(
             inputs_embeds=tail,
             attention_mask=prompt["attention_mask"],
-            position_ids=position.expand(3, len(tokens), -1),
+            position_ids=position[..., start:],
             past_key_values=read.past_key_values,
         ).last_hidden_state
         hidden = hidden[:, -self.tokens :] if self.read == "last" else hidden[:, : self.tokens]

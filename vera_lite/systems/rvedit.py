@@ -25,6 +25,7 @@ A                        output of ``transformer.blocks[i].attn2``, before it is
 InfoNCE                  :func:`vera_lite.infonce.info_nce`
 """
 
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
 from vera_lite.backbone.dit import WAN_TI2V_5B, StackedLinear
@@ -54,6 +56,9 @@ class RVEDiTConfig:
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and no part of the weights.
         vlm_dim: width of its language tower.
+        lora_rank: of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64 in the
+            paper; 0: none. They are weights of the system, and trained: the paper says "adapted" and
+            "update", but also "frozen", from a first stage.
         editing_tokens: K.
         text_tokens: longest instruction.
         read: see :class:`~vera_lite.conditioning.editing_tokens.EditingTokens`.
@@ -68,6 +73,7 @@ class RVEDiTConfig:
     objective: FlowMatching = field(default_factory=FlowMatching)
     vlm: str | None = None
     vlm_dim: int = 2048
+    lora_rank: int = 0
     editing_tokens: int = 512
     text_tokens: int = 64
     read: Literal["queries", "last"] = "queries"
@@ -81,6 +87,8 @@ class RVEDiTConfig:
             raise UserError("RVEDiT has no text encoder: set text_dim of its backbone to null.")
         if not 0 <= self.routed_layers <= layers:
             raise UserError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
+        if self.lora_rank < 0:
+            raise UserError(f"lora_rank must not be negative, got {self.lora_rank}.")
         if self.alignment_weight < 0:
             raise UserError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
 
@@ -91,6 +99,33 @@ def frozen_vlm(name: str | None) -> VisionLanguageModel:
     vlm = VisionLanguageModel.from_pretrained(name)
     vlm.model.requires_grad_(False)
     return vlm
+
+
+class AdaptedVLM(VisionLanguageModel):
+    """A frozen vision-language model with LoRA adapters. A copy has its own adapters and shares the rest."""
+
+    def __deepcopy__(self, memo: dict) -> "AdaptedVLM":
+        memo |= {id(p): p for name, p in self.model.named_parameters() if "lora_" not in name}
+        return AdaptedVLM(copy.deepcopy(self.model, memo), self.processor, self.sample_frames)
+
+    @classmethod
+    def new(cls, name: str | None, rank: int) -> "AdaptedVLM":
+        """:func:`frozen_vlm` with fresh adapters, which change nothing yet: B = 0."""
+        from peft import LoraConfig, inject_adapter_in_model  # takes seconds
+
+        frozen = frozen_vlm(name)
+        vlm = copy.deepcopy(cls(frozen.model, frozen.processor, frozen.sample_frames))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+        inject_adapter_in_model(config, vlm.model.model.language_model)
+        return vlm
+
+    def adapters(self) -> dict[str, nn.Linear]:
+        """All A and B, named as peft's files name them but for dashes: "layers-0-self_attn-q_proj-lora_A"."""
+        return {
+            name.removesuffix(".default").replace(".", "-"): module
+            for name, module in self.model.model.language_model.named_modules()
+            if "lora_" in name and isinstance(module, nn.Linear)
+        }
 
 
 class RVEDiT(nn.Module):
@@ -114,6 +149,13 @@ class RVEDiT(nn.Module):
         token = self.transformer.patch_embedding.weight.shape[-1]
         self.source_embedding = StackedLinear(1, token, config.backbone.dim)  # E
         nn.init.zeros_(self.source_embedding.weight)
+        self._adapted: AdaptedVLM | None = None
+        if config.lora_rank:
+            self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
+            # The VLM is no submodule, so that its frozen weights are no weights of the system; the adapters
+            # are, as the VLM's very modules. In float32 even on a half-precision VLM: small steps would be
+            # rounded away.
+            self.adapters = nn.ModuleDict({n: m.float() for n, m in self._adapted.adapters().items()})
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "RVEDiT":
@@ -131,13 +173,22 @@ class RVEDiT(nn.Module):
 
     @property
     def vlm(self) -> VisionLanguageModel:
-        """The frozen vision-language model, on this system's device."""
-        vlm = frozen_vlm(self.config.vlm)
+        """The vision-language model, with this system's adapters if it has any, on its device."""
+        vlm = self._adapted or frozen_vlm(self.config.vlm)
         vlm.model.to(self.tokens.queries.device)
         return vlm
 
     def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
-        """What the VLM makes of videos (T, 3, H, W) in [0, 1] and what is said about them."""
+        """What the VLM makes of videos (T, 3, H, W) in [0, 1] and what is said about them.
+
+        Raises:
+            UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
+        """
+        if isinstance(self.tokens.queries, DTensor):
+            raise UserError(
+                "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "
+                "gathers its weights: train with the strategy ddp."
+            )
         vlm = self.vlm
         prompt = self.tokens.prompt(vlm, list(videos), texts)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})

@@ -111,11 +111,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, lr: float, muon_lr: float | None, weight_decay: float) -> list[dict]:
-    """Muon for the matrices inside blocks, AdamW for everything else (embeddings, heads, tables)."""
+    """Muon for the matrices inside blocks and connectors, AdamW for everything else (embeddings, heads,
+    tables, adapters)."""
     muon = []
     if muon_lr is not None:
         for name, module in model.named_modules():
-            inside = any(part.endswith(("blocks", "layers")) for part in name.split("."))
+            inside = any(part.endswith(("blocks", "layers", "connector")) for part in name.split("."))
             if inside and isinstance(module, (StackedLinear, nn.Linear)) and module.weight.requires_grad:
                 muon.append(module.weight)
     taken = set(map(id, muon))
