@@ -10,19 +10,10 @@ for the same number of steps; the seed changes weights and noise. All are judged
 whose foregrounds come with a light of their own.
 """
 
-import argparse
-import datetime
-import json
-import shutil
-import statistics
-import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-import lightning as L
-import torch
-from _harness import machine
+from _study import WINDOW, LossCurve, by_seed, cell, compare, main
 
 from vera_lite.backbone import CogVideoXConfig
 from vera_lite.evaluation.composition_benchmark import evaluate, position_leakage
@@ -32,10 +23,7 @@ from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor, GenCompositorConfig
 from vera_lite.training import ToyCompositionData
 from vera_lite.training.fit import fit
-from vera_lite.video import replacing
 
-RESULTS = Path(__file__).parent / "results" / "gencompositor_ablation.json"
-RUNS = Path(__file__).parents[1] / "runs" / "gencompositor_ablation"
 SEEDS, TEST_CLIPS = (0, 1, 2), 128
 #: Fixed here, so that the pipeline's defaults may change without the committed numbers.
 SAMPLING = {"steps": 8, "shift": 3.0}
@@ -117,40 +105,20 @@ SHOWN = {
 LOWER_IS_BETTER = {"loss", "brightness"}
 #: The variant that stands for the paper's choice, and the metric that its claim is about.
 CLAIMS = {"parts": ("full", "psnr"), "positions": ("ERoPE along h", "loss")}
-WINDOW = 50  # steps over which a point of the loss curve is averaged
+CASES = [{"study": s, "variant": v} for s, (_, _, variants) in STUDIES.items() for v in variants]
 
 
-class LossCurve(L.Callback):
-    """Mean training loss of every :data:`WINDOW` steps, kept in the checkpoint."""
-
-    def __init__(self):
-        self.sums: list[float] = []
-
-    def on_train_batch_end(self, trainer, module, outputs, *_):
-        if (trainer.global_step - 1) % WINDOW == 0:
-            self.sums.append(0.0)
-        self.sums[-1] += float(outputs["loss"]) / WINDOW
-
-    def state_dict(self):
-        return {"sums": self.sums}
-
-    def load_state_dict(self, state):
-        self.sums = state["sums"]
-
-
-def measure(study: str, variant: str, seed: int) -> dict:
+def measure(study: str, variant: str, seed: int, folder: Path) -> dict:
     """Train one variant with one seed, or go on with it, and judge it."""
     steps, batch, variants = STUDIES[study]
     config, options = variants[variant]
-    torch.manual_seed(seed)
     system, curve = GenCompositor(config), LossCurve()
     data = ToyCompositionData(batch_size=batch, **options)
-    started = time.process_time()
     module = fit(
         system,
         data,
         steps,
-        folder=RUNS / study / f"{variant.replace(' ', '-')}-{seed}",
+        folder=folder,
         precision="bf16-mixed",
         progress=False,
         callbacks=(curve,),
@@ -166,14 +134,9 @@ def measure(study: str, variant: str, seed: int) -> dict:
     metrics = evaluate(pipe, TEST_CLIPS, **SAMPLING)
     if study == "positions":  # where a token looks
         metrics |= position_leakage(pipe, **SAMPLING)
-    tail = curve.sums[-len(curve.sums) // 5 :]  # the last fifth, where the learning rate is nearly zero
     return {
-        "study": study,
-        "variant": variant,
-        "seed": seed,
         "parameters": sum(p.numel() for p in system.parameters()),
-        "cpu_seconds": round(time.process_time() - started, 1),
-        "metrics": metrics | {"loss": statistics.fmean(tail)},
+        "metrics": metrics | {"loss": curve.end()},
         "loss_curve": [round(v, 5) for v in curve.sums],
     }
 
@@ -184,62 +147,25 @@ def settings() -> dict:
     return {"studies": studies, "test_clips": TEST_CLIPS, "sampling": SAMPLING, "window": WINDOW}
 
 
-def known_runs() -> list[dict]:
-    """Runs of the JSON, if they were made with the present settings."""
-    if not RESULTS.is_file():
-        return []
-    report = json.loads(RESULTS.read_text())
-    same = all(report.get(name) == value for name, value in settings().items())
-    return report["runs"] if same else []
-
-
 def summarise(runs: list[dict]) -> list[dict]:
     """The paper's choice against each variant, paired by seed; positive differences favour the paper."""
     results = []
-    for study, (best, claimed) in CLAIMS.items():
-        rows = {
-            v: {r["seed"]: r["metrics"] for r in runs if (r["study"], r["variant"]) == (study, v)}
-            for v in STUDIES[study][2]
-        }
-        for variant, metrics in rows.items():
-            seeds = sorted(rows[best].keys() & metrics.keys())
-            if variant == best or not seeds:
-                continue
-            for metric, _ in SHOWN[study]:
-                sign = -1 if metric in LOWER_IS_BETTER else 1
-                gains = [sign * (rows[best][s][metric] - metrics[s][metric]) for s in seeds]
-                results.append(
-                    {
-                        "case": f"{study}: {best} against {variant}: {metric}",
-                        "mean_gain": round(statistics.fmean(gains), 5),
-                        "gains": [round(g, 5) for g in gains],
-                        "claimed": metric == claimed,
-                        # Three seeds that agree are what there is; it is no significance.
-                        "holds": min(gains) > 0,
-                    }
-                )
+    for case in CASES:
+        study, variant = case.values()
+        best, claimed = CLAIMS[study]
+        ours, theirs = by_seed(runs, study=study, variant=best), by_seed(runs, **case)
+        if variant == best or not ours.keys() & theirs.keys():
+            continue
+        for metric, _ in SHOWN[study]:
+            name = f"{study}: {best} against {variant}: {metric}"
+            row = compare(name, ours, theirs, metric, metric in LOWER_IS_BETTER)
+            results.append(row | {"claimed": metric == claimed})
     return results
-
-
-def save(runs: list[dict]) -> None:
-    """Write the JSON whole or not at all."""
-    report = {
-        "name": "gencompositor_ablation",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
-        **settings(),
-        "results": summarise(runs),
-        "runs": runs,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with replacing(RESULTS) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def table(report: dict) -> str:
     """The committed numbers: mean over seeds with half the range, and whether the paper's direction holds."""
-    lines = []
+    lines, results = [], {r["case"]: r["gains"] for r in report["results"]}
     for study, shown in SHOWN.items():
         best, claimed = CLAIMS[study]
         budget, unseen = report["studies"][study], report["test_clips"]
@@ -249,19 +175,12 @@ def table(report: dict) -> str:
             f"  {'':28}{'seeds':>6}" + "".join(f"{metric:>16}" for metric, _ in shown) + f"{'holds':>12}",
         ]
         for variant in STUDIES[study][2]:
-            runs = [r for r in report["runs"] if (r["study"], r["variant"]) == (study, variant)]
+            runs = by_seed(report["runs"], study=study, variant=variant).values()
             if not runs:
                 continue
-            cells = ""
-            for metric, digits in shown:
-                values = [r["metrics"][metric] for r in runs]
-                half = (max(values) - min(values)) / 2
-                cells += f"{f'{statistics.fmean(values):.{digits}f} +-{half:.{digits}f}':>16}"
-            verdict = ""
-            for result in report["results"]:
-                if result["case"] == f"{study}: {best} against {variant}: {claimed}":
-                    better = sum(g > 0 for g in result["gains"])
-                    verdict = f"{better} of {len(result['gains'])}"
+            cells = "".join(f"{cell([r[metric] for r in runs], digits):>16}" for metric, digits in shown)
+            gains = results.get(f"{study}: {best} against {variant}: {claimed}")
+            verdict = f"{sum(g > 0 for g in gains)} of {len(gains)}" if gains else ""
             lines.append(f"  {variant:28}{len(runs):>6}{cells}{verdict:>12}")
         lines += [f"  holds: seeds in which '{best}' is better in {claimed}", ""]
     lines.append(
@@ -273,30 +192,5 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", action="store_true", help="measure what is missing and write the JSON")
-    parser.add_argument("--fresh", action="store_true", help="with --run: measure everything anew")
-    parser.add_argument("--report", action="store_true", help="print the tables of the JSON")
-    arguments = parser.parse_args()
-    if arguments.run:
-        if arguments.fresh:
-            shutil.rmtree(RUNS, ignore_errors=True)
-        runs = [] if arguments.fresh else known_runs()
-        done = {(r["study"], r["variant"], r["seed"]) for r in runs}
-        for seed in SEEDS:  # a whole table a seed: what is there after an interruption can be compared
-            for study, (_, _, variants) in STUDIES.items():
-                for variant in variants:
-                    if (study, variant, seed) not in done:
-                        runs.append(measure(study, variant, seed))
-                        save(runs)
-                        print(f"{study}, {variant}, seed {seed}: {runs[-1]['cpu_seconds']} s", flush=True)
-    if not RESULTS.is_file():
-        parser.exit(2, "there is no result yet: run with --run.\n")
-    print(table(json.loads(RESULTS.read_text())))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "gencompositor_ablation", CASES, measure, settings(), summarise, table, SEEDS)

@@ -9,18 +9,12 @@ only the seed of weights, noise and dropped conditions changes. The baseline reg
 frame with about the same number of parameters; the report prints both counts and the FLOPs.
 """
 
-import argparse
-import datetime
-import json
-import shutil
-import statistics
-import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from _harness import machine
+from _study import by_seed, main
 
 from vera_lite.backbone import WanConfig
 from vera_lite.backbone.flops import counted_flops
@@ -30,10 +24,7 @@ from vera_lite.pipelines import VeraPipeline
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.training import ToyWorldData
 from vera_lite.training.fit import fit
-from vera_lite.video import replacing
 
-RESULTS = Path(__file__).parent / "results" / "preservation.json"
-RUNS = Path(__file__).parents[1] / "runs" / "preservation"
 STEPS, BATCH, SEEDS, TEST_CLIPS = 600, 16, (0, 1, 2), 128
 
 BRANCH = WanConfig(
@@ -77,13 +68,10 @@ SHOWN = (
 )
 
 
-def measure(variant: str, seed: int) -> dict:
+def measure(variant: str, seed: int, folder: Path) -> dict:
     """Train one variant with one seed, or go on with it, and judge it with and without masks."""
-    torch.manual_seed(seed)
     system = VARIANTS[variant]()
     data = ToyWorldData(clips=STEPS * BATCH, validation_clips=BATCH, batch_size=BATCH)
-    folder = RUNS / f"{variant.replace(' ', '-')}-{seed}"
-    started = time.process_time()
     module = fit(
         system,
         data,
@@ -103,13 +91,13 @@ def measure(variant: str, seed: int) -> dict:
         for mask in (True, False)
         for task, row in evaluate(pipe, TEST_CLIPS, mask, **SAMPLING).items()
     }
-    return {
-        "variant": variant,
-        "seed": seed,
-        "parameters": sum(p.numel() for p in system.parameters()),
-        "cpu_seconds": round(time.process_time() - started, 1),
-        "metrics": measured,
-    }
+    return {"parameters": sum(p.numel() for p in system.parameters()), "metrics": measured}
+
+
+def values_of(runs: list[dict], variant: str, case: str, metric: str) -> list[float]:
+    """One value a seed; none where a variant has no such metric."""
+    rows = [metrics[case] for metrics in by_seed(runs, variant=variant).values()]
+    return [row[metric] for row in rows if metric in row]
 
 
 def summarise(runs: list[dict]) -> list[dict]:
@@ -119,9 +107,8 @@ def summarise(runs: list[dict]) -> list[dict]:
         for metric, unit, _ in SHOWN:
             mean = {}
             for variant in VARIANTS:
-                values = [r["metrics"][case].get(metric) for r in runs if r["variant"] == variant]
-                if values and None not in values:
-                    mean[variant] = (statistics.fmean(values), max(values) - min(values))
+                if values := values_of(runs, variant, case, metric):
+                    mean[variant] = (fmean(values), max(values) - min(values))
             for variant, (value, spread) in mean.items():
                 if variant == "Vera" or "Vera" not in mean:
                     continue
@@ -148,32 +135,10 @@ def settings() -> dict:
     return {"steps": STEPS, "batch": BATCH, "test_clips": TEST_CLIPS, "sampling": SAMPLING}
 
 
-def known_runs() -> list[dict]:
-    """Runs of the JSON, if they were made with the present settings."""
-    if not RESULTS.is_file():
-        return []
-    report = json.loads(RESULTS.read_text())
-    same = all(report.get(name) == value for name, value in settings().items())
-    return report["runs"] if same else []
-
-
-def save(runs: list[dict]) -> None:
-    report = {
-        "name": "preservation",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
-        **settings(),
-        "results": summarise(runs),
-        "runs": runs,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with replacing(RESULTS) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _cell(low: float, mean: float, high: float, digits: int, unit: str) -> str:
-    numbers = f"{mean:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+def _cell(values: list[float], digits: int, unit: str) -> str:
+    if not values:
+        return "-"
+    numbers = f"{fmean(values):.{digits}f} ({min(values):.{digits}f} .. {max(values):.{digits}f})"
     return f"{numbers} {unit}" if unit == "dB" else numbers
 
 
@@ -190,12 +155,7 @@ def table(report: dict) -> str:
         for variant in VARIANTS:
             cells = ""
             for metric, unit, digits in SHOWN:
-                values = [r["metrics"][case].get(metric) for r in runs if r["variant"] == variant]
-                if not values or None in values:
-                    cells += f"{'-':>26}"
-                    continue
-                low, mean, high = min(values), statistics.fmean(values), max(values)
-                cells += f"{_cell(low, mean, high, digits, unit):>26}"
+                cells += f"{_cell(values_of(runs, variant, case, metric), digits, unit):>26}"
             lines.append(f"  {variant:32}{cells}")
     lines += ["", "size: parameters, and FLOPs of a forward pass for one clip"]
     sizes = {r["variant"]: r["parameters"] for r in runs}
@@ -211,29 +171,6 @@ def forward_flops(variant: str) -> int:
     return counted_flops(lambda: system(latents, torch.zeros(1), text, z, z))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", action="store_true", help="measure what is missing and write the JSON")
-    parser.add_argument("--fresh", action="store_true", help="with --run: measure everything anew")
-    parser.add_argument("--report", action="store_true", help="print the table of the JSON")
-    arguments = parser.parse_args()
-    if arguments.run:
-        if arguments.fresh:
-            shutil.rmtree(RUNS, ignore_errors=True)
-        runs = [] if arguments.fresh else known_runs()
-        done = {(r["variant"], r["seed"]) for r in runs}
-        for seed in SEEDS:
-            for variant in VARIANTS:
-                if (variant, seed) not in done:
-                    runs.append(measure(variant, seed))
-                    save(runs)
-                    print(f"{variant}, seed {seed}: {runs[-1]['cpu_seconds']} s", flush=True)
-    if not RESULTS.is_file():
-        parser.exit(2, "there is no result yet: run with --run.\n")
-    print(table(json.loads(RESULTS.read_text())))
-
-
 if __name__ == "__main__":
-    main()
+    cases = [{"variant": variant} for variant in VARIANTS]
+    main(__doc__, "preservation", cases, measure, settings(), summarise, table, SEEDS)

@@ -1,12 +1,15 @@
 """The benchmarks' harness, and the reports that are kept."""
 
+import importlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -20,7 +23,9 @@ RATIOS = {
     "capture",
     "gencompositor",
     "infonce",
+    "rvedit_reference_pass",
 }  # written by the harness
+STUDIES = {"preservation", "gencompositor_ablation"}
 
 
 @pytest.fixture
@@ -29,6 +34,16 @@ def harness(monkeypatch):
     import _harness
 
     return _harness
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _study
+
+    monkeypatch.setattr(_study, "RESULTS", tmp_path)
+    monkeypatch.setattr(_study, "RUNS", tmp_path / "runs")
+    return _study
 
 
 def check_schema(harness, saved):
@@ -132,6 +147,96 @@ def test_report_is_written_whole_or_not_at_all(harness, tmp_path, capsys):
         report.write(path)
     assert json.loads(path.read_text()) == saved
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_study_resumes_what_was_measured_with_the_present_settings(study, tmp_path, capsys):
+    cases = [{"part": "size", "variant": "a b"}, {"part": "size", "variant": "c"}]
+    measured, drawn, stop = [], [], None
+
+    def measure(part, variant, seed, folder):
+        if len(measured) == stop:
+            raise KeyboardInterrupt
+        measured.append(f"{part}, {variant}, {seed}")
+        drawn.append(float(torch.rand(())))
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"metrics": {"psnr": drawn[-1]}}
+
+    def run(*options, steps=3):
+        measured.clear()
+        settings = {"steps": steps, "size": (9, 32)}  # a tuple, which JSON turns into a list
+        study.main(
+            "doc",
+            "example",
+            cases,
+            measure,
+            settings,
+            lambda runs: [{"runs": len(runs)}],
+            lambda report: f"{len(report['runs'])} runs",
+            (0, 1),
+            options,
+        )
+        return json.loads((tmp_path / "example.json").read_text())
+
+    with pytest.raises(SystemExit, match="2"):
+        run()
+    assert "run with --run" in capsys.readouterr().err
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        run("--run")
+    order = ["size, a b, 0", "size, c, 0", "size, a b, 1", "size, c, 1"]
+    assert measured == order[:3] and len(run()["runs"]) == 3 and not measured
+    stop = None
+    report = run("--run")
+    assert measured == order[3:]
+    assert [f"{r['part']}, {r['variant']}, {r['seed']}" for r in report["runs"]] == order
+    assert [r["metrics"]["psnr"] for r in report["runs"]] == drawn
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]  # torch is seeded anew for each
+    assert report["results"] == [{"runs": 4}]
+    assert report["steps"] == 3 and {"name", "date", "machine", "versions"} < report.keys()
+    assert (tmp_path / "runs" / "example" / "size" / "a-b-1").is_dir()
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "example.json"}
+    assert "size, c, seed 1: 0.0 s\n4 runs\n" in capsys.readouterr().out
+
+    assert run("--run") == report and not measured
+    (tmp_path / "runs" / "example" / "checkpoint").touch()
+    run("--run", steps=4)
+    assert measured == order and (tmp_path / "runs" / "example" / "checkpoint").exists()
+    run("--run", "--fresh", steps=4)
+    assert measured == order and not (tmp_path / "runs" / "example" / "checkpoint").exists()
+
+
+def test_a_comparison_is_paired_by_seed(study):
+    ours, theirs = (
+        {s: {"loss": v} for s, v in seeds} for seeds in (((0, 1), (1, 2), (3, 5)), ((1, 4), (3, 6)))
+    )
+    row = study.compare("a", ours, theirs, "loss", lower_is_better=True)
+    assert row == {"case": "a", "mean_gain": 1.5, "gains": [2, 1], "holds": True}
+    assert study.compare("a", ours, theirs, "loss")["gains"] == [-2, -1]
+    theirs[0] = {"loss": 0}
+    assert not study.compare("a", ours, theirs, "loss", lower_is_better=True)["holds"]  # one seed is equal
+    assert study.cell([1, 2, 6], 1) == "3.0 +-2.5"
+
+
+def test_a_loss_curve_goes_on_after_an_interruption(study):
+    whole, first, second = (study.LossCurve() for _ in range(3))
+    losses = [float(v) for v in range(10 * study.WINDOW)]
+    for step, loss in enumerate(losses, 1):
+        for curve in (whole, first if step <= 70 else second):
+            curve.on_train_batch_end(SimpleNamespace(global_step=step), None, {"loss": loss}, None, 0)
+        if step == 70:
+            second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert whole.sums == second.sums and len(whole.sums) == 10
+    assert whole.sums[1] == pytest.approx(sum(losses[50:100]) / 50)
+    assert whole.end() == pytest.approx(sum(losses[400:]) / 100)
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_kept_studies_add_up(study, name):
+    report = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    script = importlib.import_module(name)
+    assert report["results"] == script.summarise(report["runs"])
+    printed = script.table(report)
+    assert all(r["variant"] in printed for r in report["runs"])
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda p: p.stem)

@@ -13,54 +13,34 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from PIL import Image
+from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
-from test_vera import randomise
 
 from vera_lite import composite_file as module
-from vera_lite.backbone import CogVideoXConfig
 from vera_lite.cli import main
 from vera_lite.clip import composite, to_float, to_uint8
-from vera_lite.codecs import CogVideoXCodec, PatchCodec
+from vera_lite.codecs import CogVideoXCodec
 from vera_lite.composite_file import composite_file, read_trajectory, toy_foreground
 from vera_lite.errors import UserError
 from vera_lite.insertion import inflate_mask, object_extent
 from vera_lite.objectives import Diffusion, FlowMatching
 from vera_lite.pipelines import CANVAS_FILL, GenCompositorPipeline, VeraPipeline
 from vera_lite.sampling import denoise
-from vera_lite.systems import GenCompositor, GenCompositorConfig
+from vera_lite.systems import GenCompositor
 from vera_lite.toy_compositions import CompositionWorld, render_compositions
 from vera_lite.toyworld import Sprite, render, signed_distance, soft_coverage
 from vera_lite.training.compositions import MASK_SIGMA, ToyCompositionData
-from vera_lite.training.data import SHIPPED_CODEC
 from vera_lite.trajectory import Keyframe, Trajectory
 from vera_lite.video import VideoReader, read_gray, read_video, write_video
 
-TINY = CogVideoXConfig(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=48,
-    out_channels=24,
-    time_embed_dim=32,
-    text_embed_dim=None,
-    num_layers=2,
-    use_learned_positional_embeddings=False,
-    sample_frames=9,
-    sample_height=8,
-    sample_width=8,
-)
 CLOUDS = SAMPLES / "clouds.mkv"
 RED = "toy:red circle"
 
 
-def system(objective=FlowMatching("x_0", shift=3.0)):  # noqa: B008 (frozen)
-    torch.manual_seed(0)
-    config = GenCompositorConfig(backbone=TINY, objective=objective, branch_layers=1)
-    return randomise(GenCompositor(config))
-
-
 @pytest.fixture(scope="module")
 def pipe() -> GenCompositorPipeline:
-    return GenCompositorPipeline(system(), PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), MASK_SIGMA)
+    system = build(random=True, objective=FlowMatching("x_0", shift=3.0), branch_layers=1)
+    return pipeline(system, MASK_SIGMA)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +120,7 @@ def test_ddim_is_diffusers_where_its_steps_meet(prediction):
     "objective", [FlowMatching("velocity"), Diffusion("epsilon"), Diffusion("v_prediction")], ids=str
 )
 def test_every_objective_generates(objective):
-    pipe = GenCompositorPipeline(system(objective), PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), None)
+    pipe = pipeline(build(random=True, objective=objective, branch_layers=1), None)
     batch, seen = render_compositions(3, range(2)), []
     result = pipe.generate(batch.background, batch.foreground, batch.matte, steps=2, callback=seen.append)
     assert result.shape == batch.background.shape and result.isfinite().all() and len(seen) == 2

@@ -3,40 +3,18 @@
 import math
 
 import pytest
+import small_gencompositor
 import torch
 
-from vera_lite.backbone import CogVideoXConfig
-from vera_lite.codecs import PatchCodec
 from vera_lite.evaluation.composition_benchmark import compositions, evaluate, position_leakage
 from vera_lite.objectives import FlowMatching
 from vera_lite.pipelines import GenCompositorPipeline
-from vera_lite.systems import GenCompositor, GenCompositorConfig
-from vera_lite.training.data import SHIPPED_CODEC
 
 
 def pipeline(**changes) -> GenCompositorPipeline:
     """A small random model in which every block acts."""
-    torch.manual_seed(0)
-    backbone = CogVideoXConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=48,
-        out_channels=24,
-        time_embed_dim=16,
-        text_embed_dim=None,
-        num_layers=2,
-        use_learned_positional_embeddings=False,
-        sample_frames=9,
-        sample_height=8,
-        sample_width=8,
-    )
-    config = GenCompositorConfig(
-        backbone=backbone,
-        objective=FlowMatching("x_0"),
-        branch_layers=changes.pop("branch_layers", 1),
-        **changes,
-    )
-    return GenCompositorPipeline(GenCompositor(config), PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), 1.2)
+    options = {"objective": FlowMatching("x_0"), "branch_layers": 1} | changes
+    return small_gencompositor.pipeline(small_gencompositor.build(**options))
 
 
 def test_the_truth_scores_best():

@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_gencompositor
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from small_gencompositor import SMALL, randomise
 
 import vera_lite.backbone.cogvideox as cogvideox
-from vera_lite.backbone.cogvideox import CogVideoXConfig, rotary_at
+from vera_lite.backbone.cogvideox import rotary_at
 from vera_lite.errors import UserError
 from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 from vera_lite.systems import GenCompositor, GenCompositorConfig, build_system, describe_system
@@ -21,33 +23,13 @@ from vera_lite.systems.gencompositor import (
 )
 from vera_lite.training.optim import parameter_groups
 
-TINY = CogVideoXConfig(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=8,
-    out_channels=4,
-    time_embed_dim=12,
-    text_embed_dim=None,
-    num_layers=3,
-    use_learned_positional_embeddings=False,
-)
+TINY = replace(SMALL, in_channels=8, out_channels=4, time_embed_dim=12, num_layers=3)
 GRID = (3, 2, 3)  # of latents 3 x 4 x 6
 S = 18
 
 
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Nothing left at zero or one, so that no term can hide."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
 def build(*, random: bool = True, **changes) -> GenCompositor:
-    torch.manual_seed(0)
-    model = GenCompositor(GenCompositorConfig(**{"backbone": TINY} | changes))
-    return randomise(model) if random else model
+    return small_gencompositor.build(random=random, **{"backbone": TINY} | changes)
 
 
 def with_head(model: GenCompositor) -> GenCompositor:

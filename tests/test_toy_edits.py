@@ -8,10 +8,9 @@ import torch
 from skimage.color import rgb2hsv
 from transformers import PreTrainedTokenizerFast
 
-from vera_lite.conditioning import toy_dialogues
 from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
-from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, render_edits
+from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, describe, render_edits
 from vera_lite.toyworld import COLOURS, MOTIONS, SHAPES
 
 CLIPS = range(48)
@@ -175,7 +174,7 @@ def test_the_toy_model_knows_the_words_and_their_order(edits):
                 assert all(after[key] in text for key in ("colour", "shape", "place"))
             if category != "global style":
                 things = [thing for thing in (after, a["other"]) if thing]
-                assert answer == toy_dialogues.describe(things, a["background"])
+                assert answer == describe(things, a["background"])
     assert ways == {(True, True), (True, False), (False, False)}
 
 
@@ -190,6 +189,15 @@ def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):
         assert re.search(rf"a {colour} (\w+ )?{a['after']['shape']} at", answer)
         if style in ("grey", "sepia"):
             assert not set(answer.split()) & set(COLOURS)
+
+
+def test_a_scene_is_described_from_the_top_left_on():
+    ring = {"colour": "red", "texture": "striped", "shape": "ring", "place": "bottom", "motion": "up"}
+    other = ring | {"texture": "plain", "place": "top", "motion": "still"}
+    assert describe([ring, other], {"colour": "blue", "pattern": "clouds"}) == (
+        "a red ring at the top standing still and a red striped ring at the bottom moving up on blue clouds"
+    )
+    assert describe([], {"colour": "blue", "pattern": "plain"}) == "no object on plain blue"
 
 
 def test_bad_worlds_are_refused():

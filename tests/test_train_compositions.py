@@ -6,12 +6,12 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from small_gencompositor import build
 
-from vera_lite.backbone import CogVideoXConfig
 from vera_lite.cli import main
 from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 from vera_lite.pipelines import GenCompositorPipeline
-from vera_lite.systems import GenCompositor, GenCompositorConfig
+from vera_lite.systems import GenCompositor
 from vera_lite.training import ToyCompositionData
 from vera_lite.training.cli import export
 from vera_lite.training.fit import fit
@@ -20,22 +20,8 @@ CONFIG = Path(__file__).parents[1] / "vera_lite" / "configs" / "gencompositor_to
 
 
 def system(**changes) -> GenCompositor:
-    torch.manual_seed(0)
-    backbone = CogVideoXConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=48,
-        out_channels=24,
-        time_embed_dim=16,
-        text_embed_dim=None,
-        num_layers=2,
-        use_learned_positional_embeddings=False,
-        sample_frames=9,
-        sample_height=8,
-        sample_width=8,
-    )
     defaults = {"objective": FlowMatching("x_0"), "branch_layers": 1, "mask_loss_weight": 5.0}
-    return GenCompositor(GenCompositorConfig(backbone=backbone, **defaults | changes))
+    return build(**defaults | changes)
 
 
 def train(steps, folder=None, **changes):

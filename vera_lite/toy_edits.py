@@ -236,12 +236,25 @@ def _answer(attributes: dict) -> str:
 
 
 def describe(things: list[dict], background: dict) -> str:
-    """A scene in words, objects from the top left to the bottom right."""
-    said = []
-    for thing in sorted(things, key=lambda t: PLACES.index(t["place"])):
-        words = [thing[key] for key in ("colour", "texture", "shape") if thing[key] != "plain"]
-        motion = "standing still" if thing["motion"] == "still" else f"moving {thing['motion']}"
-        said.append(f"a {' '.join(words)} at the {thing['place']} {motion}")
+    """A scene in words, objects from the top left to the bottom right; see ``ToyEdits.attributes``."""
+    things = sorted(things, key=lambda t: PLACES.index(t["place"]))
+    said = [f"a {describe_object(t)} at the {t['place']} {describe_motion(t)}" for t in things]
+    return " and ".join(said or ["no object"]) + f" on {describe_background(background)}"
+
+
+def describe_object(thing: dict) -> str:
+    """Such as "red striped ring"."""
+    return " ".join(thing[key] for key in ("colour", "texture", "shape") if thing[key] != "plain")
+
+
+def describe_motion(thing: dict) -> str:
+    """Such as "moving up", or "standing still"."""
+    return "standing still" if thing["motion"] == "still" else f"moving {thing['motion']}"
+
+
+def describe_background(background: dict) -> str:
+    """Such as "blue clouds"."""
     colour, pattern = background["colour"], background["pattern"]
-    pattern = f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}"
-    return f"{' and '.join(said)} on {pattern}"
+    if pattern == "photograph":
+        return "a photograph"
+    return f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}"

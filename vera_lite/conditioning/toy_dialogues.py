@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from vera_lite.conditioning.vision_language import CELLS
+from vera_lite.toy_edits import describe, describe_background, describe_motion, describe_object
 from vera_lite.toyworld import COLOURS, PATTERNS, PLACES, SHAPES, ToyBatch
 
 #: What is asked. "compare" is shown an image too, and is asked alone.
@@ -86,11 +87,12 @@ def _ask(batch: ToyBatch, row: int, kind: str, draws, about_other: bool) -> Dial
         (x0, y0), (x1, y1) = ([_cell(c) for c in point] for point in thing["path"])
         question, answer = f"the {name} in the video", f"from x{x0} y{y0} to x{x1} y{y1}"
     elif kind == "where":
-        question, answer = f"where is the {name} ?", f"at the {thing['place']} {_motion(thing)}"
+        question, answer = f"where is the {name} ?", f"at the {thing['place']} {describe_motion(thing)}"
     elif kind == "what":
-        question, answer = f"what is at the {thing['place']} ?", f"a {_full(thing)} {_motion(thing)}"
+        question = f"what is at the {thing['place']} ?"
+        answer = f"a {describe_object(thing)} {describe_motion(thing)}"
     elif kind == "background":
-        question, answer = "what is the background ?", _background(background)
+        question, answer = "what is the background ?", describe_background(background)
     elif kind == "describe":
         question, answer = "describe the video", describe(things, background)
     elif kind == "instruct":
@@ -98,19 +100,12 @@ def _ask(batch: ToyBatch, row: int, kind: str, draws, about_other: bool) -> Dial
         question, answer = f"describe the result : {order}", result
     elif kind == "compare":
         clip, image, question = batch.source[row], batch.composite[row, 0], "what changed ?"
-        answer = f"a {_full(thing)} at the {thing['place']}"
+        answer = f"a {describe_object(thing)} at the {thing['place']}"
         if facts["task"] == "background":
-            answer = f"the background is {_background(background)}"
+            answer = f"the background is {describe_background(background)}"
     else:
         raise ValueError(f"unknown kind of question: {kind!r}")
     return Dialogue(kind, clip, image, question, answer, batch.mask[row])
-
-
-def describe(things: list[dict], background: dict) -> str:
-    """The whole scene in words, objects from the top left to the bottom right."""
-    things = sorted(things, key=lambda t: PLACES.index(t["place"]))
-    said = [f"a {_full(t)} at the {t['place']} {_motion(t)}" for t in things]
-    return " and ".join(said or ["no object"]) + f" on {_background(background)}"
 
 
 def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str, str]:
@@ -127,7 +122,7 @@ def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str
         return f"change the {name} to a {shape}", describe([thing | {"shape": shape}, *rest], background)
     if kind == 3:
         new = {"colour": colour, "pattern": pattern}
-        return f"change the background to {_background(new)}", describe([thing, *rest], new)
+        return f"change the background to {describe_background(new)}", describe([thing, *rest], new)
     added = {"colour": colour, "texture": "plain", "shape": shape, "place": place, "motion": "still"}
     order = f"add a {colour} {shape} at the {place} standing still"
     return order, describe([thing, *rest, added], background)
@@ -136,23 +131,7 @@ def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str
 def _name(thing: dict, other: dict | None) -> str:
     """The shortest name that tells the thing from the other one; never by its place."""
     same = other and (other["colour"], other["shape"]) == (thing["colour"], thing["shape"])
-    return _full(thing) if same else f"{thing['colour']} {thing['shape']}"
-
-
-def _full(thing: dict) -> str:
-    texture = "" if thing["texture"] == "plain" else thing["texture"] + " "
-    return f"{thing['colour']} {texture}{thing['shape']}"
-
-
-def _motion(thing: dict) -> str:
-    return "standing still" if thing["motion"] == "still" else f"moving {thing['motion']}"
-
-
-def _background(background: dict) -> str:
-    colour, pattern = background["colour"], background["pattern"]
-    if pattern == "photograph":
-        return "a photograph"
-    return f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}"
+    return describe_object(thing) if same else f"{thing['colour']} {thing['shape']}"
 
 
 def _cell(position: float) -> int:

@@ -1,0 +1,145 @@
+"""What ablations share: every case trained with every seed, kept as JSON, resumed, and compared.
+
+A script says what its cases are, how one is measured, and how the runs become a table; it ends in
+
+    _study.main(__doc__, "example", CASES, measure, settings(), summarise, table)
+
+and leaves ``benchmarks/results/example.json`` with one run a case and seed.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+import lightning as L
+import torch
+from _harness import machine
+
+from vera_lite.video import replacing
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path(__file__).parents[1] / "runs"
+WINDOW = 50  # steps over which a point of the loss curve is averaged
+
+
+class LossCurve(L.Callback):
+    """Mean training loss of every :data:`WINDOW` steps, kept in the checkpoint."""
+
+    def __init__(self):
+        self.sums: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        if (trainer.global_step - 1) % WINDOW == 0:
+            self.sums.append(0.0)
+        self.sums[-1] += float(outputs["loss"]) / WINDOW
+
+    def state_dict(self):
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state):
+        self.sums = state["sums"]
+
+    def end(self) -> float:
+        """Mean of the last fifth, where the learning rate is nearly zero."""
+        return fmean(self.sums[-len(self.sums) // 5 :])
+
+
+def by_seed(runs: list[dict], **case) -> dict[int, dict]:
+    """Metrics of a case's runs: {seed: metrics}."""
+    return {r["seed"]: r["metrics"] for r in runs if case.items() <= r.items()}
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """Mean +- half of the range."""
+    return f"{fmean(values):.{digits}f} +-{(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: bool = False) -> dict:
+    """One row of results: how much better ours is, paired by seed.
+
+    Args:
+        case: what is compared.
+        ours, theirs: of :func:`by_seed`, with at least one seed in common.
+        metric: which of their metrics.
+        lower_is_better: of that metric.
+    """
+    sign = -1 if lower_is_better else 1
+    gains = [sign * (ours[s][metric] - theirs[s][metric]) for s in sorted(ours.keys() & theirs.keys())]
+    return {
+        "case": case,
+        "mean_gain": round(fmean(gains), 5),
+        "gains": [round(g, 5) for g in gains],
+        # Three seeds that agree are what there is; it is no significance.
+        "holds": min(gains) > 0,
+    }
+
+
+def main(
+    doc: str,
+    name: str,
+    cases: Sequence[dict[str, str]],
+    measure: Callable[..., dict],
+    settings: dict,
+    summarise: Callable[[list[dict]], list[dict]],
+    table: Callable[[dict], str],
+    seeds: Sequence[int] = (0, 1, 2),
+    argv=None,
+) -> None:
+    """Measure what is missing, if asked, and print the table.
+
+    Args:
+        doc: the script's docstring.
+        name: of the benchmark, its JSON and its folder of training runs.
+        cases: what tells one case from another, such as {"variant": "full"}.
+        measure: called as measure(**case, seed=seed, folder=folder) right after seeding torch; trains in
+            ``folder`` (or goes on there) and returns what it found, with "metrics" at least.
+        settings: what a run's numbers depend on. Runs made with others are measured anew, but from what
+            lies in their folders: after a change to training use --fresh.
+        summarise: runs -> the report's "results".
+        table: report -> text.
+        seeds: of the runs.
+        argv: arguments instead of the command line's.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="measure what is missing and write the JSON")
+    parser.add_argument("--fresh", action="store_true", help="with --run: train and measure everything anew")
+    parser.add_argument("--report", action="store_true", help="print the tables of the JSON (the default)")
+    arguments = parser.parse_args(argv)
+    path, folder = RESULTS / f"{name}.json", RUNS / name
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    if arguments.run:
+        if arguments.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+            report = {}
+        settings = json.loads(json.dumps(settings))  # as a report gives them back
+        runs = report["runs"] if report and settings.items() <= report.items() else []
+        # A whole table a seed: what is there after an interruption can be compared.
+        missing = [(case, seed) for seed in seeds for case in cases if seed not in by_seed(runs, **case)]
+        for case, seed in missing:
+            *parents, last = (value.replace(" ", "-") for value in case.values())
+            torch.manual_seed(seed)
+            start = time.process_time()
+            found = measure(**case, seed=seed, folder=folder.joinpath(*parents, f"{last}-{seed}"))
+            seconds = round(time.process_time() - start, 1)
+            runs.append({**case, "seed": seed, "cpu_seconds": seconds, **found})
+            report = {
+                "name": name,
+                "date": date.today().isoformat(),
+                "machine": machine(),
+                "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
+                **settings,
+                "results": summarise(runs),
+                "runs": runs,
+            }
+            with replacing(path) as temporary:  # whole or not at all
+                temporary.write_text(json.dumps(report, indent=1) + "\n")
+            print(f"{', '.join(case.values())}, seed {seed}: {seconds} s", flush=True)
+    if not report:
+        parser.exit(2, "there is no result yet: run with --run.\n")
+    print(table(report))

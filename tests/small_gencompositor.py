@@ -1,0 +1,44 @@
+"""A GenCompositor small enough for tests, with the latents of the shipped codec."""
+
+import torch
+
+from vera_lite.backbone import CogVideoXConfig
+from vera_lite.codecs import PatchCodec
+from vera_lite.pipelines import GenCompositorPipeline
+from vera_lite.systems import GenCompositor, GenCompositorConfig
+from vera_lite.training.data import SHIPPED_CODEC
+
+SMALL = CogVideoXConfig(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=48,
+    out_channels=24,
+    time_embed_dim=16,
+    text_embed_dim=None,
+    num_layers=2,
+    use_learned_positional_embeddings=False,
+    sample_frames=9,
+    sample_height=8,
+    sample_width=8,
+)
+
+
+def build(*, random: bool = False, **changes) -> GenCompositor:
+    """The same weights at every call; ``random`` ones leave no part silent. ``changes`` of the config."""
+    torch.manual_seed(0)
+    system = GenCompositor(GenCompositorConfig(**{"backbone": SMALL} | changes))
+    return randomise(system) if random else system
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Nothing left at zero or one, so that no term can hide."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def pipeline(system: GenCompositor, mask_sigma: float | None = 1.2) -> GenCompositorPipeline:
+    """With the shipped codec, for clips of 9 frames, 32 x 32."""
+    return GenCompositorPipeline(system, PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), mask_sigma)
