@@ -116,6 +116,24 @@ def test_the_source_fades_with_the_noise(latents, context):
     assert not fresh.source_embedding.weight.any()
 
 
+def test_pooled_editing_tokens_start_as_no_op_and_reach_blocks_without_cross_attention(latents, context):
+    system = build(backbone=replace(SMALL, pooled_text=True))
+    plain = build()
+    plain.load_state_dict(system.state_dict(), strict=False)
+    given = latents[0], torch.tensor([500.0, 100.0]), latents[1], context
+    with torch.no_grad():
+        assert torch.equal(system(*given), plain(*given))
+        torch.nn.init.normal_(system.transformer.condition_embedder.pooled_text.weight, std=0.2)
+        for block in system.transformer.blocks:
+            torch.nn.init.zeros_(block.attn2.to_out[0].weight)
+        before = system(*given)
+        one = context.editing.clone()
+        one[:, 0] += 1
+        assert (system(*given[:3], context._replace(editing=one)) - before).abs().max() > 1e-3
+        # Native tokens are not pooled: routing decides who sees them.
+        assert torch.equal(system(*given[:3], context._replace(text=context.text + 1)), before)
+
+
 def test_given_wans_text_tokens_it_is_wan(latents):
     """The bypassed text embedding is all that is missing."""
     torch.manual_seed(4)
@@ -192,6 +210,21 @@ def test_the_flow_term_is_the_objectives(batch):
         output = system(x, 1000 * sigma, batch["source"], context)
     expected = (output - (noise - batch["composite"])).square().mean((1, 2, 3, 4))
     assert_close(losses(system, batch)["composite"], expected)
+
+
+def test_the_changed_term_is_the_mean_where_the_edit_changes_pixels(batch):
+    changed = torch.zeros(2, 1, 3, 4, 4)
+    changed[0, :, 1, :2] = 1  # a sixth of the first clip, nothing of the second
+    found = losses(build(alignment_weight=0.0, changed_loss_weight=2.0), batch | {"changed": changed})
+    assert set(found) == {"composite", "changed"} and found["changed"][1] == 0
+    whole = losses(build(alignment_weight=0.0, changed_loss_weight=2.0), batch | {"changed": changed * 0 + 1})
+    assert_close(whole["changed"], 2 * whole["composite"])
+    # Split by halves, the mean of means is the mean.
+    halves = [torch.zeros(2, 1, 3, 4, 4) for _ in range(2)]
+    halves[0][..., :2], halves[1][..., 2:] = 1, 1
+    system = build(alignment_weight=0.0, changed_loss_weight=2.0)
+    parts = [losses(system, batch | {"changed": half})["changed"] for half in halves]
+    assert_close((parts[0] + parts[1]) / 2, whole["changed"])
 
 
 def test_alignment_compares_with_an_informed_pass(batch):

@@ -61,10 +61,6 @@ class WanConfig:
     eps: float = 1e-6
     pooled_text: bool = False
 
-    def __post_init__(self):
-        if self.pooled_text and self.text_dim is None:
-            raise UserError("pooled_text needs a text embedding: give text_dim.")
-
     @property
     def dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
@@ -358,11 +354,14 @@ class ConditionEmbedder(nn.Module):
         angle = timestep.float()[..., None] * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
-    def forward(self, timestep: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, timestep: Tensor, text: Tensor | None, pooled: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
             timestep: (B, G).
             text: (B, T, text_dim); None in a model without text embedding.
+            pooled: (B, T, D), what ``pooled_text`` sums in such a model.
 
         Returns:
             Time embedding (E, B, G, D), its six projections (E, B, G, 6, D), text (E, B, T, D) or None.
@@ -375,7 +374,8 @@ class ConditionEmbedder(nn.Module):
         time = self.time_embedder.linear_1(time.expand(experts, *time.shape))
         time = self.time_embedder.linear_2(F.silu(time))
         if self.pooled_text is not None:
-            time = time + self.pooled_text(text.sum(2, keepdim=True))
+            summed = text if pooled is None else pooled[None]
+            time = time + self.pooled_text(summed.sum(2, keepdim=True))
         return time, self.time_proj(F.silu(time)).unflatten(-1, (6, -1)), text
 
 
@@ -450,6 +450,7 @@ class WanTransformer(nn.Module):
         timestep: Tensor,
         text: Tensor | Sequence[Tensor],
         added_tokens: Tensor | float = 0.0,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -459,6 +460,7 @@ class WanTransformer(nn.Module):
                 (B, T, D), where T may differ from block to block.
             added_tokens: added to the embedded tokens, broadcastable to (N, B, S, D): where systems
                 put what they condition on.
+            pooled: (B, T, D), what ``pooled_text`` sums in a model without text embedding.
 
         Returns:
             Prediction (N, B, out_channels, t, h, w).
@@ -468,7 +470,7 @@ class WanTransformer(nn.Module):
         x = x.to(self.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
         values, runs = timestep_runs(timestep, x.shape[2])  # (B, G)
         if self.config.text_dim is None:
-            time, modulation, _ = self.condition_embedder(values, None)
+            time, modulation, _ = self.condition_embedder(values, None, pooled)
             contexts = [context[None] for context in text]
         else:
             time, modulation, embedded = self.condition_embedder(values, text)

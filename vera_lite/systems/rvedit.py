@@ -51,7 +51,8 @@ class RVEDiTConfig:
 
     Attributes:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
-            fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM.
+            fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
+            its ``pooled_text``, X_e is also summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.objectives.FlowMatching`.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and no part of the weights.
@@ -67,6 +68,8 @@ class RVEDiTConfig:
         alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
             0.25, 0.5 and 1 are worse than 0: start low.
         temperature: tau.
+        changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
+            0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
     """
 
     backbone: WanConfig = field(default_factory=lambda: replace(WAN_TI2V_5B, text_dim=None))
@@ -80,6 +83,7 @@ class RVEDiTConfig:
     routed_layers: int = 15
     alignment_weight: float = 0.1
     temperature: float = 0.07
+    changed_loss_weight: float = 0.0
 
     def __post_init__(self):
         layers = self.backbone.num_layers
@@ -212,7 +216,8 @@ class RVEDiT(nn.Module):
         """
         tokens = self.source_embedding(self.transformer.patchify(source)[None])
         added = (timestep / 1000).view(1, -1, 1, 1).to(tokens) * tokens
-        return self.transformer(latents[None], timestep, self.contexts(context), added)[0]
+        pooled = context.editing if self.config.backbone.pooled_text else None
+        return self.transformer(latents[None], timestep, self.contexts(context), added, pooled)[0]
 
     def training_losses(self, batch: dict, sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
         """Flow matching and alignment of each clip.
@@ -220,14 +225,16 @@ class RVEDiT(nn.Module):
         Args:
             batch: latents ``source`` and ``composite`` (the edited video) (B, C, t, h, w); for the VLM
                 their pixels ``source_video`` and ``composite_video`` (B, T, 3, H, W) in [0, 1], the
-                ``instruction`` and the ``answer`` (a caption of the edited video), B strings each.
+                ``instruction`` and the ``answer`` (a caption of the edited video), B strings each; with a
+                ``changed_loss_weight`` also ``changed`` (B, 1, t, h, w), 1 where the edit changes pixels.
             sigma: (B,).
             draws: source of noise and of the aligned depth.
 
         Returns:
-            ``composite`` (B,); with an alignment weight also ``alignment`` (B,), which is -lambda times the
-            bound and so starts near lambda * ln S, and ``positive_rank`` (B,): the mean rank of a position's
-            own counterpart among all S, at chance (S + 1) / 2.
+            ``composite`` (B,); with its weight also ``changed`` (B,); with an alignment weight also
+            ``alignment`` (B,), which is -lambda times the bound and so starts near lambda * ln S, and
+            ``positive_rank`` (B,): the mean rank of a position's own counterpart among all S, at chance
+            (S + 1) / 2.
         """
         objective, weight = self.config.objective, self.config.alignment_weight
         x_0 = batch["composite"]
@@ -239,6 +246,11 @@ class RVEDiT(nn.Module):
         with _CrossAttention(self, depth) as ours:
             output = self(x_sigma, timestep, batch["source"], context)
         losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        if self.config.changed_loss_weight:
+            m = batch["changed"]
+            inside = objective.loss(m * output, m * x_0, m * noise, sigma)
+            share = m.mean((1, 2, 3, 4)).clamp_min(1e-6)  # so that small edits count as much as large ones
+            losses["changed"] = self.config.changed_loss_weight * inside / share
         if weight:
             with torch.no_grad(), _CrossAttention(self, depth) as theirs:
                 answer = self.context(batch["composite_video"], batch["answer"])

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vera_lite.conditioning.toy_dialogues import ask, talk
-from vera_lite.conditioning.vision_language import chat, toy_processor, toy_vocabulary
+from vera_lite.conditioning.vision_language import Prompt, chat, toy_processor, toy_vocabulary
+from vera_lite.toy_edits import render_edits
 from vera_lite.toyworld import WorldConfig, render
 from vera_lite.training.data import RenderedData
 from vera_lite.training.optim import parameter_groups, scheduled
@@ -24,6 +25,7 @@ class DialogueBatches(Dataset):
 
     def __init__(self, data: "ToyDialogues", seed: int, rank: int = 0, world_size: int = 1):
         self.seed, self.batch_size, self.rank, self.world_size = seed, data.batch_size, rank, world_size
+        self.edits = data.edits
         self.processor = toy_processor()
         words = self.processor.tokenizer.get_vocab()
         self.assistant, self.end = words["assistant"], words["<|im_end|>"]
@@ -31,6 +33,8 @@ class DialogueBatches(Dataset):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = (step * self.world_size + self.rank) * self.batch_size
         indices = range(first, first + self.batch_size)
+        if self.edits and step % 2 == 0:
+            return self._answers(self._orders(indices))
         batch = render(self.seed, indices, DIALOGUE_WORLD)
         if step % 12 == 11:  # questions with an image have more tokens: batches of their own
             asked = ask(batch, "compare", self.seed, indices)
@@ -38,6 +42,15 @@ class DialogueBatches(Dataset):
             prompt = chat(self.processor, clips, [[(d.question, d.answer)] for d in asked], images)
         else:
             prompt = chat(self.processor, list(batch.composite), talk(batch, self.seed, indices))
+        return self._answers(prompt)
+
+    def _orders(self, indices: range) -> Prompt:
+        """An edit is asked for, and what it leads to is the answer."""
+        edits = render_edits(self.seed, indices)
+        turns = [[turn] for turn in zip(edits.instruction, edits.answer, strict=True)]
+        return chat(self.processor, list(edits.source), turns)
+
+    def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
         tokens = prompt.tensors["input_ids"]
         # Only answers are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
         answers = (tokens == self.assistant).long().cumsum(1)
@@ -54,14 +67,23 @@ class ToyDialogues(RenderedData):
         seed: of the world; validation uses another one.
         validation_clips: clips of a validation round.
         workers: loader processes.
+        edits: in every other batch the sentence of a toy edit stands alone (:mod:`vera_lite.toy_edits`), and
+            the description of what it leads to is its answer.
     """
 
     batches = DialogueBatches
 
-    def __init__(self, batch_size: int = 16, seed: int = 1, validation_clips: int = 256, workers: int = 0):
+    def __init__(
+        self,
+        batch_size: int = 16,
+        seed: int = 1,
+        validation_clips: int = 256,
+        workers: int = 0,
+        edits: bool = False,
+    ):
         super().__init__()
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.validation_clips = validation_clips
+        self.validation_clips, self.edits = validation_clips, edits
 
 
 class DialogueModule(L.LightningModule):

@@ -2,7 +2,7 @@
 
 from torch.utils.data import Dataset
 
-from vera_lite.codecs import PatchCodec
+from vera_lite.codecs import PatchCodec, latent_mask
 from vera_lite.toy_edits import EditWorld, render_edits
 from vera_lite.training.data import SHIPPED_CODEC, RenderedData
 
@@ -23,6 +23,7 @@ class EditBatches(Dataset):
             "composite": data.codec.encode(batch.target),
             "source_video": batch.source,
             "composite_video": batch.target,
+            "changed": latent_mask(data.codec, batch.changed),
             "instruction": batch.instruction,
             "answer": batch.answer,
             "step": step,
