@@ -39,7 +39,7 @@ def training_facts(run: Path, shipped: Path) -> dict:
     return {
         "seed": configs[0]["seed_everything"],
         "steps": saved["global_step"],
-        "stages": sorted({c["trainer"]["max_steps"] for c in configs}),
+        "stages": _stages([c["trainer"]["max_steps"] for c in configs], versions),
         "batch_size": batch_size,
         "samples": saved["global_step"] * batch_size,
         "wall_minutes": round(sum(seconds) / 60),
@@ -47,6 +47,31 @@ def training_facts(run: Path, shipped: Path) -> dict:
         "precision": configs[0]["trainer"]["precision"],
         "validation_loss": [{"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)} for r in rows],
     }
+
+
+def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
+    """[planned steps, steps reached] of each stage; calls that resumed one are part of it."""
+    starts = [[int(r["step"]) for r in csv.DictReader((v / "metrics.csv").open())][:1] for v in versions]
+    stages = []
+    for i, plan in enumerate(planned):
+        # The first line that a call logged stands some steps after its start.
+        after = next((start[0] for start in starts[i + 1 :] if start), plan)
+        reached = min(plan, after // 500 * 500) if after < plan else plan
+        if stages and stages[-1][0] == plan:
+            stages[-1][1] = reached
+        else:
+            stages.append([plan, reached])
+    return stages
+
+
+def fit_commands(config: str, stages: list[list[int]]) -> str:
+    """The calls of `vera-lite fit` that a training consisted of, one a line."""
+    lines = []
+    for i, (planned, reached) in enumerate(stages):
+        line = f"  vera-lite fit --config vera_lite/configs/{config} --trainer.max_steps {planned}"
+        line += " --ckpt_path last" if i else ""
+        lines.append(line + (f"   # stopped at {reached:,}" if reached < planned else ""))
+    return "\n".join(lines)
 
 
 def includes(whole: dict, part: dict) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from _harness import machine
-from _toy import main, training_facts
+from _toy import fit_commands, main, training_facts
 from torch import Tensor
 
 from vera_lite.clip import composite
@@ -90,11 +90,6 @@ def card(report: dict) -> str:
         for metric in rows["other light"]
         if metric != "clips"
     )
-    commands = "\n".join(
-        f"  vera-lite fit --config vera_lite/configs/gencompositor_toy.yaml --trainer.max_steps {n}"
-        + (" --ckpt_path last" if i else "")
-        for i, n in enumerate(t["stages"])
-    )
     return f"""# Toy GenCompositor
 
 Puts an object, given as a short clip, into a background of 9 frames at 32×32 pixels along a path, lit as the
@@ -109,7 +104,7 @@ scene is and with a shadow; with a blank foreground it fills a hole.
   that other work shared. One seed.
 
   ```
-{commands}
+{fit_commands("gencompositor_toy.yaml", t["stages"])}
   vera-lite export runs/gencompositor_toy/last.ckpt --out vera_lite/assets/gencompositor_toy
   ```
 - **Measured** on {report["date"]} by `python benchmarks/gencompositor_toy.py`: {report["clips"]} clips of a
@@ -130,9 +125,10 @@ foreground. *colour*: share of clips with the foreground's hue. *shape*: overlap
 with those that should. *texture*: correlation of gray values with the truth's inside the object, over all
 frames. *brightness*: relative error of the object's mean. PSNRs pool the squared error over all clips.
 
-**Limits**: texture arrives faintly (*texture*, beside the codec's), and outlines are soft. It knows four
-shapes in six colours and three textures, one object at a time, and 32×32 pixels at nine moments. On a real
-video its object is that coarse; `--paste-back` keeps the rest as it was.
+**Limits**: texture arrives in part (*texture*, beside the codec's): stripes can be seen, dots blur into dark
+patches, and outlines are soft. It knows four shapes in six colours and three textures, one object at a time,
+and 32×32 pixels at nine moments. On a real video its object is that coarse; `--paste-back` keeps the rest as
+it was.
 """
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 
 from _harness import machine
-from _toy import main, training_facts
+from _toy import fit_commands, main, training_facts
 from torch import Tensor
 
 from vera_lite.evaluation.edit_benchmark import TEST_SEED, attention_by_depth, evaluate
@@ -90,11 +90,6 @@ def card(report: dict) -> str:
     """The model card, all numbers from the report."""
     t, m = report["training"], report["machine"]
     lines = "\n".join(f"| {label} | {' | '.join(values)} |" for label, values in cells(report))
-    commands = "\n".join(
-        f"  vera-lite fit --config vera_lite/configs/rvedit_toy.yaml --trainer.max_steps {n}"
-        + (" --ckpt_path last" if i else "")
-        for i, n in enumerate(t["stages"])
-    )
     return f"""# Toy RVEDiT
 
 Edits a clip of 9 frames at 32×32 pixels by a sentence: recolours, reshapes, removes or adds an object, or
@@ -109,7 +104,7 @@ puts the whole clip into another style. It draws every frame anew.
   that other work shared. One seed.
 
   ```
-{commands}
+{fit_commands("rvedit_toy.yaml", t["stages"])}
   vera-lite export runs/rvedit_toy/last.ckpt --out vera_lite/assets/rvedit_toy
   ```
 - **Measured** on {report["date"]} by `python benchmarks/rvedit_toy.py`: {report["clips_per_category"]} clips
