@@ -88,7 +88,8 @@ def table(report: dict) -> str:
 def card(report: dict) -> str:
     """The model card, all numbers from the report."""
     t, m = report["training"], report["machine"]
-    asked = "\n".join(f"- **{kind}**: {example}" for kind, example in KINDS.items())
+    examples = KINDS | {"edit": "make the blue square green -> everything, after the edit"}
+    asked = "\n".join(f"- **{kind}**: {example}" for kind, example in examples.items())
     lines = "\n".join(f"| {kind} | {name} | {v:.3f} | {c:.3f} |" for kind, name, v, c in rows(report))
     return f"""# Toy Qwen3-VL
 
@@ -101,10 +102,13 @@ instructions for systems that need a vision-language model.
 - **Data**: the procedural toy world, nothing else; clips are rendered as they are needed and never repeat.
 - **Training**: {t["steps"]:,} steps of {t["batch_size"]} clips = {t["clips"]:,} clips with five questions
   each, {t["precision"]}, {t["wall_minutes"]} minutes of wall time on one thread of a {m["cores"]}-core CPU
-  ({m["cpu"]}) that other work shared.
+  ({m["cpu"]}) that other work shared. In the second stage every other batch is of toy edits, styles included:
+  the sentence alone is said, and what it leads to is the answer.
 
   ```
   vera-lite fit --config vera_lite/configs/vlm_toy.yaml
+  vera-lite fit --config vera_lite/configs/vlm_toy.yaml --data.init_args.edits true \\
+      --trainer.max_steps {t["steps"]} --ckpt_path last
   vera-lite export runs/vlm_toy/last.ckpt --out vera_lite/assets/vlm_toy
   ```
 - **Measured** on {report["date"]} by `python benchmarks/vlm_toy.py`: {report["clips"]} clips of a world that
@@ -123,7 +127,7 @@ right in every word. *cell_error*: distance of the place named from the true one
 mean over first and last frame; *near*: share at most one cell off. *chance*: the same answers held against
 the truths of the other clips, so it knows how often each answer is right anyway.
 
-**Limits**: {len(KINDS)} kinds of questions in fixed wording; every other word is refused.
+**Limits**: {len(examples)} kinds of questions in fixed wording; every other word is refused.
 Nothing of real videos.
 """
 

@@ -167,9 +167,11 @@ def test_numbers_do_not_depend_on_the_batches(pipe):
 def test_attention_by_depth_says_what_is_routed_where(pipe):
     found = attention_by_depth(pipe, 4)
     routed, depth = pipe.system.config.routed_layers, pipe.system.config.backbone.num_layers
-    assert {name: len(v) for name, v in found.items()} == dict.fromkeys(
-        ("editing_mass", "spatial_entropy", "cosine", "divergence"), depth
-    )
+    names = {"editing_mass", "spatial_entropy", "cosine", "divergence", "estimate", "rank"}
+    names |= {"estimate_other_noise", "rank_other_noise"}
+    assert {name: len(v) for name, v in found.items()} == dict.fromkeys(names, depth)
+    assert all(v <= 0 for v in found["estimate"] + found["estimate_other_noise"])
+    assert all(1 <= v <= 48 for v in found["rank"] + found["rank_other_noise"])
     assert found["editing_mass"][:routed] == pytest.approx([1] * routed)
     assert all(0 < v < 0.9 for v in found["editing_mass"][routed:])
     assert all(0 < v <= 1 for v in found["spatial_entropy"])

@@ -15,6 +15,7 @@ from vera_lite.conditioning.vision_language import (
     toy_vocabulary,
 )
 from vera_lite.errors import UserError
+from vera_lite.toy_edits import render_edits
 from vera_lite.toyworld import render
 from vera_lite.training.cli import export, train
 from vera_lite.training.dialogues import (
@@ -80,6 +81,18 @@ def test_answers_are_true():
     for d, a in zip(ask(batch, "background", 6, range(64)), batch.attributes, strict=True):
         if a["task"] == "background":
             assert a["background_colour"] in d.answer
+
+
+def test_every_other_batch_is_of_edits_if_wanted():
+    processor = toy_processor()
+    mixed, plain = DialogueBatches(ToyDialogues(4, edits=True), 3), DialogueBatches(ToyDialogues(4), 3)
+    edits = render_edits(3, range(8, 12))
+    for row, (order, answer) in enumerate(zip(edits.instruction, edits.answer, strict=True)):
+        tokens, labels = mixed[2]["input_ids"][row], mixed[2]["labels"][row]
+        assert processor.decode(labels[labels != -100], skip_special_tokens=True).strip() == answer
+        assert f"{order} <|im_end|>" in processor.decode(tokens)
+    assert torch.equal(mixed[3]["input_ids"], plain[3]["input_ids"])
+    assert not torch.equal(mixed[2]["pixel_values_videos"], plain[2]["pixel_values_videos"])
 
 
 def test_a_batch_is_a_function_of_seed_step_and_rank():

@@ -11,9 +11,8 @@ Categories
     local add       an object comes, at a named place and with a motion.
     global style    the whole video in one of ``STYLES``.
 
-Instructions and answers are made of the words of the toy vision-language model. It was trained on local edits
-in this wording (:mod:`vera_lite.conditioning.toy_dialogues`; additions were plain and stood still), but for
-"make the blue square green", and never on styles or their names.
+Instructions and answers are made of the words of the toy vision-language model, which was trained on them in
+its second stage (:class:`vera_lite.training.ToyDialogues`).
 """
 
 from collections.abc import Callable

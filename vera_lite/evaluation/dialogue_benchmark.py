@@ -6,6 +6,7 @@ import torch
 
 from vera_lite.conditioning.toy_dialogues import KINDS, ask
 from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.toy_edits import render_edits
 from vera_lite.toyworld import WorldConfig, render
 
 TEST_SEED = 2_000_000
@@ -14,7 +15,8 @@ TEST_SEED = 2_000_000
 def score_dialogues(
     vlm: VisionLanguageModel, world: WorldConfig, clips: int = 256, seed: int = TEST_SEED, batch: int = 32
 ) -> dict[str, dict[str, float]]:
-    """Ask every kind of question about ``clips`` clips; the model answers freely and greedily.
+    """Ask every kind of question about ``clips`` clips, and for as many toy edits ("edit": the bare sentence;
+    the answer is what it leads to); the model answers freely and greedily.
 
     Returns:
         For each kind, and for its ``"chance"`` (the same answers held against other clips' truths,
@@ -25,8 +27,9 @@ def score_dialogues(
         ``cell_error``, ``near`` ("locate" only): distance of the place named from the true one in
         cells of the 8 x 8 grid, mean over first and last frame; share of places at most one cell off.
     """
-    said: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    true: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    kinds = (*KINDS, "edit")
+    said: dict[str, list[str]] = {kind: [] for kind in kinds}
+    true: dict[str, list[str]] = {kind: [] for kind in kinds}
     for first in range(0, clips, batch):
         indices = range(first, min(first + batch, clips))
         scenes = render(seed, indices, world)
@@ -37,7 +40,10 @@ def score_dialogues(
             )
             said[kind] += vlm.answer(prompt)
             true[kind] += [d.answer for d in asked]
-    return {kind: _score(kind, said[kind], true[kind]) for kind in KINDS}
+        edits = render_edits(seed, indices)
+        said["edit"] += vlm.answer(vlm.prompt(list(edits.source), edits.instruction))
+        true["edit"] += edits.answer
+    return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}
 
 
 def _score(kind: str, said: list[str], true: list[str]) -> dict:

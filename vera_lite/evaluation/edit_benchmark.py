@@ -10,6 +10,7 @@ from vera_lite.diagnostics import Sweep, Tap
 from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
 from vera_lite.evaluation.edit_judge import judge_edits
 from vera_lite.evaluation.toy_benchmark import PooledPSNR
+from vera_lite.infonce import info_nce
 from vera_lite.pipelines import RVEDiTPipeline
 from vera_lite.toy_edits import CATEGORIES, EditWorld, ToyEdits, render_edits
 
@@ -84,16 +85,21 @@ def attention_by_depth(
         spread over the positions of the video, in [0, 1], tokens weighted by what they receive.
         ``cosine``: of the cross-attention's outputs A and A* at the same position. ``divergence``:
         Jensen-Shannon divergence in nats of the two passes' attention over context tokens, whose
-        numbers agree but whose instruction tokens say different things.
+        numbers agree but whose instruction tokens say different things. ``estimate`` and ``rank``: of
+        :func:`~vera_lite.infonce.info_nce` between A and A*, with S positions at chance -ln S and
+        (S + 1) / 2; ``estimate_other_noise`` and ``rank_other_noise``: the same if the informed pass is given
+        other noise, so that the noise itself cannot tell the positions apart.
     """
     edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size))
     system, K = pipe.system, pipe.system.config.editing_tokens
     source, target = pipe.codec.encode(edits.source), pipe.codec.encode(edits.target)
-    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(seed))
+    noises = torch.randn(2, *target.shape, generator=torch.Generator().manual_seed(seed))
     level = torch.full((clips,), sigma)
-    x_sigma = system.config.objective.noised(target, noise, level)
+    noisy, otherwise_noisy = (system.config.objective.noised(target, noise, level) for noise in noises)
 
-    def trace(video: Tensor, latents: Tensor, texts: list[str]) -> tuple[list[Tensor], list[Tensor]]:
+    def trace(
+        x_sigma: Tensor, video: Tensor, latents: Tensor, texts: list[str]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Attention (B, H, S, T) and output (B, S, D) of each block's cross-attention."""
         weights, outputs = [], []
 
@@ -113,14 +119,19 @@ def attention_by_depth(
                 hook.remove()
         return weights, outputs
 
-    ours, features = trace(edits.source, source, edits.instruction)
-    theirs, anchors = trace(edits.target, target, edits.answer)
+    ours, features = trace(noisy, edits.source, source, edits.instruction)
+    theirs, anchors = trace(noisy, edits.target, target, edits.answer)
+    _, others = trace(otherwise_noisy, edits.target, target, edits.answer)
     values = defaultdict(list)
-    for p, q, a, b in zip(ours, theirs, features, anchors, strict=True):
+    for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
         received = p.mT  # (B, H, T, S)
         share = received.sum(-1) / received.sum((-2, -1))[..., None]
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
         values["spatial_entropy"].append(float((entropy(received) * share).sum(-1).mean()))
         values["cosine"].append(float(cosine(a, b).mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))
+        for name, reference in (("", b), ("_other_noise", other)):
+            estimate, rank = info_nce(a, reference, system.config.temperature)
+            values[f"estimate{name}"].append(float(estimate.mean()))
+            values[f"rank{name}"].append(float(rank.float().mean()))
     return dict(values)
