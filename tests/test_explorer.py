@@ -16,7 +16,7 @@ from vera_lite.diagnostics.call import AttentionCall, Site
 from vera_lite.diagnostics.ladder import Look
 from vera_lite.diagnostics.measures import Interval, jensen_shannon, mask_ratio
 from vera_lite.diagnostics.probes import Capture, Columns, GroupMass, RandomAccess, Rows
-from vera_lite.diagnostics.token_grid import TextStream, TokenGrid
+from vera_lite.diagnostics.token_grid import TextStream, TokenGrid, VideoStream
 from vera_lite.errors import UserError
 from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix, quantise
 
@@ -142,6 +142,14 @@ def test_notes_of_a_patch_tell_how_far_it_looks():
     ):
         assert f"{(far[1] ** 2 + far[2] ** 2) ** 0.5:.1f} patches and {far[0]:.1f} slots away" in note
         assert note.endswith("spatial" if near else "temporal")
+
+
+def test_cells_of_two_grids_have_no_distance():
+    coarse = TokenGrid((VideoStream("seen", torch.arange(8), ((0, 1, 2, 3, 4),), (2, 4), (5, 24, 40)),))
+    sources, words = stores(keys=8), {"patch": [7]}
+    explorer = AttentionExplorer(sources, GRID, VIDEO, key_grid=coarse, words=words, sinks=[])
+    assert all("entropy" in note for note in notes(explorer))
+    assert not any("away" in note or "spatial" in note or "temporal" in note for note in notes(explorer))
 
 
 def test_notes_of_two_runs_tell_their_divergence():

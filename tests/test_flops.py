@@ -16,7 +16,9 @@ def counted(config, latent_size, text_tokens, branches, batch, timesteps, device
     with torch.device(device), torch.no_grad():
         model = WanTransformer(config, branches, **how)
         latents = torch.zeros(branches, batch, config.in_channels, *latent_size)
-        text = torch.zeros(batch, text_tokens, config.text_dim)
+        text = torch.zeros(batch, text_tokens, config.text_dim or config.dim)
+        if config.text_dim is None:  # a context for each block
+            text = [text] * config.num_layers
     time = torch.zeros(batch)
     if timesteps > 1:  # the first tokens get one of their own each, the rest the last
         t, h, w = config.grid(latent_size)
@@ -65,6 +67,15 @@ def test_prediction_is_what_torch_counts(
     assert predicted.total == counted(
         config, latent_size, text_tokens, branches, batch, timesteps, "cpu", **how
     )
+
+
+def test_a_model_without_text_embedding_is_counted_too():
+    config = WanConfig(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=None,
+        freq_dim=8, ffn_dim=40, num_layers=2,
+    )  # fmt: skip
+    predicted = forward_flops(config, (2, 4, 4), 7, batch=2)
+    assert predicted.total == counted(config, (2, 4, 4), 7, 1, 2, 1, "cpu")
 
 
 @pytest.mark.parametrize("branches", [1, 3])

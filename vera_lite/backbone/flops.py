@@ -62,7 +62,8 @@ def forward_flops(
 
         embedding = 2 B N S c D (C + O) + 2 B E (G (P D + 7 D^2) + T (W D + D^2))
 
-    ``config.pooled_text`` adds 2 B E D^2.
+    ``config.pooled_text`` adds 2 B E D^2. Without text embedding T is the length of every block's context,
+    and its own terms are missing here.
 
     Args:
         config: sizes of one branch.
@@ -84,7 +85,7 @@ def forward_flops(
     memories = branches if embedders > 1 or (experts > 1 and not share_text_kv) else 1
 
     time = timesteps * (config.freq_dim * dim + 7 * dim**2)
-    text = text_tokens * (config.text_dim * dim + dim**2)
+    text = 0 if config.text_dim is None else text_tokens * (config.text_dim * dim + dim**2)
     pooled = dim**2 if config.pooled_text else 0
     embedding = 2 * branches * tokens * channels * dim + 2 * embedders * (time + text + pooled)
     linear = branches * tokens * (12 * dim**2 + 4 * dim * inner)

@@ -130,10 +130,11 @@ class AttentionExplorer(Widget):
         budget_bytes: of the saved state. Where the maps of single heads do not fit, means over heads are
             saved, and heads need Python.
 
-    Beside its name each saved map says: its spatial entropy over the video, of 1; of a patch, how far away
-    it looks on average; its kind; lift, its mask ratio over the mask's share of the area; with two runs,
-    the Jensen-Shannon divergence between them in nats, of the mean of heads with the range over heads.
-    Kinds: "mostly sinks" or "mostly text" if more than half of the mass goes there; else, of a patch,
+    Beside its name each saved map says: its spatial entropy over the video, of 1; of a patch that looks at
+    its own grid, how far away it looks on average; its kind; lift, its mask ratio over the mask's share of
+    the area; with two runs, the Jensen-Shannon divergence between them in nats, of the mean of heads with
+    the range over heads.
+    Kinds: "mostly sinks" or "mostly text" if more than half of the mass goes there; else, of such a patch,
     "spatial" if more than half of what it sees of the video is in its own slot, "temporal" if not.
 
     Attributes:
@@ -524,7 +525,9 @@ class AttentionExplorer(Widget):
             parts = [[] if math.isnan(e) else [f"entropy {e:.2f}"] for e in entropy(video).tolist()]
         grid = self._grids[direction == "to"]
         own = [grid[t] for t in tokens] if self._has_stores else []
-        if own and video.numel() and all(t.cell is not None for t in own):
+        # Cells of two grids have no distance from each other.
+        one_grid = self._grids[0] == self._grids[1]
+        if one_grid and own and video.numel() and all(t.cell is not None for t in own):
             cells, here = self._cells(direction), torch.tensor([t.cell for t in own]).float().mean(0)
             weights = video / video.sum(-1, keepdim=True)
             away = weights @ (cells - here).abs()  # mean distance in (slots, rows, columns)
