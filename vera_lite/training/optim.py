@@ -111,12 +111,15 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, lr: float, muon_lr: float | None, weight_decay: float) -> list[dict]:
-    """Muon for the matrices inside blocks and connectors, AdamW for everything else (embeddings, heads,
-    tables, adapters)."""
+    """Muon for the matrices inside blocks, AdamW for everything else (embeddings, heads, tables, adapters).
+
+    Connectors are not among the first: nothing normalises what they put out, and under Muon's even steps the
+    toy RVEDiT's went silent, all units of its GELU negative.
+    """
     muon = []
     if muon_lr is not None:
         for name, module in model.named_modules():
-            inside = any(part.endswith(("blocks", "layers", "connector")) for part in name.split("."))
+            inside = any(part.endswith(("blocks", "layers")) for part in name.split("."))
             if inside and isinstance(module, (StackedLinear, nn.Linear)) and module.weight.requires_grad:
                 muon.append(module.weight)
     taken = set(map(id, muon))
