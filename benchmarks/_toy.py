@@ -27,6 +27,8 @@ def training_facts(run: Path, shipped: Path) -> dict:
     versions = log_versions(run)
     configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
     for config in configs:
+        devices = config["trainer"]["devices"]  # each has its share of a batch
+        config["data"]["init_args"]["batch_size"] *= devices if isinstance(devices, int) else 1
         for part in ("model", "data"):
             if not includes(config[part], yaml.safe_load(shipped.read_text())[part]):
                 raise SystemExit(
@@ -64,12 +66,12 @@ def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
     return stages
 
 
-def fit_commands(config: str, stages: list[list[int]]) -> str:
-    """The calls of `vera-lite fit` that a training consisted of, one a line."""
+def fit_commands(config: str, stages: list[list[int]], start: str = "") -> str:
+    """The calls of `vera-lite fit` that a training consisted of, one a line; the first ends in ``start``."""
     lines = []
     for i, (planned, reached) in enumerate(stages):
         line = f"  vera-lite fit --config vera_lite/configs/{config} --trainer.max_steps {planned}"
-        line += " --ckpt_path last" if i else ""
+        line += " --ckpt_path last" if i else start
         lines.append(line + (f"   # stopped at {reached:,}" if reached < planned else ""))
     return "\n".join(lines)
 

@@ -227,21 +227,24 @@ def test_the_changed_term_is_the_mean_where_the_edit_changes_pixels(batch):
     assert_close((parts[0] + parts[1]) / 2, whole["changed"])
 
 
-def test_alignment_compares_with_an_informed_pass(batch):
+@pytest.mark.parametrize("reference_noise", ["shared", "own"])
+def test_alignment_compares_with_an_informed_pass(reference_noise, batch):
     """By hand: features of both passes at the drawn depth, cross-entropies of the whole matrix."""
-    system = build(alignment_weight=0.5)
+    system = build(alignment_weight=0.5, reference_noise=reference_noise)
     found = losses(system, batch)
     sigma, draws = torch.tensor([0.8, 0.3]), StepDraws(0, 0, 2)
     depth = draws.shared_integer(3)
-    noise = draws.noise(batch["composite"][None])[0]
-    x = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noise
+    noises = draws.noise(torch.stack([batch["composite"]] * 2))
+    x, other = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noises
+    other = x if reference_noise == "shared" else other
     features = []
     hook = system.transformer.blocks[depth].attn2.register_forward_hook(
         lambda _m, _i, out: features.append(F.normalize(out[0], dim=-1))
     )
     with torch.no_grad():
         system(x, 1000 * sigma, batch["source"], system.context(batch["source_video"], batch["instruction"]))
-        system(x, 1000 * sigma, batch["composite"], system.context(batch["composite_video"], batch["answer"]))
+        answer = system.context(batch["composite_video"], batch["answer"])
+        system(other, 1000 * sigma, batch["composite"], answer)
     hook.remove()
     ours, theirs = features
     logits = ours @ theirs.mT / 0.07
@@ -443,6 +446,7 @@ def test_a_saved_config_builds_the_same_system():
         ({"routed_layers": 4}, "lies in 0..3, not 4"),
         ({"lora_rank": -1}, "lora_rank must not be negative"),
         ({"alignment_weight": -1.0}, "must not be negative"),
+        ({"reference_noise": "none"}, "is shared or own, not 'none'"),
     ],
 )
 def test_bad_choices_are_refused_in_one_sentence(change, sentence):

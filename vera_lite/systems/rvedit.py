@@ -68,6 +68,9 @@ class RVEDiTConfig:
         alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
             0.25, 0.5 and 1 are worse than 0: start low.
         temperature: tau.
+        reference_noise: "shared": the pass that knows the answer is given the same noisy latents, as we read
+            Algorithm 1. Then the noise alone can tell positions apart. "own": it draws its own noise (ours,
+            a control).
         changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
             0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
     """
@@ -83,6 +86,7 @@ class RVEDiTConfig:
     routed_layers: int = 15
     alignment_weight: float = 0.1
     temperature: float = 0.07
+    reference_noise: Literal["shared", "own"] = "shared"
     changed_loss_weight: float = 0.0
 
     def __post_init__(self):
@@ -93,6 +97,8 @@ class RVEDiTConfig:
             raise UserError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
         if self.lora_rank < 0:
             raise UserError(f"lora_rank must not be negative, got {self.lora_rank}.")
+        if self.reference_noise not in ("shared", "own"):
+            raise UserError(f"reference_noise is shared or own, not {self.reference_noise!r}.")
         if self.alignment_weight < 0:
             raise UserError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
 
@@ -254,6 +260,8 @@ class RVEDiT(nn.Module):
         if weight:
             with torch.no_grad(), _CrossAttention(self, depth) as theirs:
                 answer = self.context(batch["composite_video"], batch["answer"])
+                if self.config.reference_noise == "own":  # the second of two independent draws
+                    x_sigma = objective.noised(x_0, draws.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, answer)
             bound, rank = info_nce(ours.features, theirs.features, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
