@@ -1,5 +1,6 @@
 """RVEDiT's pipeline, its command, and the numbers about its edits."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -45,6 +46,14 @@ def test_an_edit_depends_on_video_prompt_and_seed_and_on_nothing_else(pipe):
     assert torch.equal(first, edit())
     for other in (edit(prompt="remove the blue ring"), edit(video=1 - video), edit(seed=1)):
         assert not torch.equal(first, other)
+
+
+def test_the_source_reaches_the_denoiser_itself(pipe, monkeypatch):
+    clips = render_edits(3, [0, 1])
+    same = pipe.system.context(clips.source[:1], clips.instruction[:1])
+    monkeypatch.setattr(pipe.system, "context", lambda *_: same)
+    one, other = (pipe(video, "remove the red ring", steps=2) for video in clips.source)
+    assert (one - other).abs().max() > 1e-3
 
 
 def test_a_batch_is_edited_clip_by_clip(pipe):
@@ -188,6 +197,18 @@ def test_two_equal_passes_agree(pipe, monkeypatch):
     assert found["cosine"] == pytest.approx([1] * 3) and found["divergence"] == pytest.approx(
         [0] * 3, abs=1e-7
     )
+    assert found["rank"] == pytest.approx([1] * 3)
+    assert all(other > same for same, other in zip(found["rank"], found["rank_other_noise"], strict=True))
+
+
+def test_a_token_that_all_positions_look_at_is_spread_evenly(pipe):
+    system = copy.deepcopy(pipe.system)
+    for block in system.transformer.blocks:
+        torch.nn.init.zeros_(block.attn2.to_q.weight)
+        torch.nn.init.normal_(block.attn2.to_q.bias, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.constant_(block.attn2.norm_q.weight, 1e3)
+    found = attention_by_depth(RVEDiTPipeline(system, pipe.codec, SIZE), 2)
+    assert found["spatial_entropy"] == pytest.approx([1] * 3, abs=1e-5)
 
 
 def test_uniform_attention_is_spread_evenly(pipe):

@@ -25,6 +25,7 @@ from vera_lite.objectives import noised
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.sampling import denoise
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
+from vera_lite.toy_edits import EditWorld, render_edits
 from vera_lite.toyworld import WorldConfig, render
 from vera_lite.training.data import SHIPPED_CODEC
 from vera_lite.video import VideoReader, read_gray, read_video, write_video
@@ -412,3 +413,7 @@ def test_sample_clips_are_what_their_checksums_say():
     stored = to_float(read_video(SAMPLES / "coffee.mkv")[0])
     world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
     assert (render(77, [7], world).source[0] - stored).abs().max() < 2 / 255
+    stored = to_float(read_video(SAMPLES / "square.mkv")[0])
+    square = render_edits(77, [1014], EditWorld(25, 128, 128, categories=("local change",)))
+    assert square.instruction == ["make the blue square green"]
+    assert (square.source[0] - stored).abs().max() < 2 / 255

@@ -126,8 +126,9 @@ def attention_by_depth(
     for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
         received = p.mT  # (B, H, T, S)
         share = received.sum(-1) / received.sum((-2, -1))[..., None]
+        spread = entropy(received).nan_to_num()  # a token that nobody looks at has none, and no share
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
-        values["spatial_entropy"].append(float((entropy(received) * share).sum(-1).mean()))
+        values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
         values["cosine"].append(float(cosine(a, b).mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))
         for name, reference in (("", b), ("_other_noise", other)):
