@@ -199,6 +199,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_threshold, 2**30)
 
 
+def report_head(name: str, *packages: str) -> dict:
+    """What every JSON begins with: name, date, machine, versions of the packages."""
+    return {
+        "name": name,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
 def machine() -> dict:
     """The processor, its cores, memory in GiB and the threads that torch uses."""
     cpu = platform.processor() or platform.machine()

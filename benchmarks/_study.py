@@ -12,14 +12,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
 import lightning as L
 import torch
-from _harness import machine
+from _harness import report_head
 
 from vera_lite.video import replacing
 
@@ -129,10 +127,7 @@ def main(
             seconds = round(time.process_time() - start, 1)
             runs.append({**case, "seed": seed, "cpu_seconds": seconds, **found})
             report = {
-                "name": name,
-                "date": date.today().isoformat(),
-                "machine": machine(),
-                "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
+                **report_head(name, "torch", "lightning", "diffusers"),
                 **settings,
                 "results": summarise(runs),
                 "runs": runs,

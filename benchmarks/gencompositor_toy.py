@@ -6,15 +6,13 @@ python benchmarks/gencompositor_toy.py --run RUN --card    also write the model 
                                                            of the training run says about the training
 """
 
-import datetime
 import inspect
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from _harness import machine
+from _harness import report_head
 from _toy import fit_commands, main, training_facts
 from torch import Tensor
 
@@ -56,10 +54,7 @@ def measure(folder: Path) -> dict:
         "codec alone": evaluate(pipe, CLIPS, draw=partial(codec_only, pipe)),
     }
     return {
-        "name": "gencompositor_toy",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
+        **report_head("gencompositor_toy", "torch", "lightning", "diffusers"),
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,

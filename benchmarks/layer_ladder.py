@@ -9,13 +9,11 @@ and the background are not in the mask.
 """
 
 import argparse
-import datetime
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from _harness import machine
+from _harness import report_head
 
 from vera_lite.conditioning.toy_dialogues import ask
 from vera_lite.conditioning.vision_language import VisionLanguageModel
@@ -78,10 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     models = [VisionLanguageModel.from_pretrained(m, dtype=torch.float32) for m in arguments.models or [None]]
     report = {
-        "name": "layer_ladder",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "transformers")},
+        **report_head("layer_ladder", "torch", "transformers"),
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "models": [score(vlm) for vlm in models],

@@ -6,14 +6,12 @@ python benchmarks/rvedit_toy.py --run RUN --card    also write the model card, w
                                                     training run says about the training
 """
 
-import datetime
 import inspect
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from _harness import machine
+from _harness import report_head
 from _toy import fit_commands, main, training_facts
 from torch import Tensor
 
@@ -59,10 +57,7 @@ def measure(folder: Path) -> dict:
         "codec alone": evaluate(pipe, CLIPS, draw=partial(codec_only, pipe)),
     }
     return {
-        "name": "rvedit_toy",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "lightning", "transformers", "diffusers")},
+        **report_head("rvedit_toy", "torch", "lightning", "transformers", "diffusers"),
         "clips_per_category": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,

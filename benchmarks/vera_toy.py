@@ -7,15 +7,13 @@ python benchmarks/vera_toy.py --run RUN --card    also write the model card, wit
 """
 
 import csv
-import datetime
 import inspect
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
-from _harness import machine, meets
+from _harness import meets, report_head
 from _toy import includes, log_versions, main
 
 from vera_lite.evaluation.toy_benchmark import TEST_SEED, evaluate
@@ -74,10 +72,7 @@ def measure(folder: Path) -> dict:
         row = {"case": case, "value": round(lower[task]["preserved_psnr"], 4), "unit": "dB"}
         results.append(row | dict.fromkeys(("peer", "peer_value", "ratio", "goal", "holds")))
     return {
-        "name": "vera_toy",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "lightning", "diffusers")},
+        **report_head("vera_toy", "torch", "lightning", "diffusers"),
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,

@@ -7,14 +7,12 @@ python benchmarks/vlm_toy.py --run RUN --card     also write the model card, wit
 """
 
 import csv
-import datetime
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
-from _harness import machine
+from _harness import report_head
 from _toy import log_versions, main
 
 from vera_lite.conditioning.toy_dialogues import KINDS
@@ -30,10 +28,7 @@ def measure(folder: Path) -> dict:
     vlm = VisionLanguageModel.from_pretrained(folder)
     started = time.process_time()
     return {
-        "name": "vlm_toy",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("torch", "transformers")},
+        **report_head("vlm_toy", "torch", "transformers"),
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "parameters": sum(p.numel() for p in vlm.model.parameters()),
