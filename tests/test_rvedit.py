@@ -35,7 +35,7 @@ SMALL = WanConfig(
 def build(**changes) -> RVEDiT:
     """A small system in which every part speaks."""
     torch.manual_seed(0)
-    config = {"backbone": SMALL, "vlm_dim": 96, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
+    config = {"backbone": SMALL, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
     config["vlm_dim"] = frozen_vlm(changes.get("vlm")).model.config.text_config.hidden_size
     system = RVEDiT(RVEDiTConfig(**config | changes))
     for parameter in (

@@ -1,12 +1,13 @@
 """RVEDiT trains on toy edits: what a batch holds, and what is minimised and what only watched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from test_rvedit import SMALL, build
 
-from vera_lite.backbone import WanConfig
 from vera_lite.codecs import PatchCodec
 from vera_lite.objectives import FlowMatching
-from vera_lite.systems import RVEDiT, RVEDiTConfig
 from vera_lite.systems.rvedit import frozen_vlm
 from vera_lite.toy_edits import render_edits
 from vera_lite.training import EditingModule, ToyEditData
@@ -33,27 +34,14 @@ def test_batches_hold_latents_pixels_and_words():
 
 
 def test_watched_terms_are_logged_and_not_minimised(tmp_path):
-    torch.manual_seed(0)
-    backbone = WanConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=24,
-        out_channels=24,
-        text_dim=None,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-    )
-    width = frozen_vlm(None).model.config.text_config.hidden_size
-    config = RVEDiTConfig(
-        backbone, FlowMatching("x_0"), vlm_dim=width, editing_tokens=4, text_tokens=16, routed_layers=1
-    )
+    backbone = replace(SMALL, in_channels=24, out_channels=24)
+    system = build(backbone=backbone, objective=FlowMatching("x_0"), text_tokens=40)
     seen = []
     log = EditingModule._log
     patch = pytest.MonkeyPatch()
     patch.setattr(EditingModule, "_log", lambda self, *a: (seen.append(a), log(self, *a))[1])
     try:
-        module = fit(RVEDiT(config), ToyEditData(batch_size=2), 2, progress=False)
+        module = fit(system, ToyEditData(batch_size=2), 2, progress=False)
     finally:
         patch.undo()
     losses = seen[0][1]
