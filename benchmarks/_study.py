@@ -8,10 +8,12 @@ and leaves ``benchmarks/results/example.json`` with one run a case and seed.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
@@ -78,6 +80,30 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
     }
 
 
+@contextmanager
+def _claim(place: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether ``place`` is ours alone: a lock on a file beside it, which ends with the process."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.with_name(f".{place.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _report(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _kept(path: Path, settings: dict) -> list[dict]:
+    """Runs of the report that were made with these settings."""
+    report = _report(path)
+    return report["runs"] if report and settings.items() <= report.items() else []
+
+
 def main(
     doc: str,
     name: str,
@@ -89,7 +115,8 @@ def main(
     seeds: Sequence[int] = (0, 1, 2),
     argv=None,
 ) -> None:
-    """Measure what is missing, if asked, and print the table.
+    """Measure what is missing, if asked, and print the table. Several processes may measure at once: each
+    takes what no other has begun.
 
     Args:
         doc: the script's docstring.
@@ -110,31 +137,34 @@ def main(
     parser.add_argument("--report", action="store_true", help="print the tables of the JSON (the default)")
     arguments = parser.parse_args(argv)
     path, folder = RESULTS / f"{name}.json", RUNS / name
-    report = json.loads(path.read_text()) if path.is_file() else {}
     if arguments.run:
         if arguments.fresh:
             shutil.rmtree(folder, ignore_errors=True)
-            report = {}
+            path.unlink(missing_ok=True)
         settings = json.loads(json.dumps(settings))  # as a report gives them back
-        runs = report["runs"] if report and settings.items() <= report.items() else []
         # A whole table a seed: what is there after an interruption can be compared.
-        missing = [(case, seed) for seed in seeds for case in cases if seed not in by_seed(runs, **case)]
-        for case, seed in missing:
+        for case, seed in ((case, seed) for seed in seeds for case in cases):
             *parents, last = (value.replace(" ", "-") for value in case.values())
-            torch.manual_seed(seed)
-            start = time.process_time()
-            found = measure(**case, seed=seed, folder=folder.joinpath(*parents, f"{last}-{seed}"))
-            seconds = round(time.process_time() - start, 1)
-            runs.append({**case, "seed": seed, "cpu_seconds": seconds, **found})
-            report = {
-                **report_head(name, "torch", "lightning", "diffusers"),
-                **settings,
-                "results": summarise(runs),
-                "runs": runs,
-            }
-            with replacing(path) as temporary:  # whole or not at all
-                temporary.write_text(json.dumps(report, indent=1) + "\n")
+            place = folder.joinpath(*parents, f"{last}-{seed}")
+            with _claim(place) as ours:
+                if not ours or seed in by_seed(_kept(path, settings), **case):
+                    continue
+                torch.manual_seed(seed)
+                start = time.process_time()
+                found = measure(**case, seed=seed, folder=place)
+                seconds = round(time.process_time() - start, 1)
+                with _claim(folder / "report", wait=True):  # another process may have written meanwhile
+                    runs = [*_kept(path, settings), {**case, "seed": seed, "cpu_seconds": seconds, **found}]
+                    report = {
+                        **report_head(name, "torch", "lightning", "diffusers"),
+                        **settings,
+                        "results": summarise(runs),
+                        "runs": runs,
+                    }
+                    with replacing(path) as temporary:  # whole or not at all
+                        temporary.write_text(json.dumps(report, indent=1) + "\n")
             print(f"{', '.join(case.values())}, seed {seed}: {seconds} s", flush=True)
+    report = _report(path)
     if not report:
         parser.exit(2, "there is no result yet: run with --run.\n")
     print(table(report))

@@ -205,6 +205,27 @@ def test_a_study_resumes_what_was_measured_with_the_present_settings(study, tmp_
     assert measured == order and not (tmp_path / "runs" / "example" / "checkpoint").exists()
 
 
+def test_two_processes_share_a_study(study, tmp_path):
+    """A second one that comes while the first is measuring takes the other case, and no result is lost."""
+    measured = []
+
+    def run():
+        study.main(
+            "doc", "example", [{"variant": "a"}, {"variant": "b"}], measure, {}, len, str, (0,), ["--run"]
+        )
+
+    def measure(variant, seed, folder):
+        measured.append(variant)
+        if len(measured) == 1:
+            run()  # locks belong to open files: the same process counts as another
+        return {"metrics": {"psnr": 0.0}}
+
+    run()
+    assert measured == ["a", "b"]
+    report = json.loads((tmp_path / "example.json").read_text())
+    assert sorted(r["variant"] for r in report["runs"]) == ["a", "b"] and report["results"] == 2
+
+
 def test_a_comparison_is_paired_by_seed(study):
     ours, theirs = (
         {s: {"loss": v} for s, v in seeds} for seeds in (((0, 1), (1, 2), (3, 5)), ((1, 4), (3, 6)))
