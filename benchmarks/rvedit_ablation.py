@@ -1,7 +1,7 @@
 """RVEDiT's ablations: do routed tokens and an informed reference help the toy edit?
 
     python benchmarks/rvedit_ablation.py --report    print the committed tables
-    python benchmarks/rvedit_ablation.py --run       measure what is missing; may be called in several processes
+    python benchmarks/rvedit_ablation.py --run       measure what is missing, in one process or several
 
 As in the paper, all start from a first stage that hears instructions already: X_e alone for every block, no
 alignment. Every run sees the same clips in the same order for the same
