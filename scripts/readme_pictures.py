@@ -1,4 +1,4 @@
-"""Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 10 s).
+"""Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 15 s).
 
 The clips are the first of the test worlds (of edits: four additions, four new backgrounds), not chosen by
 how well they came out. Edits are given no masks: the prompt alone decides.
@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from vera_lite import viz
 from vera_lite.clip import composite
-from vera_lite.evaluation import composition_benchmark, toy_benchmark
-from vera_lite.pipelines import ALPHA_FLOOR, GenCompositorPipeline, VeraPipeline, floored
+from vera_lite.evaluation import composition_benchmark, edit_benchmark, toy_benchmark
+from vera_lite.pipelines import ALPHA_FLOOR, GenCompositorPipeline, RVEDiTPipeline, VeraPipeline, floored
+from vera_lite.toy_edits import CATEGORIES, render_edits
 from vera_lite.toyworld import render
 from vera_lite.video import replacing
 
@@ -54,6 +55,20 @@ def compositions() -> Figure:
     return sheet(rows, [textwrap.fill(c, 16) for c in columns], title)
 
 
+def instructions() -> Figure:
+    """Eight edits of the toy RVEDiT, two of each category."""
+    pipe = RVEDiTPipeline.from_pretrained()
+    clips = render_edits(edit_benchmark.TEST_SEED, range(40))
+    kinds = [a["category"] for a in clips.attributes]
+    picks = [i for kind in CATEGORIES for i in [k for k, c in enumerate(kinds) if c == kind][:2]]
+    source, prompts = clips.source[picks], [clips.instruction[i] for i in picks]
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe.generate(source, prompts, generator=generator)
+    rows = {"source": source, "RVEDiT": drawn, "the truth": clips.target[picks]}
+    title = "Eight sentences about unseen clips, two of each kind of edit"
+    return sheet(rows, [textwrap.fill(p, 19) for p in prompts], title)
+
+
 def sheet(rows: dict, columns: list[str], title: str) -> Figure:
     frames = {name: [clip[FRAME] for clip in clips] for name, clips in rows.items()}
     return viz.contact_sheet(frames, columns, title, side=1.45)
@@ -61,7 +76,7 @@ def sheet(rows: dict, columns: list[str], title: str) -> Figure:
 
 if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
-    for make in (edits, compositions):
+    for make in (edits, compositions, instructions):
         with replacing(DOCS / f"{make.__name__}.png") as path:
             make().savefig(path, format="png")
         print(f"wrote {DOCS / make.__name__}.png")

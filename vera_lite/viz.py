@@ -75,6 +75,7 @@ def attention_matrices(
     title: str,
     *,
     numbers: bool = False,
+    labels: tuple[str, str, str] = ("query: who looks", "key: looked at", "attention"),
     side: float = 2.6,
 ) -> Figure:
     """Attention weights or masses, one row a query and one column a key, on one colour scale.
@@ -84,6 +85,7 @@ def attention_matrices(
         names: of the runs; lines are drawn between them.
         title: what to see.
         numbers: write each value into its cell.
+        labels: of rows, columns and colour bar, if it is not attention.
         side: inches of a matrix.
     """
     figure = _figure((side + 0.1) * len(matrices) + 2.0, side + 1.05, title)
@@ -97,15 +99,15 @@ def attention_matrices(
         ax.set_xticks(middles, names, fontsize=9)
         ax.set_yticks(middles, names if ax is axes[0] else [""] * len(names), fontsize=9)
         ax.tick_params(length=0)
-        ax.set(title=heading, xlabel="key: looked at")
+        ax.set(title=heading, xlabel=labels[1])
         for border in [run * i - 0.5 for i in range(1, len(names))]:
             ax.axhline(border, color="white", lw=1.5)
             ax.axvline(border, color="white", lw=1.5)
         for (i, j), value in np.ndenumerate(values) if numbers else ():
             shade = "black" if value > 0.6 * top else "white"
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=10)
-    axes[0].set_ylabel("query: who looks")
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="attention")
+    axes[0].set_ylabel(labels[0])
+    figure.colorbar(shown, ax=axes, shrink=0.8, label=labels[2])
     return figure
 
 
@@ -254,4 +256,107 @@ def seed_dots(
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[0].invert_yaxis()
+    return figure
+
+
+def line_panels(
+    panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
+    title: str,
+    xlabel: str,
+    references: Mapping[str, tuple[str, float]] | None = None,
+    *,
+    sharey: bool = False,
+    side: float = 2.7,
+) -> Figure:
+    """Lines side by side over one x axis: a dot a seed, a line through the means, a band over the range.
+
+    Args:
+        panels: heading -> line -> x -> values of the seeds there, one or more.
+        title: what to see.
+        xlabel: of all panels.
+        references: heading -> (name, value) of a gray horizontal line.
+        sharey: one scale for all panels; else each has its own.
+        side: inches of a panel.
+    """
+    figure = _figure((side + 0.45) * len(panels) + 0.2, side + 0.85, title)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=sharey, squeeze=False)[0]
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    drawn = {}
+    for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
+        for name, points in lines.items():
+            i = names.index(name)
+            x, seeds = list(points), [sorted(values) for values in points.values()]
+            means = [sum(values) / len(values) for values in seeds]
+            style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4], "lw": 2}
+            (drawn[name],) = ax.plot(x, means, marker=("o", "s", "^", "D")[i % 4], ms=5, label=name, **style)
+            ax.fill_between(
+                x, [v[0] for v in seeds], [v[-1] for v in seeds], color=style["color"], alpha=0.18, lw=0
+            )
+            for at, values in zip(x, seeds, strict=True):
+                if len(values) > 1:
+                    ax.plot([at] * len(values), values, ".", color=style["color"], alpha=0.5, ms=4)
+        if references and heading in references:
+            name, value = references[heading]
+            drawn[name] = ax.axhline(value, color="0.45", lw=1.2, ls=(0, (1, 2)), label=name)
+        ax.set(xlabel=xlabel)
+        ax.set_title(heading, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 4), frameon=False)
+    return figure
+
+
+def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float = 3.0) -> Figure:
+    """Points in a plane side by side, each group in a colour and a mark of its own.
+
+    Args:
+        panels: heading -> group -> points (N, 2); all panels have the same groups.
+        title: what to see.
+        side: inches of a panel.
+    """
+    figure = _figure((side + 0.2) * len(panels) + 0.2, side + 1.0, title)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (heading, groups) in zip(axes, panels.items(), strict=True):
+        for i, (name, points) in enumerate(groups.items()):
+            ax.scatter(
+                *points.T.numpy(), c=PALETTE[i], marker="osD^v"[i % 5], s=20, alpha=0.8, lw=0, label=name
+            )
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(heading, fontsize=10)
+        ax.spines[:].set_color("0.8")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+    return figure
+
+
+def who_sees(
+    readers: Mapping[str, Tensor], tokens: Sequence[str], groups: Sequence[str], title: str
+) -> Figure:
+    """Which tokens each reader is given: a coloured square where it is, an empty one where it is not.
+
+    Args:
+        readers: name -> (N,) of bool, from top to bottom.
+        tokens: N names, short.
+        groups: group of each token; each group has its colour.
+        title: what to see.
+    """
+    names = list(dict.fromkeys(groups))
+    figure = _figure(0.52 * len(tokens) + 1.5, 0.42 * len(readers) + 1.4, title)
+    ax = figure.subplots()
+    for row, given in enumerate(readers.values()):
+        for column, (token, group, seen) in enumerate(zip(tokens, groups, given.tolist(), strict=True)):
+            colour = PALETTE[names.index(group)] if seen else "white"
+            ax.add_patch(Rectangle((column - 0.45, row - 0.42), 0.9, 0.84, fc=colour, ec="0.75", lw=0.8))
+            if seen:
+                ax.text(column, row, token, color="white", ha="center", va="center", fontsize=8)
+    ax.set(xlim=(-0.6, len(tokens) - 0.4), ylim=(len(readers) - 0.4, -0.6), aspect="equal", xticks=[])
+    ax.set_yticks(range(len(readers)), readers)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    figure.legend(
+        [Patch(color=PALETTE[i]) for i in range(len(names))],
+        names,
+        loc="outside lower center",
+        ncols=len(names),
+        frameon=False,
+    )
     return figure
