@@ -184,7 +184,8 @@ class MiVE(nn.Module):
         if self.config.conditioning == "self":
             before = context.tokens.shape[1]  # N_c
             u = torch.cat([context.tokens[None].type_as(u), u], 2)  # (7): (1, B, N_c + S, D)
-            if not (words := context.text | context.visual).all():
+            words = context.text | context.visual
+            if len(words) > 1 and not words.all():  # one prompt alone is never padded
                 given = F.pad(words, (0, u.shape[2] - before), value=True)
         u = u.to(wan.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
 
