@@ -4,8 +4,8 @@ In MiVE the tokens of context and reference are modulated as at t = 0, all other
 dense form embeds a timestep for every token and hands each block (S, 6 D) numbers; ours embeds two, and each
 block applies them run by run. Both go through the same block, with the same weights.
 
-Memory is that of the embedded timesteps which every block is handed; the dense form makes as much once more in
-each block, when it adds the block's own table. Full sizes are on the "meta" device: shapes without numbers.
+Memory is that of the embedded timesteps which every block is handed; the dense form makes as much once more
+in each block, when it adds the block's own table. Full sizes are on the "meta" device: shapes alone.
 
 python benchmarks/adaln.py [--json OUT]
 """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vera_lite.diagnostics import Sweep, Tap
 from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
-from vera_lite.evaluation.edit_judge import judge_edits
+from vera_lite.evaluation.edit_judge import judge_edits, seen_motion
 from vera_lite.evaluation.toy_benchmark import PooledPSNR
 from vera_lite.infonce import info_nce
 from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
@@ -76,6 +76,29 @@ def evaluate(
     names = {name for row in rows.values() for name in row}
     having = {name: [row[name] for row in rows.values() if name in row] for name in sorted(names)}
     return {"overall": {name: sum(v) / len(v) for name, v in having.items()}} | rows
+
+
+def added_motion(
+    pipe: MiVEPipeline,
+    clips: int = 64,
+    *,
+    seed: int = TEST_SEED,
+    draw: Callable[[ToyEdits], Tensor] | None = None,
+    **options,
+) -> float:
+    """Of objects that are to be added, the share that is there and moves as the instruction says.
+
+    An edited first frame shows everything else about such an object: only this comes from the words.
+
+    Args:
+        pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
+    """
+    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size, categories=("local add",)))
+    generator = torch.Generator().manual_seed(seed)
+    results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
+    wanted = [attributes["after"] for attributes in edits.attributes]
+    seen = [seen_motion(result, thing["colour"]) for result, thing in zip(results, wanted, strict=True)]
+    return sum(s == thing["motion"] for s, thing in zip(seen, wanted, strict=True)) / clips
 
 
 def attention_by_depth(
