@@ -1,5 +1,6 @@
 """MiVE's pipeline, its command, its training data, and the numbers about its edits."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from vera_lite.cli import main
 from vera_lite.clip import to_float, to_uint8
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_benchmark import evaluate, redraw
+from vera_lite.evaluation.edit_benchmark import added_motion, evaluate, redraw
 from vera_lite.objectives import FlowMatching
 from vera_lite.pipelines import MiVEPipeline
-from vera_lite.systems import build_system
+from vera_lite.systems import MiVE, build_system
 from vera_lite.toy_edits import CATEGORIES, EditWorld, render_edits
 from vera_lite.training import ToyEditData
 from vera_lite.training.cli import export
@@ -225,3 +226,57 @@ def test_evaluation_shows_the_true_first_frame(pipe, monkeypatch):
     world = render_edits(2_000_000, range(2), EditWorld(*SIZE, categories=("local remove",)))
     assert any(torch.equal(looks, world.target[:, 0]) for looks in seen)
     assert found["local remove"]["instruction_compliance"] < 10
+
+
+def test_only_motion_counts_as_motion(pipe):
+    assert added_motion(pipe, 20, draw=lambda edits: edits.target) > 0.9
+    still = added_motion(pipe, 20, draw=lambda edits: edits.target[:, :1].expand_as(edits.target))
+    wanted = render_edits(2_000_000, range(20), EditWorld(*SIZE, categories=("local add",))).attributes
+    assert still == pytest.approx(sum(a["after"]["motion"] == "still" for a in wanted) / 20, abs=0.11)
+    assert added_motion(pipe, 20, draw=lambda edits: edits.source) == 0
+
+
+# ---------------------------------------------------------------------- the ablation
+
+
+@pytest.fixture
+def ablation(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    return importlib.import_module("mive_ablation")
+
+
+@pytest.mark.parametrize("variant", ["self", "middle layer", "decoupled"])
+def test_readings_that_are_kept_are_those_that_were_made(ablation, variant, tmp_path, monkeypatch):
+    system = MiVE(ablation.VARIANTS[variant])
+    edits = render_edits(2, range(2))
+    given = edits.source, edits.instruction, edits.target[:, 0]
+    expected = system.read(*given)
+    for again in range(2):
+        if again:  # nobody is asked twice
+            monkeypatch.setattr(ablation.multiscale, "read", None)
+            monkeypatch.setattr(MiVE, "read", None)
+        found = ablation.remembered(system, tmp_path)(*given)
+        assert len(list(tmp_path.iterdir())) == 1
+        assert torch.equal(found.text, expected.text) and torch.equal(found.visual, expected.visual)
+        pairs = zip(found.layers, expected.layers, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_ablation_pairs_by_seed_and_says_where_the_paper_is_not_ahead(ablation):
+    def metrics(variant, seed):
+        worth = 50 + 10 * (variant == "self") + seed
+        return {metric: worth for _, metric, _ in ablation.COLUMNS}
+
+    runs = [
+        {"variant": v, "seed": s, "parameters": 10**6, "metrics": metrics(v, s)}
+        for v in ablation.VARIANTS
+        for s in range(3)
+    ]
+    results = ablation.summarise(runs)
+    assert {tuple(r["gains"]) for r in results} == {(10, 10, 10)} and all(r["holds"] for r in results)
+    assert sum(r["claimed"] for r in results) == len(ablation.VARIANTS) - 1
+    printed = ablation.table({**ablation.settings(), "runs": runs, "results": results})
+    assert "ahead in 3 of 3 seeds" in printed and "61.0 +-1.0" in printed
+    rows = [line for line in printed.splitlines() if "not ahead in" in line]
+    assert "full less last" in rows[-1] and rows[-1].endswith("+0.10   not ahead in: CC (-0.23), VA (-0.02)")
+    assert "fused_cross" in rows[2] and rows[2].endswith("not ahead in: CC (-0.17)")

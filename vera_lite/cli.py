@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("vera", "rvedit", "mive"),
         default="vera",
         help="vera (default) lays an edit over the untouched source; rvedit and mive draw every frame anew, "
-        "mive after a --reference; the last three options here are vera's",
+        "mive after a --reference; --mask, --guidance and --alpha-floor are vera's",
     )
     edit.add_argument("--reference", type=Path, help="of mive: picture of the first frame as it is to look")
     edit.add_argument(

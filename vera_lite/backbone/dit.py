@@ -237,7 +237,7 @@ class SelfAttention(Attention):
             out = attend(q, k, v, given).unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
         else:
             q, k, v = (y.transpose(2, 3).flatten(0, 1) for y in (q, k, v))  # (N * B, H, S, d)
-            out = attend(q, k, v).unflatten(0, (branches, -1)).transpose(2, 3)
+            out = attend(q, k, v, given).unflatten(0, (branches, -1)).transpose(2, 3)
         return self.to_out[0](out.flatten(-2))  # (N, B, S, D)
 
 
