@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from vera_lite.clip import to_uint8
 from vera_lite.toy_edits import EditWorld, render_edits
 from vera_lite.toyworld import WorldConfig, render
@@ -23,7 +25,7 @@ SQUARE = 1014  # of the world of edits: "make the blue square green"
 
 
 def write(folder: Path) -> list[Path]:
-    """Write the sources, and the subject's mask where there is a subject."""
+    """Write the sources, the subject's mask where there is one, and the first frame of an edit."""
     written = []
     for name, index in CLIPS.items():
         clip = render(SEED, [index], WORLD).clip(0)
@@ -33,8 +35,10 @@ def write(folder: Path) -> list[Path]:
             write_video(path, to_uint8(layer), FPS, "lossless")
             written.append(path)
     size = EditWorld(WORLD.frames, WORLD.height, WORLD.width, categories=("local change",))
-    written.append(folder / "square.mkv")
-    write_video(written[-1], to_uint8(render_edits(SEED, [SQUARE], size).source[0]), FPS, "lossless")
+    square = render_edits(SEED, [SQUARE], size)
+    written += [folder / "square.mkv", folder / "square_reference.png"]
+    write_video(written[-2], to_uint8(square.source[0]), FPS, "lossless")
+    Image.fromarray(to_uint8(square.target[0, 0]).permute(1, 2, 0).numpy()).save(written[-1])
     return written
 
 

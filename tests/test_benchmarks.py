@@ -24,6 +24,8 @@ RATIOS = {
     "gencompositor",
     "infonce",
     "rvedit_reference_pass",
+    "adaln",
+    "context_tokens",
 }  # written by the harness
 STUDIES = {"preservation", "gencompositor_ablation"}
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_judge import judge_edits
+from vera_lite.evaluation.edit_judge import judge_edits, seen_motion
 from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, render_edits
 from vera_lite.toyworld import COLOURS, MOTIONS, PLACES, SHAPES
 
@@ -143,3 +143,19 @@ def test_results_that_do_not_fit_are_refused(edits):
 def test_a_single_frame_is_judged():
     batch = render_edits(3, range(4), EditWorld(frames=1, categories=("local remove", "global style")))
     assert all(score.min() > 95 for score in judge_edits(batch, batch.target).values())
+
+
+def test_motion_is_read_off_the_video(edits):
+    batch = edits["local add"]
+    things = [a["after"] for a in batch.attributes]
+    assert len({thing["motion"] for thing in things}) == len(MOTIONS)
+    pairs = list(zip(batch.target, things, strict=True))
+    assert sum(seen_motion(video, t["colour"]) == t["motion"] for video, t in pairs) / len(pairs) > 0.9
+    held = [seen_motion(video[:1].expand_as(video), t["colour"]) for video, t in pairs]
+    assert held.count("still") / len(pairs) > 0.9
+    for video, thing in pairs:
+        turned = {"up": "down", "down": "up"}.get(thing["motion"])
+        if turned:
+            assert seen_motion(video.flip(0), thing["colour"]) == turned
+    missing = [seen_motion(video, t["colour"]) for video, t in zip(batch.source, things, strict=True)]
+    assert missing.count(None) / len(pairs) > 0.9

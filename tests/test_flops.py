@@ -42,6 +42,7 @@ def counted(config, latent_size, text_tokens, branches, batch, timesteps, device
         freq_dim=st.sampled_from([4, 10]),
         ffn_dim=st.integers(1, 40),
         num_layers=st.integers(0, 2),
+        cross_attention=st.booleans(),
         cross_attn_norm=st.booleans(),
         pooled_text=st.booleans(),
     ),

@@ -406,7 +406,7 @@ def test_sample_clips_are_what_their_checksums_say():
     import hashlib
 
     lines = (SAMPLES / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         digest, name = line.split()
         assert hashlib.sha256((SAMPLES / name).read_bytes()).hexdigest() == digest
@@ -417,3 +417,5 @@ def test_sample_clips_are_what_their_checksums_say():
     square = render_edits(77, [1014], EditWorld(25, 128, 128, categories=("local change",)))
     assert square.instruction == ["make the blue square green"]
     assert (square.source[0] - stored).abs().max() < 2 / 255
+    reference = torch.from_numpy(np.array(Image.open(SAMPLES / "square_reference.png"))).permute(2, 0, 1)
+    assert (square.target[0, 0] - to_float(reference)).abs().max() < 2 / 255

@@ -52,15 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument(
         "--prompt",
         required=True,
-        help='e.g. "add a red ring at the top left moving right"; of rvedit, "make the blue square green"',
+        help='e.g. "add a red ring at the top left moving right"; of others, "make the blue square green"',
     )
     edit.add_argument(
         "--system",
-        choices=("vera", "rvedit"),
+        choices=("vera", "rvedit", "mive"),
         default="vera",
-        help="vera (default) lays an edit over the untouched source, rvedit draws every frame anew; "
-        "the three options that follow are vera's",
+        help="vera (default) lays an edit over the untouched source; rvedit and mive draw every frame anew, "
+        "mive after a --reference; --mask, --guidance and --alpha-floor are vera's",
     )
+    edit.add_argument("--reference", type=Path, help="of mive: picture of the first frame as it is to look")
     edit.add_argument(
         "--mask", type=Path, help="video or picture, white where the object goes, or on the subject to keep"
     )
@@ -136,16 +137,25 @@ def _run(options: argparse.Namespace) -> int:
 
 def _edit(options: argparse.Namespace) -> list[Path]:
     from vera_lite.edit_file import edit_file, redraw_file
-    from vera_lite.pipelines import RVEDiTPipeline, VeraPipeline
+    from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline, VeraPipeline
 
-    given = {name: getattr(options, name) for name in ("mask", "guidance", "alpha_floor")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.system == "rvedit" and given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UserError(f"{names} cannot be used with --system rvedit, which has no layers and no guidance.")
-    pipeline, edit = {"vera": (VeraPipeline, edit_file), "rvedit": (RVEDiTPipeline, redraw_file)}[
-        options.system
-    ]
+    names = ("reference", "mask", "guidance", "alpha_floor")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.system != "mive" and "reference" in given:
+        raise UserError(f"--reference cannot be used with --system {options.system}: only mive looks at one.")
+    foreign = ["--" + name.replace("_", "-") for name in given if name != "reference"]
+    if options.system != "vera" and foreign:
+        raise UserError(
+            f"{', '.join(foreign)} cannot be used with --system {options.system}, which has no layers and no "
+            "guidance."
+        )
+    if options.system == "mive" and "reference" not in given:
+        raise UserError("--system mive needs --reference: a picture of the first frame as it is to look.")
+    pipeline, edit = {
+        "vera": (VeraPipeline, edit_file),
+        "rvedit": (RVEDiTPipeline, redraw_file),
+        "mive": (MiVEPipeline, redraw_file),
+    }[options.system]
     return edit(
         pipeline.from_pretrained(options.model),
         options.video,

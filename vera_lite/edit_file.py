@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 from vera_lite.clip import composite, to_float, to_uint8
 from vera_lite.conditioning import PhraseEncoder, parse
 from vera_lite.errors import UserError
-from vera_lite.pipelines import ALPHA_FLOOR, RVEDiTPipeline, VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.pipelines import (
+    ALPHA_FLOOR,
+    MiVEPipeline,
+    RVEDiTPipeline,
+    VeraPipeline,
+    enlarge,
+    floored,
+    frame_choice,
+)
 from vera_lite.sampling import DenoisingState
 from vera_lite.trajectory import Trajectory
 from vera_lite.video import VideoInfo, VideoReader, VideoWriter, replacing
@@ -119,11 +127,12 @@ def edit_file(
 
 
 def redraw_file(
-    pipe: RVEDiTPipeline,
+    pipe: RVEDiTPipeline | MiVEPipeline,
     video: str | Path,
     prompt: str,
     out: str | Path,
     *,
+    reference: str | Path | None = None,
     seed: int = 0,
     **options,
 ) -> list[Path]:
@@ -135,15 +144,17 @@ def redraw_file(
         prompt: what to do.
         out: folder, made if needed. Gets ``final.mkv`` (lossless), ``final.mp4`` (preview), ``sheet.png`` and
             ``metrics.json``, each replaced whole or not at all.
+        reference: a picture of the first frame as it is to look, of any size: MiVE's; RVEDiT takes none.
         seed: of the noise.
-        options: of :meth:`RVEDiTPipeline.generate`.
+        options: of the pipeline's ``generate``.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: the file cannot be read, or the prompt has an unknown word; nothing is written then.
+        UserError: a file cannot be read, or the prompt has an unknown word; nothing is written then.
     """
+    looks = () if reference is None else (to_float(read_picture(Path(reference), "reference")),)
     reader = VideoReader(video)
     info = reader.info
     out = checked_folder(out)
@@ -151,7 +162,7 @@ def redraw_file(
     started = time.perf_counter()
     frames = pick(tqdm(reader, "reading", unit="frame"), frame_choice(info.frames, pipe.clip_size[0]))
     with denoising_bar(options) as options:
-        small = pipe.small_edit(to_float(frames), prompt, seed=seed, **options)
+        small = pipe.small_edit(to_float(frames), prompt, *looks, seed=seed, **options)
     generated = time.perf_counter()
 
     change = 0.0
@@ -167,6 +178,7 @@ def redraw_file(
     metrics = {
         "source": str(video),
         "prompt": prompt,
+        "reference": None if reference is None else str(reference),
         "seed": seed,
         "steps": options["steps"],
         "frames": info.frames,
@@ -247,13 +259,7 @@ def video_writers(out: Path, fps: Fraction, names: tuple[str, ...]) -> Iterator[
 def read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
     """The chosen frames (t, 1, H, W) in [0, 1] of a video, or of a picture that stands for all frames."""
     if path.suffix.lower() in _PICTURES:
-        if not path.is_file():
-            raise UserError(f"there is no mask file {path}.")
-        try:
-            gray = np.asarray(Image.open(path).convert("L"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} is no picture that can be read.") from error
-        mask = torch.from_numpy(gray.copy())[None, None].expand(len(chosen), -1, -1, -1)
+        mask = read_picture(path, "mask", "L").expand(len(chosen), -1, -1, -1)
     else:
         reader = VideoReader(path)
         if len(reader) != info.frames:
@@ -265,6 +271,26 @@ def read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
             f"the video {info.width}x{info.height}; they must agree."
         )
     return to_float(mask).mean(1, keepdim=True)
+
+
+def read_picture(path: Path, role: str, mode: str = "RGB") -> Tensor:
+    """A picture file as uint8 (C, H, W).
+
+    Args:
+        path: of the file.
+        role: what it is for, as the message says.
+        mode: Pillow's: "RGB", or "L" for one channel.
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {role} file {path}.")
+    try:
+        pixels = np.array(Image.open(path).convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is no picture that can be read.") from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def draw_sheet(

@@ -42,6 +42,7 @@ class WanConfig:
         freq_dim: sinusoids of the timestep.
         ffn_dim: inner width of the feed-forward layer.
         num_layers: blocks.
+        cross_attention: off: blocks have self-attention and feed-forward only (MiVE).
         cross_attn_norm: LayerNorm before cross-attention, as every released Wan has.
         eps: of all norms.
         pooled_text: also add the summed text features to the time embedding. Not in Wan; at toy
@@ -57,6 +58,7 @@ class WanConfig:
     freq_dim: int = 256
     ffn_dim: int = 8960
     num_layers: int = 30
+    cross_attention: bool = True
     cross_attn_norm: bool = True
     eps: float = 1e-6
     pooled_text: bool = False
@@ -179,16 +181,18 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor, runs: list[int]) -> 
 # --- attention -----------------------------------------------------------------------------------
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, without a mask; (B, H, tokens, d) each.
+def attend(q: Tensor, k: Tensor, v: Tensor, given: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each. ``given`` (B, tokens) is False at keys that are
+    only padding.
 
     Under CPU autocast it runs in float32: there the backward pass in bfloat16 is three times slower,
     while bfloat16 matrix products are several times faster.
     """
+    mask = None if given is None else given[:, None, None]
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 class Attention(nn.Module):
@@ -221,18 +225,19 @@ class SelfAttention(Attention):
         super().__init__(config, experts, experts)
         self.joint = joint
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """x (N, B, S, D), rotary (S, d/2) -> (N, B, S, D)."""
+    def forward(self, x: Tensor, rotary: Tensor, given: Tensor | None = None) -> Tensor:
+        """x (N, B, S, D), rotary (S, d/2), ``given`` (B, S) of one branch, see :func:`attend` ->
+        (N, B, S, D)."""
         branches = x.shape[0]
         q = rotate(self.split(self.norm_q(self.to_q(x))), rotary)  # (N, B, S, H, d)
         k = rotate(self.split(self.norm_k(self.to_k(x))), rotary)
         v = self.split(self.to_v(x))
         if self.joint:
             q, k, v = (y.permute(1, 3, 0, 2, 4).flatten(2, 3) for y in (q, k, v))  # (B, H, N * S, d)
-            out = attend(q, k, v).unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
+            out = attend(q, k, v, given).unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
         else:
             q, k, v = (y.transpose(2, 3).flatten(0, 1) for y in (q, k, v))  # (N * B, H, S, d)
-            out = attend(q, k, v).unflatten(0, (branches, -1)).transpose(2, 3)
+            out = attend(q, k, v, given).unflatten(0, (branches, -1)).transpose(2, 3)
         return self.to_out[0](out.flatten(-2))  # (N, B, S, D)
 
 
@@ -297,28 +302,41 @@ class WanBlock(nn.Module):
         dim = config.dim
         self.eps = config.eps
         self.attn1 = SelfAttention(config, experts, joint)
-        self.attn2 = CrossAttention(config, experts, 1 if share_text_kv else experts)
-        self.norm2 = StackedLayerNorm(experts, dim, config.eps) if config.cross_attn_norm else nn.Identity()
+        self.attn2 = self.norm2 = None
+        if config.cross_attention:
+            self.attn2 = CrossAttention(config, experts, 1 if share_text_kv else experts)
+            normed = config.cross_attn_norm
+            self.norm2 = StackedLayerNorm(experts, dim, config.eps) if normed else nn.Identity()
         self.ffn = FeedForward(experts, dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(experts, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, runs: list[int], rotary: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor | None,
+        modulation: Tensor,
+        runs: list[int],
+        rotary: Tensor,
+        given: Tensor | None = None,
+    ) -> Tensor:
         """
         Args:
             x: hidden states (N, B, S, D).
-            text: text features (1 or N, B, T, D).
+            text: text features (1 or N, B, T, D); None without cross-attention.
             modulation: projected time embedding (1 or N, B, G, 6, D).
             runs: G run lengths, adding up to S.
             rotary: (S, d/2) complex.
+            given: (B, S), False at padding among x, which nothing attends to (one branch only).
 
         Returns:
             (N, B, S, D).
         """
         table = self.scale_shift_table[:, None, None] + modulation.float()  # (E, B, G, 6, D)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(-2)  # (E, B, G, D) each
-        attended = self.attn1(modulated_norm(x, scale, shift, runs, self.eps), rotary)
+        attended = self.attn1(modulated_norm(x, scale, shift, runs, self.eps), rotary, given)
         x = gated_residual(x, attended, gate, runs)
-        x = x + self.attn2(self.norm2(x), text)
+        if self.attn2 is not None:
+            x = x + self.attn2(self.norm2(x), text)
         fed = self.ffn(modulated_norm(x, ffn_scale, ffn_shift, runs, self.eps))
         return gated_residual(x, fed, ffn_gate, runs)
 
@@ -477,13 +495,18 @@ class WanTransformer(nn.Module):
             contexts = [embedded] * len(self.blocks)
         rotary = rotary_table(self.config.attention_head_dim, grid, device=x.device)
         for block, context in zip(self.blocks, contexts, strict=True):
-            x = self._run(block, x, context, modulation, runs, rotary)
+            x = self.run(block, x, context, modulation, runs, rotary)
+        return self.head(x, time, runs, grid)
+
+    def head(self, x: Tensor, time: Tensor, runs: list[int], grid: tuple[int, int, int]) -> Tensor:
+        """Hidden states (N, B, S, D) and the runs' time embeddings (E, B, G, D) -> (N, B, C, t, h, w)."""
         shift, scale = (self.scale_shift_table[:, None, None] + time.float()[..., None, :]).unbind(-2)
         x = self.proj_out(modulated_norm(x, scale, shift, runs, self.config.eps))
         (t, h, w), (p, q, r) = grid, self.config.patch_size
         return rearrange(x, "n b (t h w) (p q r c) -> n b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
 
-    def _run(self, block: WanBlock, *inputs) -> Tensor:
+    def run(self, block: WanBlock, *inputs) -> Tensor:
+        """``block(*inputs)``, keeping for the backward pass what :attr:`checkpointing` says."""
         if self.checkpointing == "none" or not torch.is_grad_enabled():
             return block(*inputs)
         if self.checkpointing == "full":

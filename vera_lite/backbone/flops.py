@@ -38,6 +38,7 @@ def forward_flops(
     *,
     batch: int = 1,
     timesteps: int = 1,
+    context_tokens: int = 0,
     experts: int | None = None,
     joint: bool = True,
     share_text_kv: bool = False,
@@ -63,7 +64,7 @@ def forward_flops(
         embedding = 2 B N S c D (C + O) + 2 B E (G (P D + 7 D^2) + T (W D + D^2))
 
     ``config.pooled_text`` adds 2 B E D^2. Without text embedding T is the length of every block's context,
-    and its own terms are missing here.
+    and its own terms are missing here. Without cross-attention 12 becomes 8, and the blocks' terms with T go.
 
     Args:
         config: sizes of one branch.
@@ -72,6 +73,7 @@ def forward_flops(
         branches: N.
         batch: B.
         timesteps: G, runs of tokens with equal timestep; 1 unless timesteps are given per token.
+        context_tokens: how many of S are no patches, and so not in the embedding: MiVE's context.
         experts, joint, share_text_kv, share_condition_embedder: as for the transformer.
     """
     experts = branches if experts is None else experts
@@ -88,7 +90,10 @@ def forward_flops(
     text = 0 if config.text_dim is None else text_tokens * (config.text_dim * dim + dim**2)
     pooled = dim**2 if config.pooled_text else 0
     embedding = 2 * branches * tokens * channels * dim + 2 * embedders * (time + text + pooled)
-    linear = branches * tokens * (12 * dim**2 + 4 * dim * inner)
+    tokens += context_tokens  # S
+    if not config.cross_attention:
+        text_tokens = 0
+    linear = branches * tokens * ((12 if config.cross_attention else 8) * dim**2 + 4 * dim * inner)
     text_kv = 4 * memories * text_tokens * dim**2
     pairs = (branches * tokens) ** 2 if joint else branches * tokens**2
     return ForwardFlops(

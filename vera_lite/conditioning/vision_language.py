@@ -5,6 +5,7 @@ All are transformers' own classes with their own processors. The toy one is a sm
 """
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,3 +241,11 @@ class VisionLanguageModel:
         length = prompt.tensors["input_ids"].shape[1]
         tokens = self.model.generate(**prompt.tensors, max_new_tokens=max_new_tokens, do_sample=False)
         return self.processor.batch_decode(tokens[:, length:], skip_special_tokens=True)
+
+
+@functools.lru_cache(maxsize=2)
+def frozen_vlm(name: str | None) -> VisionLanguageModel:
+    """The vision-language model of that name, frozen; loaded once."""
+    vlm = VisionLanguageModel.from_pretrained(name)
+    vlm.model.requires_grad_(False)
+    return vlm

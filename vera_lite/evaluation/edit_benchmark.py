@@ -1,4 +1,5 @@
-"""How well RVEDiT follows toy instructions that it never saw, and what its cross-attention does meanwhile."""
+"""How well RVEDiT and MiVE follow toy instructions that they never saw, and what RVEDiT's cross-attention
+does meanwhile."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -8,17 +9,29 @@ from torch import Tensor
 
 from vera_lite.diagnostics import Sweep, Tap
 from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
-from vera_lite.evaluation.edit_judge import judge_edits
+from vera_lite.evaluation.edit_judge import judge_edits, seen_motion
 from vera_lite.evaluation.toy_benchmark import PooledPSNR
 from vera_lite.infonce import info_nce
-from vera_lite.pipelines import RVEDiTPipeline
+from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
 from vera_lite.toy_edits import CATEGORIES, EditWorld, ToyEdits, render_edits
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
 
 
+def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> Tensor:
+    """The pipeline's edits (B, T, 3, H, W); MiVE is shown the true first frame of each.
+
+    Args:
+        pipe: of the clips' size.
+        edits: B clips.
+        options: of its ``generate``.
+    """
+    looks = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
+    return pipe.generate(edits.source, edits.instruction, *looks, **options)
+
+
 def evaluate(
-    pipe: RVEDiTPipeline,
+    pipe: RVEDiTPipeline | MiVEPipeline,
     clips: int = 64,
     *,
     seed: int = TEST_SEED,
@@ -29,7 +42,7 @@ def evaluate(
     """Edit ``clips`` unseen clips of each category and judge them.
 
     Args:
-        pipe: gives the size.
+        pipe: gives the size, and the edits; see :func:`redraw`.
         clips: of each category.
         seed: of the world.
         batch_size, options: of sampling.
@@ -48,10 +61,7 @@ def evaluate(
         psnr, preserved, scores = PooledPSNR(), PooledPSNR(), defaultdict(list)
         for first in range(0, clips, batch_size):
             edits = render_edits(seed, range(first, min(first + batch_size, clips)), world)
-            if draw is None:
-                results = pipe.generate(edits.source, edits.instruction, generator=generator, **options)
-            else:
-                results = draw(edits)
+            results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
             psnr.add(results, edits.target, torch.ones_like(edits.changed) > 0)
             if category != "global style":
                 preserved.add(results, edits.source, edits.changed == 0)
@@ -66,6 +76,29 @@ def evaluate(
     names = {name for row in rows.values() for name in row}
     having = {name: [row[name] for row in rows.values() if name in row] for name in sorted(names)}
     return {"overall": {name: sum(v) / len(v) for name, v in having.items()}} | rows
+
+
+def added_motion(
+    pipe: MiVEPipeline,
+    clips: int = 64,
+    *,
+    seed: int = TEST_SEED,
+    draw: Callable[[ToyEdits], Tensor] | None = None,
+    **options,
+) -> float:
+    """Of objects that are to be added, the share that is there and moves as the instruction says.
+
+    An edited first frame shows everything else about such an object: only this comes from the words.
+
+    Args:
+        pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
+    """
+    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size, categories=("local add",)))
+    generator = torch.Generator().manual_seed(seed)
+    results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
+    wanted = [attributes["after"] for attributes in edits.attributes]
+    seen = [seen_motion(result, thing["colour"]) for result, thing in zip(results, wanted, strict=True)]
+    return sum(s == thing["motion"] for s, thing in zip(seen, wanted, strict=True)) / clips
 
 
 def attention_by_depth(

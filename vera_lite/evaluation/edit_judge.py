@@ -148,6 +148,17 @@ def visual_quality(source: Tensor, result: Tensor, target: Tensor) -> float:
     return share
 
 
+def seen_motion(result: Tensor, colour: str) -> str | None:
+    """How what has a colour moves, a word of ``MOTIONS``; None if nothing of it has a known outline.
+
+    Args:
+        result: (T, 3, H, W) in [0, 1].
+        colour: a word of ``COLOURS``.
+    """
+    seen = read_object(result, _matte(result, colour))
+    return None if seen["fit"] < OBJECT_FIT else seen["motion"]
+
+
 # --- vision --------------------------------------------------------------------------------------
 
 

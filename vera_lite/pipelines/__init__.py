@@ -2,6 +2,7 @@
 
 from vera_lite.pipelines.base import ASSETS, Pipeline, enlarge, frame_choice
 from vera_lite.pipelines.gencompositor import CANVAS_FILL, CompositeResult, GenCompositorPipeline
+from vera_lite.pipelines.mive import MiVEPipeline
 from vera_lite.pipelines.rvedit import RVEDiTPipeline
 from vera_lite.pipelines.vera import ALPHA_FLOOR, EditResult, VeraPipeline, floored
 
@@ -12,6 +13,7 @@ __all__ = [
     "CompositeResult",
     "EditResult",
     "GenCompositorPipeline",
+    "MiVEPipeline",
     "Pipeline",
     "RVEDiTPipeline",
     "VeraPipeline",

@@ -8,6 +8,7 @@ from vera_lite.backbone import CogVideoXConfig, WanConfig
 from vera_lite.errors import UserError
 from vera_lite.objectives import Diffusion, FlowMatching
 from vera_lite.systems.gencompositor import GenCompositor, GenCompositorConfig
+from vera_lite.systems.mive import MiVE, MiVEConfig
 from vera_lite.systems.regeneration import Regeneration, RegenerationConfig
 from vera_lite.systems.rvedit import RVEDiT, RVEDiTConfig
 from vera_lite.systems.vera import Vera, VeraConfig
@@ -17,6 +18,7 @@ SYSTEMS = {
     "regeneration": (Regeneration, RegenerationConfig, WanConfig),
     "gencompositor": (GenCompositor, GenCompositorConfig, CogVideoXConfig),
     "rvedit": (RVEDiT, RVEDiTConfig, WanConfig),
+    "mive": (MiVE, MiVEConfig, WanConfig),
 }
 
 
@@ -57,6 +59,8 @@ __all__ = [
     "SYSTEMS",
     "GenCompositor",
     "GenCompositorConfig",
+    "MiVE",
+    "MiVEConfig",
     "RVEDiT",
     "RVEDiTConfig",
     "Regeneration",

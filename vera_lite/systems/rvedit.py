@@ -26,7 +26,6 @@ InfoNCE                  :func:`vera_lite.infonce.info_nce`
 """
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from torch.distributed.tensor import DTensor
 from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
 from vera_lite.backbone.dit import WAN_TI2V_5B, StackedLinear
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
-from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.errors import UserError
 from vera_lite.infonce import info_nce
 from vera_lite.objectives import FlowMatching, StepDraws
@@ -101,14 +100,6 @@ class RVEDiTConfig:
             raise UserError(f"reference_noise is shared or own, not {self.reference_noise!r}.")
         if self.alignment_weight < 0:
             raise UserError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
-
-
-@functools.lru_cache(maxsize=2)
-def frozen_vlm(name: str | None) -> VisionLanguageModel:
-    """The vision-language model of that name, frozen; loaded once."""
-    vlm = VisionLanguageModel.from_pretrained(name)
-    vlm.model.requires_grad_(False)
-    return vlm
 
 
 class AdaptedVLM(VisionLanguageModel):

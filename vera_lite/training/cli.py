@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningCLI
 from vera_lite.codecs import PatchCodec
 from vera_lite.conditioning.vision_language import toy_processor
 from vera_lite.errors import UserError
-from vera_lite.pipelines import GenCompositorPipeline, RVEDiTPipeline, VeraPipeline
+from vera_lite.pipelines import GenCompositorPipeline, MiVEPipeline, RVEDiTPipeline, VeraPipeline
 from vera_lite.systems import build_system
 
 
@@ -58,7 +58,7 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     system.load_state_dict(weights)
     codec = PatchCodec(*saved["vera_lite"]["codec"]["shape"])
     codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])
-    pipelines = (VeraPipeline, GenCompositorPipeline, RVEDiTPipeline)
+    pipelines = (VeraPipeline, GenCompositorPipeline, RVEDiTPipeline, MiVEPipeline)
     pipeline = next(p for p in pipelines if isinstance(system, p.systems))
     pipe = pipeline(system, codec, **saved["vera_lite"]["pipeline"])
     pipe.save_pretrained(folder, torch.float16 if half else torch.float32)

@@ -1,4 +1,4 @@
-"""Toy edits as RVEDiT's batches, rendered and encoded when asked for."""
+"""Toy edits as RVEDiT's and MiVE's batches, rendered and encoded when asked for."""
 
 from torch.utils.data import Dataset
 
@@ -23,6 +23,9 @@ class EditBatches(Dataset):
             "composite": data.codec.encode(batch.target),
             "source_video": batch.source,
             "composite_video": batch.target,
+            # MiVE's edited first frame, coded as a clip of its own.
+            "reference": data.codec.encode(batch.target[:, :1]),
+            "reference_image": batch.target[:, 0],
             "changed": latent_mask(data.codec, batch.changed),
             "instruction": batch.instruction,
             "answer": batch.answer,

@@ -1,0 +1,137 @@
+"""Multiscale context: hidden states of several layers of a frozen vision-language model (VLM), fused.
+
+MiVE's way (arXiv 2605.14664, Eq. 3-5). Early layers know where things are, late ones what is meant, so the
+video model is given both. For chosen layers l, with phi_l (N_c, D_vlm) what layer l makes of a prompt:
+
+    c_l = Linear_l(RMSNorm_l(phi_l))        (N_c, D / number of layers)       (3)
+    c^  = Concat(c_1, ..., c_L)             (N_c, D), along features          (4)
+    c   = Linear_fuse(c^)                   (N_c, D)                          (5)
+
+No token is dropped or merged: N_c is the length of the prompt.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
+from vera_lite.errors import UserError
+
+
+class Reading(NamedTuple):
+    """What a VLM makes of B prompts. Shorter prompts are padded at their end.
+
+    Attributes:
+        layers: phi_l of each chosen layer, (B, N_c, D_vlm).
+        text, visual: (B, N_c), True where a token is a word (or a mark), or stands for pixels; padding is
+            neither.
+    """
+
+    layers: tuple[Tensor, ...]
+    text: Tensor
+    visual: Tensor
+
+
+def read(
+    vlm: VisionLanguageModel,
+    clips: Sequence[Tensor],
+    texts: Sequence[str],
+    images: Sequence[Tensor],
+    layers: Sequence[int] = (1, -1),
+    frames: int | None = None,
+) -> Reading:
+    """Let a VLM read reference image, video and instruction in one prompt, and keep chosen layers only.
+
+    Nothing is learned here: no gradient is kept.
+
+    Args:
+        vlm: e.g. the toy one in the package.
+        clips: (T, 3, H, W) in [0, 1] each.
+        texts: what is to be done to each.
+        images: reference pictures (3, H, W) in [0, 1], shown before the clips.
+        layers: numbered as transformers numbers ``hidden_states``: 0 is the embedded input, l the output of
+            the l-th of L layers, and L (or -1) what the final norm makes of the last.
+        frames: how many frames of each clip are shown, spread evenly; None leaves it to the processor.
+
+    Raises:
+        UserError: the model has no such layer, or a word is unknown to the toy model.
+    """
+    shown = vlm.sample_frames
+    if frames is not None:
+        clips = [clip[torch.linspace(0, len(clip) - 1, frames).round().long()] for clip in clips]
+        shown = False
+    dialogues = [[(text, None)] for text in texts]
+    prompt = chat(vlm.processor, clips, dialogues, images, sample_frames=shown, to_be_answered=False).tensors
+    prompt = {name: value.to(vlm.model.device) for name, value in prompt.items()}
+    hidden = hidden_states(vlm, layers, prompt)
+    tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
+    config = vlm.model.config
+    visual = ((tokens == config.image_token_id) | (tokens == config.video_token_id)) & given
+    # The processor pads on the left: turn each row until it starts with its first token.
+    length = tokens.shape[1]
+    order = (torch.arange(length, device=tokens.device) + length - given.sum(1, keepdim=True)) % length
+    text, visual = (mask.take_along_dim(order, 1) for mask in (given & ~visual, visual))
+    return Reading(tuple(h.take_along_dim(order[..., None], 1) for h in hidden), text, visual)
+
+
+@torch.no_grad()
+def hidden_states(vlm: VisionLanguageModel, layers: Sequence[int], prompt: dict[str, Tensor]) -> list[Tensor]:
+    """Hidden states of chosen layers, (B, N_c, D_vlm) each, numbered as in :func:`read`.
+
+    transformers' ``output_hidden_states`` would keep all layers until the end of the pass.
+    """
+    tower = vlm.model.model.language_model
+    depth = len(tower.layers)
+    for layer in layers:
+        if not -depth - 1 <= layer <= depth:
+            raise UserError(
+                f"the vision-language model has hidden states {-depth - 1} to {depth}, not {layer}."
+            )
+    numbers = [layer % (depth + 1) for layer in layers]
+    kept: dict[int, Tensor] = {}
+    hooks = []
+    for number in set(numbers):
+        if number == 0:
+            hook = tower.layers[0].register_forward_pre_hook(lambda _m, inputs: kept.update({0: inputs[0]}))
+        else:
+            module = tower.norm if number == depth else tower.layers[number - 1]
+
+            def keep(_module, _inputs, output, number=number) -> None:
+                kept[number] = output[0] if isinstance(output, tuple) else output
+
+            hook = module.register_forward_hook(keep)
+        hooks.append(hook)
+    try:
+        vlm.model.model(**prompt, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [kept[number] for number in numbers]
+
+
+class MultiscaleContext(nn.Module):
+    """Eq. 3-5.
+
+    Args:
+        vlm_dim: D_vlm, width of the VLM's language tower.
+        dim: D, width of the video model.
+        layers: how many layers are fused; D must be divisible by it.
+    """
+
+    def __init__(self, vlm_dim: int, dim: int, layers: int):
+        super().__init__()
+        if layers < 1 or dim % layers:
+            raise UserError(f"a context of width {dim} cannot be made of {layers} layers of equal width.")
+        self.norms = nn.ModuleList(nn.RMSNorm(vlm_dim, eps=1e-6) for _ in range(layers))
+        self.projections = nn.ModuleList(nn.Linear(vlm_dim, dim // layers) for _ in range(layers))
+        self.fusion = nn.Linear(dim, dim)
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """phi_l (B, N_c, D_vlm) of each layer -> c (B, N_c, D)."""
+        parts = [
+            project(norm(phi.to(norm.weight)))  # (3)
+            for norm, project, phi in zip(self.norms, self.projections, layers, strict=True)
+        ]
+        return self.fusion(torch.cat(parts, -1))  # (4), (5)

@@ -1,0 +1,251 @@
+"""MiVE (arXiv 2605.14664): edit a video by instruction and an edited first frame, in one self-attention.
+
+A frozen vision-language model (VLM) reads the instruction, the reference image (the first frame as it is to
+look, which an image editor has made) and the source video in one prompt. Hidden states of an early and of a
+late layer become one context c (Eq. 3-5, :mod:`vera_lite.conditioning.multiscale`).
+
+*Reference-aware latents*: the clean reference latents, of a clip of one frame, stand before both halves of
+the channels (Eq. 6):
+
+    z_t = Concat_channel([z_ref; z~_t], [z_ref; z_src])         z~_t: the noisy edited video
+
+*Unified self-attention*: context and video tokens are one sequence, which goes through Wan's blocks without
+their cross-attention (Eq. 7-8):
+
+    u^0 = [c; v]        v = PatchEmbed(z_t)
+    v^  = Head(u^P[N_c:])                                       the reference frame is dropped
+
+*Per-token AdaLN*: tokens of context and reference are clean, so they are modulated as at t = 0, all others
+as at the present t. These are two vectors, never one a token.
+
+paper                    here
+phi_l                    :class:`vera_lite.conditioning.multiscale.Reading`
+c                        ``adapter``, an :class:`~vera_lite.conditioning.multiscale.MultiscaleContext`
+P blocks, PatchEmbed     ``transformer``
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, load_wan, read_wan, rotary_table
+from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
+from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
+from vera_lite.errors import UserError
+from vera_lite.objectives import FlowMatching, StepDraws
+from vera_lite.systems.mive_ablation import CROSS_ATTENTION, Context, read_apart
+
+
+@dataclass(frozen=True)
+class MiVEConfig:
+    """Size, and every choice that the paper leaves open or that an ablation turns.
+
+    Attributes:
+        backbone: of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
+            embedding reads twice as many. Text embedding and cross-attention are left out, whatever it says.
+            With ``pooled_text`` the context's text tokens are also summed into the time embedding; not in
+            the paper.
+        objective: see :class:`vera_lite.objectives.FlowMatching`.
+        vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy one in
+            the package. The paper does not say whether it is trained: it is frozen here, and no part of the
+            weights.
+        vlm_dim: width of its language tower.
+        vlm_layers: which hidden states become context, numbered as transformers numbers them. "First" is
+            1, the output of the first layer: at 0 no token has seen another, so there would be nothing in it
+            of what the paper shows. "Last" is -1, after the final norm; whether the paper's is before it
+            makes next to no difference to the adapter, which begins with a norm.
+        vlm_frames: how many frames of the video the VLM is shown. The paper does not say; None leaves it to
+            the model's own processor.
+        context_positions: rotary positions of context tokens, of which the paper says nothing. "none": all at
+            0, so that none is nearer than another. "index": 0, 1, 2, ... along t, as if each were a frame.
+            "before": ... -2, -1 along t, which no video token has.
+        reference_position: "before": the reference stands at t = 0 and the video at 1, 2, ..., as its place
+            in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
+            video keeps Wan's positions.
+        conditioning: "self" is MiVE. The others are the baselines of its Table 3, see
+            :mod:`vera_lite.systems.mive_ablation`: "fused_cross", "dual_cross" and "decoupled".
+        changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
+            0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
+    """
+
+    backbone: WanConfig = WAN_14B
+    objective: FlowMatching = field(default_factory=FlowMatching)
+    vlm: str | None = None
+    vlm_dim: int = 4096
+    vlm_layers: tuple[int, ...] = (1, -1)
+    vlm_frames: int | None = None
+    context_positions: Literal["none", "index", "before"] = "none"
+    reference_position: Literal["before", "first"] = "before"
+    conditioning: Literal["self", "fused_cross", "dual_cross", "decoupled"] = "self"
+    changed_loss_weight: float = 0.0
+
+    def __post_init__(self):
+        choices = {
+            "context_positions": ("none", "index", "before"),
+            "reference_position": ("before", "first"),
+            "conditioning": ("self", *CROSS_ATTENTION),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        if self.vlm_frames is not None and self.vlm_frames < 1:
+            raise UserError(f"vlm_frames must be positive, got {self.vlm_frames}.")
+
+
+class MiVE(nn.Module):
+    """MiVE's denoiser and its training loss.
+
+    Args:
+        config: see :class:`MiVEConfig`.
+    """
+
+    layers = ("composite",)
+
+    def __init__(self, config: MiVEConfig):
+        super().__init__()
+        self.config = config
+        wan, crossed = config.backbone, config.conditioning != "self"
+        self.transformer = WanTransformer(
+            replace(wan, in_channels=2 * wan.in_channels, text_dim=None, cross_attention=crossed)
+        )
+        weight = self.transformer.patch_embedding.weight  # (1, D, C * cells), channel by channel
+        nn.init.zeros_(weight[..., weight.shape[-1] // 2 :])  # new channels say nothing yet
+        apart = config.conditioning == "decoupled"
+        self.adapter = MultiscaleContext(config.vlm_dim, wan.dim, 1 if apart else len(config.vlm_layers))
+        self.visual_adapter = MultiscaleContext(config.vlm_dim, wan.dim, 1) if apart else None
+        if crossed:
+            for block in self.transformer.blocks:
+                block.attn2 = CROSS_ATTENTION[config.conditioning](wan)
+
+    @classmethod
+    def from_wan(cls, folder: str | Path, **changes) -> "MiVE":
+        """Start from a Wan checkpoint saved by diffusers, without its text embedding and cross-attention.
+
+        Args:
+            folder: the transformer's folder.
+            changes: fields of :class:`MiVEConfig` other than ``backbone`` and ``conditioning``.
+        """
+        backbone, tensors = read_wan(folder)
+        system = cls(MiVEConfig(backbone=backbone, **changes))
+        left_out = ("condition_embedder.text_embedder.", ".attn2.", ".norm2.")
+        tensors = {n: v for n, v in tensors.items() if not any(part in n for part in left_out)}
+        weight = tensors["patch_embedding.weight"]  # (D, C, p, q, r)
+        tensors["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], 1)
+        load_wan(system.transformer, [tensors])
+        return system
+
+    @property
+    def vlm(self) -> VisionLanguageModel:
+        """The frozen vision-language model, on this system's device."""
+        vlm = frozen_vlm(self.config.vlm)
+        vlm.model.to(self.adapter.fusion.weight.device)
+        return vlm
+
+    def read(self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor]) -> Reading:
+        """What the VLM makes of videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1].
+
+        Raises:
+            UserError: as :func:`vera_lite.conditioning.multiscale.read`.
+        """
+        if self.config.conditioning == "decoupled":
+            return read_apart(self.vlm, texts, references)
+        layers, frames = self.config.vlm_layers, self.config.vlm_frames
+        return read(self.vlm, list(videos), texts, list(references), layers, frames)
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, source: Tensor, reading: Reading, reference: Tensor | None
+    ) -> Tensor:
+        """
+        Args:
+            latents: z~_t, noisy latents of the edited video (B, C, t, h, w).
+            timestep: (B,), 1000 * sigma.
+            source: z_src, clean latents of the source (B, C, t, h, w).
+            reading: see :meth:`read`.
+            reference: z_ref, clean latents of the edited first frame (B, C, 1, h, w); None goes without.
+
+        Returns:
+            Prediction (B, C, t, h, w).
+        """
+        wan, context = self.transformer, self.context(reading)
+        grid = wan.config.grid(latents.shape[-3:])
+        halves = latents, source
+        if reference is not None:
+            halves = [torch.cat([reference, half], 2) for half in halves]
+        z = torch.cat(tuple(halves), 1)  # (6): (B, 2C, t + 1, h, w)
+        u = wan.patch_embedding(wan.patchify(z)[None])  # v, (1, B, S, D)
+        before, given = 0, None  # tokens before v, and which tokens are no padding
+        if self.config.conditioning == "self":
+            before = context.tokens.shape[1]  # N_c
+            u = torch.cat([context.tokens[None].type_as(u), u], 2)  # (7): (1, B, N_c + S, D)
+            words = context.text | context.visual
+            if len(words) > 1 and not words.all():  # one prompt alone is never padded
+                given = F.pad(words, (0, u.shape[2] - before), value=True)
+        u = u.to(wan.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
+
+        noisy = math.prod(grid)
+        runs = [u.shape[2] - noisy, noisy]
+        times = torch.stack([torch.zeros_like(timestep), timestep], 1)  # (B, 2): clean, and noisy
+        pooled = context.tokens * context.text[..., None] if wan.config.pooled_text else None
+        time, modulation, _ = wan.condition_embedder(times, None, pooled)
+        rotary = self.rotary(before, reference is not None, grid, u.device)
+        for block in wan.blocks:
+            u = wan.run(block, u, context, modulation, runs, rotary, given)
+        return wan.head(u[:, :, runs[0] :], time[:, :, 1:], [noisy], grid)[0]  # (8)
+
+    def context(self, reading: Reading) -> Context:
+        """c (Eq. 3-5), (B, N_c, D), and which of its tokens are words or pixels."""
+        tokens = self.adapter(reading.layers)
+        if self.visual_adapter is not None:
+            tokens = torch.where(reading.visual[..., None], self.visual_adapter(reading.layers), tokens)
+        return Context(tokens, reading.text, reading.visual)
+
+    def rotary(
+        self, context: int, reference: bool, grid: tuple[int, int, int], device: torch.device | None = None
+    ) -> Tensor:
+        """Positions of N_c context tokens, of the reference frame if there is one, and of the video's
+        (t, h, w) tokens, as :func:`~vera_lite.backbone.rotary.rotary_table`: (N_c + S, d / 2)."""
+        table = functools.partial(rotary_table, self.config.backbone.attention_head_dim, device=device)
+        if self.config.context_positions == "none":
+            tables = [table((1, 1, 1)).expand(context, -1)]
+        else:
+            start = -context if self.config.context_positions == "before" else 0
+            tables = [table((context, 1, 1), (start, 0, 0))]
+        if reference:
+            tables.append(table((1, *grid[1:])))
+        shift = int(reference and self.config.reference_position == "before")
+        return torch.cat([*tables, table(grid, (shift, 0, 0))])
+
+    def training_losses(self, batch: dict, sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+        """Flow matching of each clip.
+
+        Args:
+            batch: latents ``source`` and ``composite`` (the edited video) (B, C, t, h, w) and ``reference``
+                (its first frame, a clip of its own) (B, C, 1, h, w); for the VLM pixels ``source_video``
+                (B, T, 3, H, W) and ``reference_image`` (B, 3, H, W) in [0, 1], and ``instruction``, B
+                strings; with a ``changed_loss_weight`` also ``changed`` (B, 1, t, h, w), 1 where the edit
+                changes pixels.
+            sigma: (B,).
+            draws: source of noise.
+
+        Returns:
+            ``composite`` (B,); with its weight also ``changed`` (B,).
+        """
+        objective, x_0 = self.config.objective, batch["composite"]
+        noise = draws.noise(x_0[None])[0]
+        reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])
+        x_sigma = objective.noised(x_0, noise, sigma)
+        output = self(x_sigma, 1000 * sigma, batch["source"], reading, batch["reference"])
+        losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        if self.config.changed_loss_weight:
+            m = batch["changed"]
+            inside = objective.loss(m * output, m * x_0, m * noise, sigma)
+            share = m.mean((1, 2, 3, 4)).clamp_min(1e-6)  # so that small edits count as much as large ones
+            losses["changed"] = self.config.changed_loss_weight * inside / share
+        return losses
