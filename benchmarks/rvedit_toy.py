@@ -131,8 +131,8 @@ clip's sentence* shows what the words are worth; *source as it is* does nothing;
 through the codec, the most that a network could reach.
 
 **Limits**: it knows the words of the toy vision-language model and these edits alone. Removals are nearly
-always followed, other edits in part (*instruction_compliance*). Every frame is redrawn, so nothing stays as it was
-pixel by pixel. On a real video the result is 32×32 pixels, enlarged.
+always followed, other edits in part (*instruction_compliance*). Every frame is redrawn, so nothing stays as
+it was pixel by pixel. On a real video the result is 32×32 pixels, enlarged.
 """
 
 
