@@ -223,7 +223,7 @@ def table(report: dict) -> str:
         found = [run["attention"] for run in report["runs"] if run["variant"] == variant]
         for measure_name in ATTENTION if found else ():
             values = (fmean(block) for block in zip(*(f[measure_name] for f in found), strict=True))
-            lines.append(f"  {variant:24}{measure_name:18}" + "".join(f"{v:>8.3f}" for v in values))
+            lines.append(f"  {variant:32}{measure_name:18}" + "".join(f"{v:>8.3f}" for v in values))
     lines += ["", "the paper's tables: score, IC, CF, VQ, " + ", ".join(CATEGORIES)]
     for label, (score, *categories) in RVEDIT_ABLATION.items():
         values = (score, *RVEDIT_AXES[label], *categories)

@@ -27,7 +27,7 @@ RATIOS = {
     "adaln",
     "context_tokens",
 }  # written by the harness
-STUDIES = {"preservation", "gencompositor_ablation"}
+STUDIES = {"preservation", "gencompositor_ablation", "rvedit_ablation"}
 
 
 @pytest.fixture
