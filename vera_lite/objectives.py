@@ -136,6 +136,12 @@ class FlowMatching:
         error = (output - x_0).float().square().mean((-4, -3, -2, -1))
         return error / sigma.clamp_min(self.min_sigma_weight) ** 2
 
+    def loss_where(self, mask: Tensor, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """:meth:`loss`, its mean taken where ``mask`` (B, 1, t, h, w) is 1: a small edit counts as much as a
+        large one. 0 where nothing is marked."""
+        share = mask.mean((1, 2, 3, 4)).clamp_min(1e-6)
+        return self.loss(mask * output, mask * x_0, mask * noise, sigma) / share
+
 
 @dataclass(frozen=True)
 class Diffusion:

@@ -244,8 +244,6 @@ class MiVE(nn.Module):
         output = self(x_sigma, 1000 * sigma, batch["source"], reading, batch["reference"])
         losses = {"composite": objective.loss(output, x_0, noise, sigma)}
         if self.config.changed_loss_weight:
-            m = batch["changed"]
-            inside = objective.loss(m * output, m * x_0, m * noise, sigma)
-            share = m.mean((1, 2, 3, 4)).clamp_min(1e-6)  # so that small edits count as much as large ones
-            losses["changed"] = self.config.changed_loss_weight * inside / share
+            inside = objective.loss_where(batch["changed"], output, x_0, noise, sigma)
+            losses["changed"] = self.config.changed_loss_weight * inside
         return losses

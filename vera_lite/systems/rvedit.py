@@ -244,10 +244,8 @@ class RVEDiT(nn.Module):
             output = self(x_sigma, timestep, batch["source"], context)
         losses = {"composite": objective.loss(output, x_0, noise, sigma)}
         if self.config.changed_loss_weight:
-            m = batch["changed"]
-            inside = objective.loss(m * output, m * x_0, m * noise, sigma)
-            share = m.mean((1, 2, 3, 4)).clamp_min(1e-6)  # so that small edits count as much as large ones
-            losses["changed"] = self.config.changed_loss_weight * inside / share
+            inside = objective.loss_where(batch["changed"], output, x_0, noise, sigma)
+            losses["changed"] = self.config.changed_loss_weight * inside
         if weight:
             with torch.no_grad(), _CrossAttention(self, depth) as theirs:
                 answer = self.context(batch["composite_video"], batch["answer"])
