@@ -234,7 +234,8 @@ class SelfAttention(Attention):
         v = self.split(self.to_v(x))
         if self.joint:
             q, k, v = (y.permute(1, 3, 0, 2, 4).flatten(2, 3) for y in (q, k, v))  # (B, H, N * S, d)
-            out = attend(q, k, v, given).unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
+            out = attend(q, k, v) if given is None else attend(q, k, v, given)
+            out = out.unflatten(2, (branches, -1)).permute(2, 0, 3, 1, 4)
         else:
             q, k, v = (y.transpose(2, 3).flatten(0, 1) for y in (q, k, v))  # (N * B, H, S, d)
             out = attend(q, k, v, given).unflatten(0, (branches, -1)).transpose(2, 3)
@@ -333,7 +334,7 @@ class WanBlock(nn.Module):
         """
         table = self.scale_shift_table[:, None, None] + modulation.float()  # (E, B, G, 6, D)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(-2)  # (E, B, G, D) each
-        attended = self.attn1(modulated_norm(x, scale, shift, runs, self.eps), rotary, given)
+        attended = self.attn1(modulated_norm(x, scale, shift, runs, self.eps), rotary, given=given)
         x = gated_residual(x, attended, gate, runs)
         if self.attn2 is not None:
             x = x + self.attn2(self.norm2(x), text)
