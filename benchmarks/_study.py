@@ -12,7 +12,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -78,6 +78,21 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
         # Three seeds that agree are what there is; it is no significance.
         "holds": min(gains) > 0,
     }
+
+
+def compare_with_all(
+    runs: list[dict], ours: str, variants: Iterable[str], metrics: Sequence[str], claimed: str
+) -> list[dict]:
+    """Rows of results: one variant against each other one in each metric; the ``claimed`` one is marked."""
+    found, results = by_seed(runs, variant=ours), []
+    for variant in variants:
+        theirs = by_seed(runs, variant=variant)
+        if variant == ours or not found.keys() & theirs.keys():
+            continue
+        for metric in metrics:
+            row = compare(f"{ours} against {variant}: {metric}", found, theirs, metric)
+            results.append(row | {"claimed": metric == claimed})
+    return results
 
 
 @contextmanager

@@ -76,6 +76,24 @@ def fit_commands(config: str, stages: list[list[int]], start: str = "") -> str:
     return "\n".join(lines)
 
 
+def category_cells(report: dict) -> list[tuple[str, list[str]]]:
+    """Lines of a table by category: category and measure, then one cell a row of the report."""
+    lines, rows = [], list(report["rows"].values())
+    for category, found in rows[0].items():
+        for measure in found:
+            values = [row[category].get(measure) for row in rows]
+            lines.append((f"{category}: {measure}", ["" if v is None else f"{v:.1f}" for v in values]))
+    return lines
+
+
+def category_table(report: dict) -> str:
+    """One line a measure, one column a row of the report."""
+    lines = [f"{report['clips_per_category']} unseen clips of each category, {report['sampler_steps']} steps"]
+    lines.append(f"{'':42}" + "".join(f"{name:>26}" for name in report["rows"]))
+    lines += [f"{name:42}" + "".join(f"{c:>26}" for c in cells) for name, cells in category_cells(report)]
+    return "\n".join(lines)
+
+
 def includes(whole: dict, part: dict) -> bool:
     """Whether every value of ``part`` stands in ``whole``."""
     return all(

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from _study import WINDOW, LossCurve, by_seed, cell, compare, main
+from _study import WINDOW, LossCurve, cell, compare_with_all, main
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -163,15 +163,8 @@ def settings() -> dict:
 
 def summarise(runs: list[dict]) -> list[dict]:
     """The full model against each variant, paired by seed; positive differences favour the full model."""
-    ours, results = by_seed(runs, variant=FULL_MODEL), []
-    for variant in VARIANTS:
-        theirs = by_seed(runs, variant=variant)
-        if variant == FULL_MODEL or not ours.keys() & theirs.keys():
-            continue
-        for _, metric, _ in COLUMNS:
-            row = compare(f"{FULL_MODEL} against {variant}: {metric}", ours, theirs, metric)
-            results.append(row | {"claimed": metric == "overall/score"})
-    return results
+    metrics = [metric for _, metric, _ in COLUMNS]
+    return compare_with_all(runs, FULL_MODEL, VARIANTS, metrics, claimed="overall/score")
 
 
 def table(report: dict) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from _harness import report_head
-from _toy import fit_commands, main, training_facts
+from _toy import category_cells, category_table, fit_commands, main, training_facts
 from torch import Tensor
 
 from vera_lite.evaluation.edit_benchmark import TEST_SEED, added_motion, evaluate, redraw
@@ -80,29 +80,10 @@ def measure(folder: Path) -> dict:
     }
 
 
-def cells(report: dict) -> list[tuple[str, list[str]]]:
-    """Lines of the table: category and measure, one cell a row of the report."""
-    lines = []
-    rows = report["rows"].values()
-    for category, found in report["rows"]["MiVE"].items():
-        for measure_name in found:
-            values = [r[category].get(measure_name) for r in rows]
-            lines.append((f"{category}: {measure_name}", ["" if v is None else f"{v:.1f}" for v in values]))
-    return lines
-
-
-def table(report: dict) -> str:
-    """One line a measure, one column a row of the report."""
-    lines = [f"{report['clips_per_category']} unseen clips of each category, {report['sampler_steps']} steps"]
-    lines.append(f"{'':42}" + "".join(f"{name:>25}" for name in report["rows"]))
-    lines += [f"{label:42}" + "".join(f"{c:>25}" for c in values) for label, values in cells(report)]
-    return "\n".join(lines)
-
-
 def card(report: dict) -> str:
     """The model card, all numbers from the report."""
     t, m = report["training"], report["machine"]
-    lines = "\n".join(f"| {label} | {' | '.join(values)} |" for label, values in cells(report))
+    lines = "\n".join(f"| {label} | {' | '.join(values)} |" for label, values in category_cells(report))
     return f"""# Toy MiVE
 
 Edits a clip of 9 frames at 32×32 pixels by a sentence and a picture of its first frame as it is to look:
@@ -146,4 +127,4 @@ redrawn, so nothing stays as it was pixel by pixel. On a real video the result i
 
 if __name__ == "__main__":
     facts = partial(training_facts, shipped=CONFIG)
-    main(__doc__, ASSETS / "mive_toy", measure, facts, table, card)
+    main(__doc__, ASSETS / "mive_toy", measure, facts, category_table, card)
