@@ -13,8 +13,16 @@ from matplotlib.figure import Figure
 from vera_lite import viz
 from vera_lite.clip import composite
 from vera_lite.evaluation import composition_benchmark, edit_benchmark, toy_benchmark
-from vera_lite.pipelines import ALPHA_FLOOR, GenCompositorPipeline, RVEDiTPipeline, VeraPipeline, floored
-from vera_lite.toy_edits import CATEGORIES, render_edits
+from vera_lite.evaluation.edit_benchmark import redraw
+from vera_lite.pipelines import (
+    ALPHA_FLOOR,
+    GenCompositorPipeline,
+    MiVEPipeline,
+    RVEDiTPipeline,
+    VeraPipeline,
+    floored,
+)
+from vera_lite.toy_edits import CATEGORIES, ToyEdits, render_edits
 from vera_lite.toyworld import render
 from vera_lite.video import replacing
 
@@ -57,16 +65,33 @@ def compositions() -> Figure:
 
 def instructions() -> Figure:
     """Eight edits of the toy RVEDiT, two of each category."""
-    pipe = RVEDiTPipeline.from_pretrained()
+    clips = _two_of_each_category()
+    drawn = redraw(RVEDiTPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
+    rows = {"source": clips.source, "RVEDiT": drawn, "the truth": clips.target}
+    title = "Eight sentences about unseen clips, two of each kind of edit"
+    return sheet(rows, [textwrap.fill(p, 19) for p in clips.instruction], title)
+
+
+def references() -> Figure:
+    """The same edits by the toy MiVE, which is also shown their first frame; the last frame of each."""
+    clips = _two_of_each_category()
+    drawn = redraw(MiVEPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
+    rows = {
+        "source,\nfirst frame": clips.source[:, 0],
+        "reference": clips.target[:, 0],
+        "source,\nlast frame": clips.source[:, -1],
+        "MiVE,\nlast frame": drawn[:, -1],
+        "the truth,\nlast frame": clips.target[:, -1],
+    }
+    title = "The first frame is given as it is to look: does the edit follow to the last?"
+    return viz.contact_sheet(rows, [textwrap.fill(p, 19) for p in clips.instruction], title, side=1.45)
+
+
+def _two_of_each_category() -> ToyEdits:
     clips = render_edits(edit_benchmark.TEST_SEED, range(40))
     kinds = [a["category"] for a in clips.attributes]
     picks = [i for kind in CATEGORIES for i in [k for k, c in enumerate(kinds) if c == kind][:2]]
-    source, prompts = clips.source[picks], [clips.instruction[i] for i in picks]
-    generator = torch.Generator().manual_seed(0)
-    drawn = pipe.generate(source, prompts, generator=generator)
-    rows = {"source": source, "RVEDiT": drawn, "the truth": clips.target[picks]}
-    title = "Eight sentences about unseen clips, two of each kind of edit"
-    return sheet(rows, [textwrap.fill(p, 19) for p in prompts], title)
+    return render_edits(edit_benchmark.TEST_SEED, picks)
 
 
 def sheet(rows: dict, columns: list[str], title: str) -> Figure:
@@ -76,7 +101,7 @@ def sheet(rows: dict, columns: list[str], title: str) -> Figure:
 
 if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
-    for make in (edits, compositions, instructions):
+    for make in (edits, compositions, instructions, references):
         with replacing(DOCS / f"{make.__name__}.png") as path:
             make().savefig(path, format="png")
         print(f"wrote {DOCS / make.__name__}.png")
