@@ -96,7 +96,7 @@ def compare_with_all(
 
 
 @contextmanager
-def _claim(place: Path, wait: bool = False) -> Iterator[bool]:
+def claim(place: Path, wait: bool = False) -> Iterator[bool]:
     """Whether ``place`` is ours alone: a lock on a file beside it, which ends with the process."""
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.with_name(f".{place.name}.lock")
@@ -161,14 +161,14 @@ def main(
         for case, seed in ((case, seed) for seed in seeds for case in cases):
             *parents, last = (value.replace(" ", "-") for value in case.values())
             place = folder.joinpath(*parents, f"{last}-{seed}")
-            with _claim(place) as ours:
+            with claim(place) as ours:
                 if not ours or seed in by_seed(_kept(path, settings), **case):
                     continue
                 torch.manual_seed(seed)
                 start = time.process_time()
                 found = measure(**case, seed=seed, folder=place)
                 seconds = round(time.process_time() - start, 1)
-                with _claim(folder / "report", wait=True):  # another process may have written meanwhile
+                with claim(folder / "report", wait=True):  # another process may have written meanwhile
                     runs = [*_kept(path, settings), {**case, "seed": seed, "cpu_seconds": seconds, **found}]
                     report = {
                         **report_head(name, "torch", "lightning", "diffusers"),

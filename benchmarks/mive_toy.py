@@ -8,7 +8,6 @@ python benchmarks/mive_toy.py --run RUN --card    also write the model card, wit
 
 import inspect
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from _harness import report_head
 from _toy import category_cells, category_table, fit_commands, main, training_facts
 from torch import Tensor
 
-from vera_lite.evaluation.edit_benchmark import TEST_SEED, added_motion, evaluate, redraw
+from vera_lite.evaluation.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
 from vera_lite.pipelines import ASSETS, MiVEPipeline
 from vera_lite.toy_edits import ToyEdits
 from vera_lite.toyworld import MOTIONS
@@ -27,8 +26,7 @@ CONFIG = ASSETS.parent / "configs" / "mive_toy.yaml"
 
 def other_sentence(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
     """Each clip edited by the next clip's sentence: what the words are worth beside the reference."""
-    sentences = edits.instruction[1:] + edits.instruction[:1]
-    return redraw(pipe, replace(edits, instruction=sentences), steps=STEPS)
+    return redraw(pipe, exchanged(edits), steps=STEPS)
 
 
 def unedited_reference(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
@@ -94,7 +92,8 @@ frame anew.
   adapter, the exponential moving average of the training run; `codec.safetensors`, the patch codec. The
   vision-language model is `vlm_toy`, which ships beside it, frozen. MIT licence.
 - **Data**: toy edits, world seed 1, rendered as they are needed; no clip is seen twice. The reference is the
-  first frame of the true edit.
+  first frame of the true edit. Objects begin at their place (`EditWorld(from_place=True)`): where paths have
+  it in their middle, the first frame gives motions away.
 - **Training**: {t["steps"]:,} steps of {t["batch_size"]} clips = {t["samples"]:,} clips, {t["precision"]},
   {t["wall_minutes"]} minutes of wall time on {t["threads"]} thread of a {m["cores"]}-core CPU ({m["cpu"]})
   that other work shared. One seed.

@@ -15,7 +15,13 @@ from _harness import report_head
 from _toy import category_cells, category_table, fit_commands, main, training_facts
 from torch import Tensor
 
-from vera_lite.evaluation.edit_benchmark import TEST_SEED, attention_by_depth, evaluate
+from vera_lite.evaluation.edit_benchmark import (
+    TEST_SEED,
+    attention_by_depth,
+    evaluate,
+    exchanged,
+    redraw,
+)
 from vera_lite.pipelines import ASSETS, RVEDiTPipeline
 from vera_lite.toy_edits import ToyEdits
 
@@ -42,8 +48,7 @@ def codec_only(pipe: RVEDiTPipeline, edits: ToyEdits) -> Tensor:
 
 def other_instruction(pipe: RVEDiTPipeline, edits: ToyEdits) -> Tensor:
     """Each clip edited by the next clip's sentence: what the numbers say if the words are not heard."""
-    sentences = edits.instruction[1:] + edits.instruction[:1]
-    return pipe.generate(edits.source, sentences, steps=STEPS)
+    return redraw(pipe, exchanged(edits), steps=STEPS)
 
 
 def measure(folder: Path) -> dict:

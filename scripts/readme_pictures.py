@@ -22,7 +22,7 @@ from vera_lite.pipelines import (
     VeraPipeline,
     floored,
 )
-from vera_lite.toy_edits import CATEGORIES, ToyEdits, render_edits
+from vera_lite.toy_edits import CATEGORIES, EditWorld, ToyEdits, render_edits
 from vera_lite.toyworld import render
 from vera_lite.video import replacing
 
@@ -65,7 +65,7 @@ def compositions() -> Figure:
 
 def instructions() -> Figure:
     """Eight edits of the toy RVEDiT, two of each category."""
-    clips = _two_of_each_category()
+    clips = _two_of_each_category(EditWorld())
     drawn = redraw(RVEDiTPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
     rows = {"source": clips.source, "RVEDiT": drawn, "the truth": clips.target}
     title = "Eight sentences about unseen clips, two of each kind of edit"
@@ -73,8 +73,8 @@ def instructions() -> Figure:
 
 
 def references() -> Figure:
-    """The same edits by the toy MiVE, which is also shown their first frame; the last frame of each."""
-    clips = _two_of_each_category()
+    """Such edits by the toy MiVE, which is also shown their first frame; the last frame of each."""
+    clips = _two_of_each_category(EditWorld(from_place=True))
     drawn = redraw(MiVEPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
     rows = {
         "source,\nfirst frame": clips.source[:, 0],
@@ -87,11 +87,11 @@ def references() -> Figure:
     return viz.contact_sheet(rows, [textwrap.fill(p, 19) for p in clips.instruction], title, side=1.45)
 
 
-def _two_of_each_category() -> ToyEdits:
-    clips = render_edits(edit_benchmark.TEST_SEED, range(40))
+def _two_of_each_category(world: EditWorld) -> ToyEdits:
+    clips = render_edits(edit_benchmark.TEST_SEED, range(40), world)
     kinds = [a["category"] for a in clips.attributes]
     picks = [i for kind in CATEGORIES for i in [k for k, c in enumerate(kinds) if c == kind][:2]]
-    return render_edits(edit_benchmark.TEST_SEED, picks)
+    return render_edits(edit_benchmark.TEST_SEED, picks, world)
 
 
 def sheet(rows: dict, columns: list[str], title: str) -> Figure:

@@ -15,7 +15,7 @@ from vera_lite.cli import main
 from vera_lite.clip import to_float, to_uint8
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_benchmark import added_motion, evaluate, redraw
+from vera_lite.evaluation.edit_benchmark import added_motion, evaluate, exchanged, redraw
 from vera_lite.objectives import FlowMatching
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, build_system
@@ -223,15 +223,28 @@ def test_evaluation_shows_the_true_first_frame(pipe, monkeypatch):
     monkeypatch.setattr(pipe, "generate", generate)
     found = evaluate(pipe, 2)
     assert set(found) == {"overall", *CATEGORIES} and len(seen) == len(CATEGORIES)
-    world = render_edits(2_000_000, range(2), EditWorld(*SIZE, categories=("local remove",)))
+    world = render_edits(2_000_000, range(2), EditWorld(*SIZE, ("local remove",), from_place=True))
     assert any(torch.equal(looks, world.target[:, 0]) for looks in seen)
     assert found["local remove"]["instruction_compliance"] < 10
+
+
+def test_one_category_alone_is_evaluated(pipe):
+    found = evaluate(pipe, 2, categories=("local add",), draw=lambda edits: edits.target)
+    assert set(found) == {"overall", "local add"}
+    assert found["local add"]["psnr"] == found["overall"]["psnr"] == float("inf")
+
+
+def test_exchanged_clips_keep_all_but_their_sentence():
+    edits = render_edits(1, range(3))
+    found = exchanged(edits)
+    assert found.instruction == [edits.instruction[i] for i in (1, 2, 0)]
+    assert found.source is edits.source and found.attributes is edits.attributes
 
 
 def test_only_motion_counts_as_motion(pipe):
     assert added_motion(pipe, 20, draw=lambda edits: edits.target) > 0.9
     still = added_motion(pipe, 20, draw=lambda edits: edits.target[:, :1].expand_as(edits.target))
-    wanted = render_edits(2_000_000, range(20), EditWorld(*SIZE, categories=("local add",))).attributes
+    wanted = render_edits(2_000_000, range(20), EditWorld(*SIZE, ("local add",), from_place=True)).attributes
     assert still == pytest.approx(sum(a["after"]["motion"] == "still" for a in wanted) / 20, abs=0.11)
     assert added_motion(pipe, 20, draw=lambda edits: edits.source) == 0
 
@@ -262,10 +275,26 @@ def test_readings_that_are_kept_are_those_that_were_made(ablation, variant, tmp_
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_the_first_stage_is_told_nothing_and_all_variants_begin_with_it(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "FIRST_STEPS", 3)
+    monkeypatch.setattr(MiVE, "read", None)  # nobody is asked
+    weights = ablation.first_stage(tmp_path / "first_stage")
+    monkeypatch.setattr(ablation, "train", None)  # trained once
+    again = ablation.first_stage(tmp_path / "first_stage")
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    fresh = MiVE(ablation.FULL).transformer.state_dict()
+    assert any(not torch.equal(weights[n], fresh[n]) for n in fresh if n.startswith("proj_out"))
+    for variant in ablation.VARIANTS:
+        found = ablation.begun(variant, weights).transformer.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+        crossed = ablation.VARIANTS[variant].conditioning != "self"
+        assert any(".attn2." in name for name in found) == crossed
+
+
 def test_the_ablation_pairs_by_seed_and_says_where_the_paper_is_not_ahead(ablation):
     def metrics(variant, seed):
-        worth = 50 + 10 * (variant == "self") + seed
-        return {metric: worth for _, metric, _ in ablation.COLUMNS}
+        worth = 50 + 10 * (variant == "self") - 10 * ("layer" in variant) + seed
+        return {metric: worth for _, metric, _ in [*ablation.COLUMNS, ablation.OTHER_WORDS]}
 
     runs = [
         {"variant": v, "seed": s, "parameters": 10**6, "metrics": metrics(v, s)}

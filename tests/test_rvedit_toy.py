@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vera_lite.evaluation.edit_benchmark import evaluate
+from vera_lite.evaluation.edit_benchmark import evaluate, exchanged, redraw
 from vera_lite.pipelines import ASSETS, RVEDiTPipeline
 from vera_lite.toy_edits import CATEGORIES
 
@@ -38,8 +38,7 @@ def test_the_shipped_checkpoint_hears_its_instruction():
 
     def unheard(edits):
         noise = torch.Generator().manual_seed(0)
-        prompts = edits.instruction[1:] + edits.instruction[:1]
-        return pipe.generate(edits.source, prompts, steps=8, generator=noise)
+        return redraw(pipe, exchanged(edits), steps=8, generator=noise)
 
     others = evaluate(pipe, 16, draw=unheard)
     assert rows["overall"]["instruction_compliance"] > others["overall"]["instruction_compliance"] + 15

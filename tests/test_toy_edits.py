@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
+from vera_lite.evaluation.edit_judge import seen_motion
 from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, describe, render_edits
 from vera_lite.toyworld import COLOURS, MOTIONS, SHAPES
 
@@ -123,6 +124,34 @@ def test_an_added_object_is_what_and_where_its_words_say(edits):
         assert ways[tuple(np.sign(last - first) * (np.abs(last - first) > 0.08))] == thing["motion"]
         place = {names[axis][round((at - 0.5) / 0.21) + 1] for axis, at in zip("xy", middle, strict=True)}
         assert place - {""} == set(thing["place"].split()) - {"centre"}
+
+
+def guessed_motion(edits):
+    """Share of motions that the start alone gives away: those of the nearest other clips, by vote."""
+    things = [a["after"] for a in edits.attributes]
+    start = torch.tensor([t["path"][0] for t in things])
+    motion = torch.tensor([MOTIONS.index(t["motion"]) for t in things])
+    nearest = torch.cdist(start, start).fill_diagonal_(torch.inf).topk(9, largest=False).indices
+    return float((motion[nearest].mode(1).values == motion).float().mean())
+
+
+def test_from_its_place_an_object_moves_as_said_and_not_as_its_start_says():
+    middle, place = (
+        render_edits(7, range(300), EditWorld(categories=("local add",), from_place=flag))
+        for flag in (False, True)
+    )
+    assert middle.instruction == place.instruction
+    for a, b in zip(middle.attributes, place.attributes, strict=True):
+        (x0, y0), (x1, y1) = a["after"]["path"]
+        travel, half = (x1 - x0, y1 - y0), ((x0 + x1) / 2, (y0 + y1) / 2)
+        (start, end) = b["after"]["path"]
+        assert start == pytest.approx(half, abs=1e-5)
+        assert end == pytest.approx((half[0] + travel[0], half[1] + travel[1]), abs=1e-5)
+    assert guessed_motion(middle) > 0.5 and guessed_motion(place) < 0.35  # chance is 0.2
+    drawn = [
+        seen_motion(v, a["after"]["colour"]) for v, a in zip(place.target, place.attributes, strict=True)
+    ]
+    assert drawn == [a["after"]["motion"] for a in place.attributes]
 
 
 def test_styles_are_what_they_are_called(edits):

@@ -96,6 +96,9 @@ class EditWorld:
         frames, height, width: clip size; frames is 1 + 4n for a causal codec.
         categories: the categories drawn from, uniformly.
         distractor: chance of another object in the source; a "local remove" always has one.
+        from_place: objects begin at their place and move away from it. Otherwise their paths have it in the
+            middle, and where in its place an object is in the first frame gives its motion away: an editor
+            that is shown that frame need not listen.
     """
 
     frames: int = 9
@@ -103,6 +106,7 @@ class EditWorld:
     width: int = 32
     categories: tuple[str, ...] = CATEGORIES
     distractor: float = 0.5
+    from_place: bool = False
 
     def __post_init__(self):
         if not self.categories or set(self.categories) - set(CATEGORIES):
@@ -142,7 +146,8 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     """Render clips ``indices`` of the world ``seed``.
 
     The scene of a clip does not depend on ``world.categories`` and ``world.distractor``, so worlds that
-    differ in these show other edits of the same scene.
+    differ in these show other edits of the same scene; with ``world.from_place`` its objects are elsewhere
+    on the same paths.
     """
     indices = list(indices)
     draws, batch = Draws(seed, indices), len(indices)
@@ -159,6 +164,8 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     other_place = torch.tensor([_FAR[p][k % len(_FAR[p])] for p, k in pairs])
     other_motion = draws.choice(len(MOTIONS))
     other = replace(draw_sprite(draws, world, other_place, other_motion), hue=hue[:, 1])
+    if world.from_place:
+        thing, other = _from_place(thing), _from_place(other)
     bg = replace(draw_background(draws, world, photo=0.0), hue=hue[:, 2])
     pan_x, pan_y = draws.uniform(-0.12, 0.12), draws.uniform(-0.12, 0.12)
 
@@ -201,6 +208,12 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     orders = [_order(a, bool(m)) for a, m in zip(attributes, make, strict=True)]
     answers = [_answer(a) for a in attributes]
     return ToyEdits(source, target, changed, orders, answers, attributes)
+
+
+def _from_place(sprite: Sprite) -> Sprite:
+    """The same path, begun where its middle was."""
+    cx, cy = (path + (path[:, -1:] - path[:, :1]) / 2 for path in (sprite.cx, sprite.cy))
+    return replace(sprite, cx=cx, cy=cy)
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 does meanwhile."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,10 +31,23 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
     return pipe.generate(edits.source, edits.instruction, *looks, **options)
 
 
+def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditWorld:
+    """Clips of one category, of the pipeline's size. The first frame, which MiVE is shown, must not give away
+    how objects move."""
+    seen = isinstance(pipe, MiVEPipeline)
+    return EditWorld(*pipe.clip_size, categories=(category,), from_place=seen)
+
+
+def exchanged(edits: ToyEdits) -> ToyEdits:
+    """The same clips, each with the next one's instruction: what is left if the words are wrong."""
+    return replace(edits, instruction=edits.instruction[1:] + edits.instruction[:1])
+
+
 def evaluate(
     pipe: RVEDiTPipeline | MiVEPipeline,
     clips: int = 64,
     *,
+    categories: Sequence[str] = CATEGORIES,
     seed: int = TEST_SEED,
     batch_size: int = 64,
     draw: Callable[[ToyEdits], Tensor] | None = None,
@@ -44,6 +58,7 @@ def evaluate(
     Args:
         pipe: gives the size, and the edits; see :func:`redraw`.
         clips: of each category.
+        categories: some of ``CATEGORIES``.
         seed: of the world.
         batch_size, options: of sampling.
         draw: what to judge instead of the pipeline's edits, as (B, T, 3, H, W) of clips.
@@ -56,8 +71,8 @@ def evaluate(
     """
     generator = torch.Generator().manual_seed(seed)
     rows = {}
-    for category in CATEGORIES:
-        world = EditWorld(*pipe.clip_size, categories=(category,))
+    for category in categories:
+        world = unseen_world(pipe, category)
         psnr, preserved, scores = PooledPSNR(), PooledPSNR(), defaultdict(list)
         for first in range(0, clips, batch_size):
             edits = render_edits(seed, range(first, min(first + batch_size, clips)), world)
@@ -93,7 +108,7 @@ def added_motion(
     Args:
         pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
     """
-    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size, categories=("local add",)))
+    edits = render_edits(seed, range(clips), unseen_world(pipe, "local add"))
     generator = torch.Generator().manual_seed(seed)
     results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
     wanted = [attributes["after"] for attributes in edits.attributes]
