@@ -3,7 +3,7 @@
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +22,18 @@ def training_facts(run: Path, shipped: Path) -> dict:
 
     Args:
         run: its folder.
-        shipped: the configuration that it must have been made with.
+        shipped: the configuration that it must have been made with; but for the world of its data, which
+            calls before the last may have had otherwise: the facts say so.
     """
     versions = log_versions(run)
     configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
+    wanted = yaml.safe_load(shipped.read_text())["data"]["init_args"].get("world", {})
+    worlds = []
+    for config in configs[:-1]:
+        found = config["data"]["init_args"]
+        if wanted and not includes(found["world"], wanted):
+            worlds.append([config["trainer"]["max_steps"], found["world"]])
+            found["world"] = wanted
     for config in configs:
         devices = config["trainer"]["devices"]  # each has its share of a batch
         config["data"]["init_args"]["batch_size"] *= devices if isinstance(devices, int) else 1
@@ -42,6 +50,7 @@ def training_facts(run: Path, shipped: Path) -> dict:
         "seed": configs[0]["seed_everything"],
         "steps": saved["global_step"],
         "stages": _stages([c["trainer"]["max_steps"] for c in configs], versions),
+        **({"worlds": worlds} if worlds else {}),
         "batch_size": batch_size,
         "samples": saved["global_step"] * batch_size,
         "wall_minutes": round(sum(seconds) / 60),
@@ -66,12 +75,17 @@ def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
     return stages
 
 
-def fit_commands(config: str, stages: list[list[int]], start: str = "") -> str:
-    """The calls of `vera-lite fit` that a training consisted of, one a line; the first ends in ``start``."""
-    lines = []
+def fit_commands(
+    config: str, stages: list[list[int]], start: str = "", worlds: Sequence[tuple[int, dict]] = ()
+) -> str:
+    """The calls of `vera-lite fit` that a training consisted of, one a line; the first ends in ``start``.
+    ``worlds`` has the world of stages, by their planned steps, that had not the configuration's."""
+    lines, worlds = [], dict(worlds)
     for i, (planned, reached) in enumerate(stages):
         line = f"  vera-lite fit --config vera_lite/configs/{config} --trainer.max_steps {planned}"
         line += " --ckpt_path last" if i else start
+        if planned in worlds:
+            line += f" --data.world '{json.dumps(worlds[planned])}'"
         lines.append(line + (f"   # stopped at {reached:,}" if reached < planned else ""))
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ frame anew.
   that other work shared. One seed.
 
   ```
-{fit_commands(CONFIG.name, t["stages"])}
+{fit_commands(CONFIG.name, t["stages"], worlds=t.get("worlds", ()))}
   vera-lite export runs/mive_toy/last.ckpt --out vera_lite/assets/mive_toy
   ```
 - **Measured** on {report["date"]} by `python benchmarks/mive_toy.py`: {report["clips_per_category"]} clips

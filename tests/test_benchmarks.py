@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -27,7 +28,7 @@ RATIOS = {
     "adaln",
     "context_tokens",
 }  # written by the harness
-STUDIES = {"preservation", "gencompositor_ablation", "rvedit_ablation"}
+STUDIES = {"preservation", "gencompositor_ablation", "rvedit_ablation", "mive_ablation"}
 
 
 @pytest.fixture
@@ -281,3 +282,47 @@ def test_a_benchmark_runs_from_the_command_line(tmp_path):
     script, path = BENCHMARKS / "flops.py", tmp_path / "flops.json"
     subprocess.run([sys.executable, script, "--json", path], check=True, cwd=ROOT)
     assert all(r["holds"] is not False for r in json.loads(path.read_text())["results"])
+
+
+# ---------------------------------------------------------------------- facts of a training
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("_toy")
+
+
+def run_folder(folder, worlds, **changed):
+    """A run of one call for each of the worlds, 10 planned steps more each time."""
+    for i, world in enumerate(worlds):
+        version = folder / f"log/version_{i}"
+        version.mkdir(parents=True)
+        data = {"init_args": {"batch_size": 4, "world": world, **changed}}
+        trainer = {"max_steps": 1000 * (i + 1), "devices": 1, "precision": "32-true"}
+        config = {"model": {"a": 1}, "data": data, "trainer": trainer, "seed_everything": 0}
+        (version / "config.yaml").write_text(yaml.safe_dump(config))
+        (version / "metrics.csv").write_text(f"step,val\n{500 * i + 49},\n{500 * i + 99},0.5\n")
+    torch.save({"global_step": 2000, "vera_lite": {"threads": 1}}, folder / "last.ckpt")
+    return folder
+
+
+def test_a_training_says_which_world_its_earlier_calls_had(toy, tmp_path):
+    shipped = tmp_path / "shipped.yaml"
+    new, old = {"from_place": True, "distractor": 0.5}, {"from_place": False, "distractor": 0.5}
+    data = {"init_args": {"batch_size": 4, "world": {"from_place": True}}}
+    shipped.write_text(yaml.safe_dump({"model": {"a": 1}, "data": data}))
+
+    facts = toy.training_facts(run_folder(tmp_path / "a", [old, new]), shipped)
+    assert facts["worlds"] == [[1000, old]] and facts["stages"] == [[1000, 500], [2000, 2000]]
+    first, second = toy.fit_commands("x.yaml", facts["stages"], worlds=facts["worlds"]).splitlines()
+    assert json.loads(first.split("'")[1]) == old and first.endswith("# stopped at 500")
+    assert "--data.world" not in second and second.endswith("--ckpt_path last")
+
+    assert "worlds" not in toy.training_facts(run_folder(tmp_path / "b", [new, new]), shipped)
+    for wrong in (
+        run_folder(tmp_path / "c", [new, old]),
+        run_folder(tmp_path / "d", [old, new], batch_size=2),
+    ):
+        with pytest.raises(SystemExit, match="was not trained with the data of shipped.yaml"):
+            toy.training_facts(wrong, shipped)

@@ -44,3 +44,16 @@ def test_the_card_and_the_report_agree():
     defaults = inspect.signature(MiVEPipeline.generate).parameters
     assert report["shift"] == defaults["shift"].default
     assert report["sampler_steps"] == defaults["steps"].default
+
+
+def test_the_kept_ablation_is_whole(monkeypatch):
+    monkeypatch.syspath_prepend(str(RESULTS.parent))
+    import mive_ablation
+
+    report = json.loads((RESULTS / "mive_ablation.json").read_text())
+    settings = json.loads(json.dumps(mive_ablation.settings()))
+    assert {name: report[name] for name in settings} == settings
+    found = {(r["variant"], r["seed"]) for r in report["runs"]}
+    assert found == {(variant, seed) for variant in mive_ablation.VARIANTS for seed in (0, 1, 2)}
+    points = mive_ablation.STEPS // report["window"]
+    assert all(len(r["loss_curve"]) == points for r in report["runs"])
