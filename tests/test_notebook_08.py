@@ -137,7 +137,7 @@ def test_facts_and_objects_are_where_they_are_drawn(book):
 
 def test_the_leak_is_where_it_is_said_to_be(book):
     guessed = book["guessed_motion"]
-    assert guessed(EditWorld(), 300, 150) > 0.5 > 0.35 > guessed(EditWorld(from_place=True), 300, 150)
+    assert guessed(EditWorld(), 300, 100) > 0.5 > 0.35 > guessed(EditWorld(from_place=True), 300, 100)
 
 
 def test_another_motion_is_said(book):
