@@ -83,9 +83,9 @@ TABLES = {
     "layers": (
         LAYERS_BY,
         {
-            "first": "first layer",
-            "middle": "middle layer",
-            "last": "last layer",
+            "first layer": "first layer",
+            "middle layer": "middle layer",
+            "last layer": "last layer",
             "first and last": LAYERS_BY,
         },
         MIVE_TABLE_4,
