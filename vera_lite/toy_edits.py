@@ -94,7 +94,7 @@ class EditWorld:
 
     Attributes:
         frames, height, width: clip size; frames is 1 + 4n for a causal codec.
-        categories: the categories drawn from, uniformly.
+        categories: the categories drawn from, uniformly; one that is named twice comes twice as often.
         distractor: chance of another object in the source; a "local remove" always has one.
         from_place: objects begin at their place and move away from it. Otherwise their paths have it in the
             middle, and where in its place an object is in the first frame gives its motion away: an editor
