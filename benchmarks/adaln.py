@@ -15,7 +15,7 @@ from _harness import Report, cpu_seconds, main
 from torch import Tensor
 
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanBlock, WanConfig, rotary_table
-from vera_lite.backbone.dit import ConditionEmbedder, gated_residual, modulated_norm
+from vera_lite.backbone.wan import ConditionEmbedder, gated_residual, modulated_norm
 
 TOY = WanConfig(num_attention_heads=4, attention_head_dim=32, freq_dim=64, ffn_dim=384)
 #: name: config, clean tokens, noisy tokens. At full size the context has 4,096 tokens; a frame of 480 x 832

@@ -23,13 +23,14 @@ import torch
 from _harness import Report, cpu_seconds, main
 from torch import Tensor
 
-from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
+from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.diagnostics.ladder import DECODER_LAYERS
 from vera_lite.diagnostics.plan import CapturePlan, Entry, attention_shapes
 from vera_lite.diagnostics.probes import Rows
 from vera_lite.diagnostics.tap import Tap
 from vera_lite.diagnostics.token_grid import TokenGrid
-from vera_lite.training.dialogues import toy_qwen3_vl
+from vera_lite.toy.vlm import toy_processor
+from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
 SIDE = 64  # pixels; two frames are 16 x 16 tokens and a timestamp
 FRAMES = {"2k tokens": 16, "8k tokens": 62}

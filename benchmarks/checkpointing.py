@@ -15,7 +15,7 @@ from _harness import Report, cpu_seconds, main
 from torch.profiler import ProfilerActivity, profile
 
 from vera_lite.backbone import WanConfig, WanTransformer
-from vera_lite.backbone.flops import forward_flops
+from vera_lite.diagnostics.flops import forward_flops
 
 BRANCHES = 3
 LATENTS = (6, 32, 32)

@@ -13,8 +13,8 @@ import torch
 from _harness import Report, cpu_seconds, main
 
 from vera_lite.backbone import WanConfig
-from vera_lite.backbone.flops import counted_flops, forward_flops
 from vera_lite.conditioning.multiscale import Reading
+from vera_lite.diagnostics.flops import counted_flops, forward_flops
 from vera_lite.systems import MiVE, MiVEConfig
 
 TOY = MiVEConfig(

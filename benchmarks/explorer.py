@@ -18,7 +18,7 @@ from ipywidgets import Widget
 from vera_lite.diagnostics.call import Site
 from vera_lite.diagnostics.probes import AttentionStore, Capture
 from vera_lite.diagnostics.token_grid import TokenGrid
-from vera_lite.toyworld import render
+from vera_lite.toy.world import render
 from vera_lite.widgets.explorer import AttentionExplorer
 
 HEADS, HEAD_DIM, LAYERS = 12, 128, 30

@@ -8,7 +8,7 @@ import torch
 from _harness import Report, main
 
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, WanTransformer
-from vera_lite.backbone.flops import counted_flops, forward_flops
+from vera_lite.diagnostics.flops import counted_flops, forward_flops
 
 TOY = WanConfig(
     num_attention_heads=4,

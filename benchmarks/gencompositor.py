@@ -15,7 +15,7 @@ import torch
 from _harness import Report, cpu_seconds, main
 
 from vera_lite.backbone import CogVideoXConfig
-from vera_lite.backbone.flops import counted_flops
+from vera_lite.diagnostics.flops import counted_flops
 from vera_lite.systems import GenCompositor, GenCompositorConfig
 
 #: name: batch, latent size (t, h, w), heads, blocks; a head has 64 channels

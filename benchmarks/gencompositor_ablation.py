@@ -16,9 +16,9 @@ from pathlib import Path
 from _study import WINDOW, LossCurve, by_seed, cell, compare, main
 
 from vera_lite.backbone import CogVideoXConfig
-from vera_lite.evaluation.composition_benchmark import evaluate, position_leakage
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import GENCOMPOSITOR_ABLATION
-from vera_lite.objectives import FlowMatching
+from vera_lite.evaluation.toy.composition_benchmark import evaluate, position_leakage
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor, GenCompositorConfig
 from vera_lite.training import ToyCompositionData

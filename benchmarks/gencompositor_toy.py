@@ -16,11 +16,11 @@ from _harness import report_head
 from _toy import fit_commands, main, training_facts
 from torch import Tensor
 
-from vera_lite.clip import composite
-from vera_lite.evaluation.composition_benchmark import TEST_SEED, evaluate
-from vera_lite.insertion import place
+from vera_lite.evaluation.toy.composition_benchmark import TEST_SEED, evaluate
+from vera_lite.media.clip import composite
+from vera_lite.media.placement import place
 from vera_lite.pipelines import ASSETS, GenCompositorPipeline
-from vera_lite.toy_compositions import ToyCompositions
+from vera_lite.toy.compositions import ToyCompositions
 
 CLIPS, STEPS = 256, 12
 CONFIG = ASSETS.parent / "configs" / "gencompositor_toy.yaml"

@@ -21,7 +21,7 @@ from _harness import Report, cpu_seconds, main
 from torch import Tensor
 from torch.nn import functional as F
 
-from vera_lite.infonce import info_nce, info_nce_flash
+from vera_lite.diffusion.infonce import info_nce, info_nce_flash
 
 TEMPERATURE, CHANNELS = 0.07, 128
 LENGTH = 8192

@@ -33,16 +33,16 @@ from torch import Tensor
 from vera_lite.backbone import WanConfig
 from vera_lite.conditioning import multiscale
 from vera_lite.conditioning.multiscale import Reading
-from vera_lite.evaluation.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import MIVE_AXES, MIVE_TABLE_3, MIVE_TABLE_4
-from vera_lite.objectives import FlowMatching
+from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
+from vera_lite.media.video import replacing
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, MiVEConfig
-from vera_lite.toy_edits import EditWorld, ToyEdits
-from vera_lite.toyworld import MOTIONS
+from vera_lite.toy.edits import EditWorld, ToyEdits
+from vera_lite.toy.world import MOTIONS
 from vera_lite.training import EditingModule, ToyEditData
 from vera_lite.training.fit import fit
-from vera_lite.video import replacing
 
 FIRST_STEPS, STEPS, BATCH, TEST_CLIPS = 3000, 1200, 16, 128
 CLIPS_SEED, FIRST_CLIPS_SEED = 2, 3  # the shipped model saw those of seed 1

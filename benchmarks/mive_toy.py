@@ -15,10 +15,10 @@ from _harness import report_head
 from _toy import category_cells, category_table, fit_commands, main, training_facts
 from torch import Tensor
 
-from vera_lite.evaluation.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
+from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
 from vera_lite.pipelines import ASSETS, MiVEPipeline
-from vera_lite.toy_edits import ToyEdits
-from vera_lite.toyworld import MOTIONS
+from vera_lite.toy.edits import ToyEdits
+from vera_lite.toy.world import MOTIONS
 
 CLIPS, STEPS = 128, 12  # CLIPS of each category
 CONFIG = ASSETS.parent / "configs" / "mive_toy.yaml"
@@ -110,7 +110,7 @@ frame anew.
 {lines}
 
 *instruction_compliance, content_fidelity, visual_quality*: from 1 to 100, read off the clips by
-`vera_lite.evaluation.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB. *preserved_psnr*:
+`evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB. *preserved_psnr*:
 where the true edit changes nothing. PSNRs pool the squared error over clips. *motion*: of objects that are to
 be added, the percentage that is there and moves as asked, which the reference does not show (chance:
 {100 / len(MOTIONS):.0f}). *another clip's sentence* and *unedited first frame* show what words and reference

@@ -17,9 +17,9 @@ import torch
 from _study import by_seed, main
 
 from vera_lite.backbone import WanConfig
-from vera_lite.backbone.flops import counted_flops
-from vera_lite.evaluation.toy_benchmark import evaluate
-from vera_lite.objectives import FlowMatching
+from vera_lite.diagnostics.flops import counted_flops
+from vera_lite.diffusion.flow_matching import FlowMatching
+from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.training import ToyWorldData

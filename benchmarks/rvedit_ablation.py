@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from vera_lite.backbone import WanConfig
-from vera_lite.evaluation.edit_benchmark import attention_by_depth, evaluate
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import RVEDIT_ABLATION, RVEDIT_AXES
-from vera_lite.objectives import FlowMatching
+from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
+from vera_lite.media.video import replacing
 from vera_lite.pipelines import RVEDiTPipeline
 from vera_lite.systems import RVEDiT, RVEDiTConfig
-from vera_lite.toy_edits import CATEGORIES
+from vera_lite.toy.edits import CATEGORIES
 from vera_lite.training import ToyEditData
 from vera_lite.training.fit import fit
-from vera_lite.video import replacing
 
 STEPS, BATCH, TEST_CLIPS = 300, 16, 64  # TEST_CLIPS of each category
 CLIPS_SEED = 2  # the first stage saw those of seed 1

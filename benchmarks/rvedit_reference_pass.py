@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vera_lite.backbone import WanConfig
-from vera_lite.backbone.flops import counted_flops
 from vera_lite.conditioning.editing_tokens import Context
-from vera_lite.infonce import info_nce
-from vera_lite.objectives import StepDraws
+from vera_lite.diagnostics.flops import counted_flops
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.infonce import info_nce
 from vera_lite.systems import RVEDiT, RVEDiTConfig
-from vera_lite.toy_edits import render_edits
+from vera_lite.toy.edits import render_edits
 
 PREDICTED = 4 / 3
 #: name: clips, latent size (t, h, w), heads, channels a head, blocks

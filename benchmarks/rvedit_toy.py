@@ -15,7 +15,7 @@ from _harness import report_head
 from _toy import category_cells, category_table, fit_commands, main, training_facts
 from torch import Tensor
 
-from vera_lite.evaluation.edit_benchmark import (
+from vera_lite.evaluation.toy.edit_benchmark import (
     TEST_SEED,
     attention_by_depth,
     evaluate,
@@ -23,7 +23,7 @@ from vera_lite.evaluation.edit_benchmark import (
     redraw,
 )
 from vera_lite.pipelines import ASSETS, RVEDiTPipeline
-from vera_lite.toy_edits import ToyEdits
+from vera_lite.toy.edits import ToyEdits
 
 CLIPS, STEPS = 128, 12  # CLIPS of each category
 CONFIGS = ASSETS.parent / "configs"
@@ -111,7 +111,7 @@ puts the whole clip into another style. It draws every frame anew.
 {lines}
 
 *instruction_compliance, content_fidelity, visual_quality*: the paper's three axes from 1 to 100, read off the
-clips by `vera_lite.evaluation.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB.
+clips by `vera_lite.evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB.
 *preserved_psnr*: where the true edit changes nothing. PSNRs pool the squared error over clips. *another
 clip's sentence* shows what the words are worth; *source as it is* does nothing; *codec alone* is the truth
 through the codec, the most that a network could reach.

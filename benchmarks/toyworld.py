@@ -7,7 +7,7 @@ from statistics import median
 
 from _harness import Report, cpu_seconds, main
 
-from vera_lite.toyworld import render
+from vera_lite.toy.world import render
 
 CLIPS, WANTED = 32, 300  # clips a call; clips a second that training from fresh clips asks for
 

@@ -16,7 +16,7 @@ import yaml
 from _harness import meets, report_head
 from _toy import includes, log_versions, main
 
-from vera_lite.evaluation.toy_benchmark import TEST_SEED, evaluate
+from vera_lite.evaluation.toy.layer_benchmark import TEST_SEED, evaluate
 from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, VeraPipeline
 
 CLIPS, STEPS = 256, 12
@@ -168,7 +168,7 @@ an optional mask, as an edit layer and an alpha matte over the untouched source.
 
 PSNR is of the mean squared error pooled over all clips, in pixels whose true alpha is below 0.02.
 Colour, shape, place, motion, pattern and steadiness are shares of clips that the toy judge reads as
-asked (`vera_lite/evaluation/toy_judge.py`).
+asked (`vera_lite/evaluation/toy/object_judge.py`).
 
 **Limits**: it knows the words that `vera-lite edit` names, and nothing of real objects. On a real video
 its layers are as coarse as 32×32 pixels and nine moments allow. Prompts outside the toy world are

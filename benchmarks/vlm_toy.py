@@ -15,10 +15,10 @@ import yaml
 from _harness import report_head
 from _toy import log_versions, main
 
-from vera_lite.conditioning.toy_dialogues import KINDS
 from vera_lite.conditioning.vision_language import TOY_VLM, VisionLanguageModel
-from vera_lite.evaluation.dialogue_benchmark import TEST_SEED, score_dialogues
-from vera_lite.training.dialogues import DIALOGUE_WORLD
+from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED, score_dialogues
+from vera_lite.toy.dialogues import KINDS
+from vera_lite.training.toy.dialogues import DIALOGUE_WORLD
 
 CLIPS = 256
 

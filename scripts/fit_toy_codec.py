@@ -3,9 +3,9 @@
 import torch
 
 from vera_lite.codecs import PatchCodec
-from vera_lite.toyworld import render
-from vera_lite.training.data import SHIPPED_CODEC
-from vera_lite.video import replacing
+from vera_lite.media.video import replacing
+from vera_lite.toy.world import render
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 CLIPS, SEED = 1024, 100
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vera_lite.clip import to_uint8
-from vera_lite.toy_edits import EditWorld, render_edits
-from vera_lite.toyworld import WorldConfig, render
-from vera_lite.video import replacing, write_video
+from vera_lite.media.clip import to_uint8
+from vera_lite.media.video import replacing, write_video
+from vera_lite.toy.edits import EditWorld, render_edits
+from vera_lite.toy.world import WorldConfig, render
 
 FOLDER = Path(__file__).parents[1] / "data_samples"
 WORLD = WorldConfig(frames=25, height=128, width=128, distractor=0.0)

@@ -11,9 +11,11 @@ import torch
 from matplotlib.figure import Figure
 
 from vera_lite import viz
-from vera_lite.clip import composite
-from vera_lite.evaluation import composition_benchmark, edit_benchmark, toy_benchmark
-from vera_lite.evaluation.edit_benchmark import redraw
+from vera_lite.evaluation.toy import composition_benchmark, edit_benchmark
+from vera_lite.evaluation.toy import layer_benchmark as toy_benchmark
+from vera_lite.evaluation.toy.edit_benchmark import redraw
+from vera_lite.media.clip import composite
+from vera_lite.media.video import replacing
 from vera_lite.pipelines import (
     ALPHA_FLOOR,
     GenCompositorPipeline,
@@ -22,9 +24,8 @@ from vera_lite.pipelines import (
     VeraPipeline,
     floored,
 )
-from vera_lite.toy_edits import CATEGORIES, EditWorld, ToyEdits, render_edits
-from vera_lite.toyworld import render
-from vera_lite.video import replacing
+from vera_lite.toy.edits import CATEGORIES, EditWorld, ToyEdits, render_edits
+from vera_lite.toy.world import render
 
 DOCS = Path(__file__).parents[1] / "docs"
 FRAME = 4

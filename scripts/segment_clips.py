@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vera_lite.errors import UserError
-from vera_lite.video import VideoReader, VideoWriter
+from vera_lite.media.video import VideoReader, VideoWriter
 
 LOOKS = 8  # frames of a video that the detector sees
 

@@ -28,9 +28,9 @@ class Picture:
 PICTURES = {
     "layer_viewer": Picture(
         """\
-from vera_lite.evaluation.toy_benchmark import TEST_SEED
+from vera_lite.evaluation.toy.layer_benchmark import TEST_SEED
 from vera_lite.pipelines import VeraPipeline
-from vera_lite.toyworld import render
+from vera_lite.toy.world import render
 from vera_lite.widgets.layer_viewer import LayerViewer
 
 test = render(TEST_SEED, [37])
@@ -45,13 +45,13 @@ viewer""",
     "explorer": Picture(
         """\
 import torch
-from vera_lite.conditioning.toy_dialogues import ask
+from vera_lite.toy.dialogues import ask
 from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.diagnostics import layer_ladder, look
 from vera_lite.diagnostics.measures import bootstrap, mask_ratio
-from vera_lite.evaluation.dialogue_benchmark import TEST_SEED
-from vera_lite.toyworld import render
-from vera_lite.training.dialogues import DIALOGUE_WORLD
+from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
+from vera_lite.toy.world import render
+from vera_lite.training.toy.dialogues import DIALOGUE_WORLD
 from vera_lite.widgets.explorer import AttentionExplorer
 
 asked = ask(render(TEST_SEED, range(24), DIALOGUE_WORLD), "locate", TEST_SEED, range(24))
@@ -71,9 +71,9 @@ explorer""",
     ),
     "path_editor": Picture(
         """\
-from vera_lite.insertion import centre_foreground
-from vera_lite.toyworld import WorldConfig, render
-from vera_lite.trajectory import Keyframe, Trajectory
+from vera_lite.media.placement import centre_foreground
+from vera_lite.toy.world import WorldConfig, render
+from vera_lite.media.trajectory import Keyframe, Trajectory
 from vera_lite.widgets.path_editor import PathEditor
 
 world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)

@@ -6,7 +6,7 @@ from vera_lite.backbone import CogVideoXConfig
 from vera_lite.codecs import PatchCodec
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor, GenCompositorConfig
-from vera_lite.training.data import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 SMALL = CogVideoXConfig(
     num_attention_heads=2,

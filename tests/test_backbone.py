@@ -15,7 +15,7 @@ from vera_lite.backbone import (
     rotate,
     split_wan,
 )
-from vera_lite.backbone.dit import timestep_runs
+from vera_lite.backbone.wan import timestep_runs
 from vera_lite.errors import UserError
 
 TINY = {

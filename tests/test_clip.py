@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vera_lite import clip as clip_module
-from vera_lite.clip import LayeredClip, composite, to_float, to_uint8
 from vera_lite.errors import UserError
-from vera_lite.video import read_gray, write_video
+from vera_lite.media import clip as clip_module
+from vera_lite.media.clip import LayeredClip, composite, to_float, to_uint8
+from vera_lite.media.video import read_gray, write_video
 
 
 def make_clip(frames=3, height=9, width=13, seed=0, **changes):

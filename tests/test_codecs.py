@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
 from vera_lite.codecs import CogVideoXCodec, PatchCodec, WanCodec, latent_shape
 from vera_lite.errors import UserError
-from vera_lite.toyworld import render
-from vera_lite.training.data import SHIPPED_CODEC
+from vera_lite.toy.world import render
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
 @pytest.fixture(scope="module")

@@ -16,22 +16,23 @@ from PIL import Image
 from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
-from vera_lite import composite_file as module
+from vera_lite.apps import composite as module
+from vera_lite.apps.composite import composite_file, read_trajectory, toy_foreground
 from vera_lite.cli import main
-from vera_lite.clip import composite, to_float, to_uint8
 from vera_lite.codecs import CogVideoXCodec
-from vera_lite.composite_file import composite_file, read_trajectory, toy_foreground
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.flow_matching import FlowMatching
+from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.insertion import inflate_mask, object_extent
-from vera_lite.objectives import Diffusion, FlowMatching
+from vera_lite.media.clip import composite, to_float, to_uint8
+from vera_lite.media.placement import inflate_mask, object_extent
+from vera_lite.media.trajectory import Keyframe, Trajectory
+from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
 from vera_lite.pipelines import CANVAS_FILL, GenCompositorPipeline, VeraPipeline
-from vera_lite.sampling import denoise
 from vera_lite.systems import GenCompositor
-from vera_lite.toy_compositions import CompositionWorld, render_compositions
-from vera_lite.toyworld import Sprite, render, signed_distance, soft_coverage
-from vera_lite.training.compositions import MASK_SIGMA, ToyCompositionData
-from vera_lite.trajectory import Keyframe, Trajectory
-from vera_lite.video import VideoReader, read_gray, read_video, write_video
+from vera_lite.toy.compositions import CompositionWorld, render_compositions
+from vera_lite.toy.world import Sprite, render, signed_distance, soft_coverage
+from vera_lite.training.toy.compositions import MASK_SIGMA, ToyCompositionData
 
 CLOUDS = SAMPLES / "clouds.mkv"
 RED = "toy:red circle"

@@ -6,8 +6,8 @@ import pytest
 import small_gencompositor
 import torch
 
-from vera_lite.evaluation.composition_benchmark import compositions, evaluate, position_leakage
-from vera_lite.objectives import FlowMatching
+from vera_lite.diffusion.flow_matching import FlowMatching
+from vera_lite.evaluation.toy.composition_benchmark import compositions, evaluate, position_leakage
 from vera_lite.pipelines import GenCompositorPipeline
 
 

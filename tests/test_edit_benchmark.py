@@ -10,16 +10,16 @@ import torch
 from test_rvedit import SMALL, build
 
 from vera_lite.cli import main
-from vera_lite.clip import to_float, to_uint8
 from vera_lite.codecs import PatchCodec
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.evaluation import edit_benchmark
-from vera_lite.evaluation.edit_benchmark import attention_by_depth, evaluate
-from vera_lite.objectives import FlowMatching
+from vera_lite.evaluation.toy import edit_benchmark
+from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
+from vera_lite.media.clip import to_float, to_uint8
+from vera_lite.media.video import read_video, write_video
 from vera_lite.pipelines import RVEDiTPipeline
-from vera_lite.toy_edits import CATEGORIES, render_edits
-from vera_lite.training.data import SHIPPED_CODEC
-from vera_lite.video import read_video, write_video
+from vera_lite.toy.edits import CATEGORIES, render_edits
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 SIZE = (9, 32, 32)
 

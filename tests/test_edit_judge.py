@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_judge import judge_edits, seen_motion
-from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, render_edits
-from vera_lite.toyworld import COLOURS, MOTIONS, PLACES, SHAPES
+from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
+from vera_lite.toy.edits import CATEGORIES, STYLES, EditWorld, render_edits
+from vera_lite.toy.world import COLOURS, MOTIONS, PLACES, SHAPES
 
 CLIPS = range(24)
 LOCAL = CATEGORIES[:3]

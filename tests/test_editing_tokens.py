@@ -6,8 +6,9 @@ from test_vision_language import _tiny_qwen2_5_vl
 from torch.testing import assert_close
 
 from vera_lite.conditioning.editing_tokens import Connector, EditingTokens, placeholder_of
-from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
+from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.errors import UserError
+from vera_lite.toy.vlm import toy_processor
 
 TEXTS = ["remove the red ring", "add a blue square at the top left moving right"]
 

@@ -8,10 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from traitlets import Bytes
 
+from vera_lite.apps.export_notebook import STATE, VIEW, export_notebook
 from vera_lite.cli import main
 from vera_lite.errors import UserError
 from vera_lite.widgets.base import Widget
-from vera_lite.widgets.export_notebook import STATE, VIEW, export_notebook
 
 
 class Blob(Widget):

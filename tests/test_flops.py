@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vera_lite.backbone import WAN_1_3B, WanConfig, WanTransformer
-from vera_lite.backbone.flops import counted_flops, forward_flops
+from vera_lite.diagnostics.flops import counted_flops, forward_flops
 
 SMALL = st.integers(1, 3)
 

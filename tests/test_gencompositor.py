@@ -12,8 +12,10 @@ from small_gencompositor import SMALL, randomise
 
 import vera_lite.backbone.cogvideox as cogvideox
 from vera_lite.backbone.cogvideox import rotary_at
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 from vera_lite.systems import GenCompositor, GenCompositorConfig, build_system, describe_system
 from vera_lite.systems.gencompositor import (
     RELEASED,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vera_lite.evaluation.composition_benchmark import evaluate
 from vera_lite.evaluation.published import GENCOMPOSITOR_ABLATION
+from vera_lite.evaluation.toy.composition_benchmark import evaluate
 from vera_lite.pipelines import ASSETS, GenCompositorPipeline
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import torch
 from test_vera import TINY, vera
 
 from vera_lite.pipelines import VeraPipeline
-from vera_lite.toyworld import render
+from vera_lite.toy.world import render
 from vera_lite.training import ToyWorldData
 from vera_lite.training.fit import fit
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vera_lite.diffusion.infonce import info_nce, info_nce_flash
 from vera_lite.errors import UserError
-from vera_lite.infonce import info_nce, info_nce_flash
 
 
 def plain(features, reference, temperature=0.07):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.insertion import augment_luminance, centre_foreground, inflate_mask, masked_video, place
+from vera_lite.media.placement import augment_luminance, centre_foreground, inflate_mask, masked_video, place
 
 
 def foreground(frames=3, height=9, width=11, seed=0):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from test_vision_language import TEXT, VISION
 
-from vera_lite.conditioning.vision_language import VisionLanguageModel, toy_processor
+from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.diagnostics import layer_ladder, look
 from vera_lite.diagnostics.measures import mask_ratio, similarity_map
 from vera_lite.errors import UserError
-from vera_lite.training.dialogues import toy_qwen3_vl
+from vera_lite.toy.vlm import toy_processor
+from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
 PHRASE = "the red ring in the video"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_clip import make_clip
 
-from vera_lite.clip import to_uint8
 from vera_lite.errors import UserError
+from vera_lite.media.clip import to_uint8
 from vera_lite.pipelines import EditResult
 from vera_lite.widgets.layer_viewer import BUDGET, LayerViewer
 

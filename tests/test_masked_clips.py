@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 
-from vera_lite.diagnostics.masked_clips import read_masked_clips
 from vera_lite.errors import UserError
-from vera_lite.video import write_video
+from vera_lite.media.masked_clips import read_masked_clips
+from vera_lite.media.video import write_video
 
 
 @pytest.fixture

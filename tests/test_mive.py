@@ -11,12 +11,13 @@ from torch.testing import assert_close
 
 from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, rotary_table
 from vera_lite.conditioning.multiscale import Reading
-from vera_lite.conditioning.vision_language import frozen_vlm, toy_processor
+from vera_lite.conditioning.vision_language import frozen_vlm
+from vera_lite.diffusion.draws import StepDraws
 from vera_lite.errors import UserError
-from vera_lite.objectives import StepDraws
 from vera_lite.systems import MiVE, MiVEConfig, build_system, describe_system
-from vera_lite.training.dialogues import toy_qwen3_vl
+from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.optim import parameter_groups
+from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
 SMALL = WanConfig(
     num_attention_heads=2,

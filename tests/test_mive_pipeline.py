@@ -11,20 +11,20 @@ import yaml
 from PIL import Image
 from test_mive import SMALL, build
 
+from vera_lite.apps.train import export
 from vera_lite.cli import main
-from vera_lite.clip import to_float, to_uint8
 from vera_lite.codecs import PatchCodec
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_benchmark import added_motion, evaluate, exchanged, redraw
-from vera_lite.objectives import FlowMatching
+from vera_lite.evaluation.toy.edit_benchmark import added_motion, evaluate, exchanged, redraw
+from vera_lite.media.clip import to_float, to_uint8
+from vera_lite.media.video import read_video, write_video
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, build_system
-from vera_lite.toy_edits import CATEGORIES, EditWorld, render_edits
+from vera_lite.toy.edits import CATEGORIES, EditWorld, render_edits
 from vera_lite.training import ToyEditData
-from vera_lite.training.cli import export
-from vera_lite.training.data import SHIPPED_CODEC
 from vera_lite.training.fit import fit
-from vera_lite.video import read_video, write_video
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 SIZE = (9, 32, 32)
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vera_lite.evaluation.edit_benchmark import evaluate
+from vera_lite.evaluation.toy.edit_benchmark import evaluate
 from vera_lite.pipelines import ASSETS, MiVEPipeline
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

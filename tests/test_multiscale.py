@@ -8,9 +8,10 @@ from test_vision_language import TEXT, VISION, _tiny_qwen2_5_vl
 from torch.testing import assert_close
 
 from vera_lite.conditioning.multiscale import MultiscaleContext, hidden_states, read
-from vera_lite.conditioning.vision_language import VisionLanguageModel, chat, toy_processor
+from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 from vera_lite.errors import UserError
-from vera_lite.training.dialogues import toy_qwen3_vl
+from vera_lite.toy.vlm import toy_processor
+from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
 TEXTS = ["remove the red ring", "add a blue square at the top left moving right"]
 

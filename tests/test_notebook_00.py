@@ -6,7 +6,7 @@ import pytest
 import torch
 from notebook_cells import Book
 
-from vera_lite.clip import composite
+from vera_lite.media.clip import composite
 
 BOOK = Book("00_start_here")
 EXERCISES = {"paste": "check_paste", "move_right": "check_move"}

@@ -8,9 +8,9 @@ from notebook_cells import Book
 from test_vision_language import TEXT, VISION
 from torch.nn import functional as F
 
-from vera_lite.conditioning.vision_language import toy_processor
-from vera_lite.training.dialogues import toy_qwen3_vl
-from vera_lite.video import write_video
+from vera_lite.media.video import write_video
+from vera_lite.toy.vlm import toy_processor
+from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
 BOOK = Book("01_attention_diagnostics")
 EXERCISES = {"mass_by_group": "check_mass", "token_at": "check_token"}

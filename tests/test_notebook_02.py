@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from vera_lite import viz
 from vera_lite.backbone import WanConfig, rotary_table
-from vera_lite.backbone.dit import SelfAttention
+from vera_lite.backbone.wan import SelfAttention
 from vera_lite.pipelines import VeraPipeline
-from vera_lite.toyworld import render
+from vera_lite.toy.world import render
 
 BOOK = Book("02_mot_layered_dit")
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vera_lite import viz
-from vera_lite.infonce import info_nce
+from vera_lite.diffusion.infonce import info_nce
 
 BOOK = Book("05_attention_alignment")
 

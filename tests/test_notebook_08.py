@@ -8,8 +8,8 @@ import torch
 from notebook_cells import Book
 from torch.testing import assert_close
 
-from vera_lite.toy_edits import EditWorld
-from vera_lite.toyworld import MOTIONS
+from vera_lite.toy.edits import EditWorld
+from vera_lite.toy.world import MOTIONS
 
 BOOK = Book("08_multiscale_conditioning")
 

@@ -143,7 +143,7 @@ def test_both_skip_tags_together_are_fine(save):
     [
         ("Watch a guard", [], None),
         ("Watch another guard", [], "title is"),
-        ("Watch a guard", ["vera_lite.clip"], "imports []"),
+        ("Watch a guard", ["vera_lite.media.clip"], "imports []"),
     ],
 )
 def test_the_manifest_must_say_what_the_notebook_says(title, modules, message, save):
@@ -157,10 +157,10 @@ def test_imports_of_rooms_are_found():
         "%matplotlib inline\n"
         "import numpy as np\n"
         "from vera_lite import VeraLiteError, errors\n"
-        "from vera_lite.video import read_video\n"
+        "from vera_lite.media.video import read_video\n"
     )
     found = tool.imported_modules(new_notebook(cells=[cell]))
-    assert found == {"vera_lite.errors", "vera_lite.video"}
+    assert found == {"vera_lite.errors", "vera_lite.media.video"}
 
 
 def test_a_profile_may_only_name_what_exists(monkeypatch, save):
@@ -180,7 +180,7 @@ def test_the_table_replaces_what_is_between_the_markers():
         "prerequisites": ["07_guards", "patience"],
         "minutes": 0.4,
         "memory_gb": None,
-        "modules": ["vera_lite.clip"],
+        "modules": ["vera_lite.media.clip"],
     }
     table = tool.render_table([entry])
     link = "notebooks/07_guards.ipynb"

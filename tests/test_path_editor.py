@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vera_lite.clip import to_uint8
 from vera_lite.errors import UserError
-from vera_lite.trajectory import Keyframe, Trajectory
+from vera_lite.media.clip import to_uint8
+from vera_lite.media.trajectory import Keyframe, Trajectory
 from vera_lite.widgets.path_editor import BACKGROUND_SIDE, BUDGET, FOREGROUND_SIDE, STILL_FRAMES, PathEditor
 
 SIZE = (20, 30)

@@ -16,19 +16,19 @@ from test_vera import TINY, randomise
 from torchmetrics.functional.classification import binary_jaccard_index
 
 from vera_lite.cli import main
-from vera_lite.clip import to_float, to_uint8
 from vera_lite.codecs import PatchCodec, WanCodec
 from vera_lite.conditioning import Umt5Encoder
+from vera_lite.diffusion.flow_matching import noised
+from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy_benchmark import PooledPSNR, evaluate, iou
-from vera_lite.objectives import noised
+from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
+from vera_lite.media.clip import to_float, to_uint8
+from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
-from vera_lite.sampling import denoise
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
-from vera_lite.toy_edits import EditWorld, render_edits
-from vera_lite.toyworld import WorldConfig, render
-from vera_lite.training.data import SHIPPED_CODEC
-from vera_lite.video import VideoReader, read_gray, read_video, write_video
+from vera_lite.toy.edits import EditWorld, render_edits
+from vera_lite.toy.world import WorldConfig, render
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "data_samples"

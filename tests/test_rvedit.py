@@ -14,8 +14,9 @@ from torch.testing import assert_close
 
 from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.conditioning.editing_tokens import Context
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching, StepDraws
 from vera_lite.systems import RVEDiT, RVEDiTConfig, build_system, describe_system
 from vera_lite.systems.rvedit import frozen_vlm
 from vera_lite.training.optim import MuonAdamW, parameter_groups

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vera_lite.evaluation.edit_benchmark import evaluate, exchanged, redraw
+from vera_lite.evaluation.toy.edit_benchmark import evaluate, exchanged, redraw
 from vera_lite.pipelines import ASSETS, RVEDiTPipeline
-from vera_lite.toy_edits import CATEGORIES
+from vera_lite.toy.edits import CATEGORIES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

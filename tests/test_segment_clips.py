@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from vera_lite.errors import UserError
-from vera_lite.video import VideoReader, read_gray, write_video
+from vera_lite.media.video import VideoReader, read_gray, write_video
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "ball")
 SIZE = {"height": 64, "width": 64}

@@ -21,8 +21,8 @@ from transformers import (
 from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.diagnostics.call import AttentionCall, Site
 from vera_lite.diagnostics.tap import KnockOut, Tap
+from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.sampling import denoise
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 
 # --- models --------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from vera_lite.clip import composite
 from vera_lite.codecs import PatchCodec, latent_mask
 from vera_lite.errors import UserError
-from vera_lite.insertion import masked_video, place
-from vera_lite.toy_compositions import DARKEST, CompositionWorld, render_compositions
+from vera_lite.media.clip import composite
+from vera_lite.media.placement import masked_video, place
+from vera_lite.toy.compositions import DARKEST, CompositionWorld, render_compositions
 from vera_lite.training import ToyCompositionData
-from vera_lite.training.data import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
-from vera_lite.evaluation.edit_judge import seen_motion
-from vera_lite.toy_edits import CATEGORIES, STYLES, EditWorld, describe, render_edits
-from vera_lite.toyworld import COLOURS, MOTIONS, SHAPES
+from vera_lite.evaluation.toy.edit_judge import seen_motion
+from vera_lite.toy.edits import CATEGORIES, STYLES, EditWorld, describe, render_edits
+from vera_lite.toy.world import COLOURS, MOTIONS, SHAPES
 
 CLIPS = range(48)
 

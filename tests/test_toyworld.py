@@ -5,17 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vera_lite.clip import composite
-from vera_lite.conditioning import PHRASES, PhraseEncoder, parse
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy_judge import (
+from vera_lite.evaluation.toy.object_judge import (
     judge,
     judge_final,
     name_pattern,
     read_background,
     read_object,
 )
-from vera_lite.toyworld import COLOURS, PATTERNS, SHAPES, WorldConfig, instruction, render
+from vera_lite.media.clip import composite
+from vera_lite.toy.phrases import PHRASES, PhraseEncoder, parse
+from vera_lite.toy.world import COLOURS, PATTERNS, SHAPES, WorldConfig, instruction, render
 
 LAYERS = ("source", "edit", "alpha", "composite", "mask")
 

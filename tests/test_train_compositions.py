@@ -8,12 +8,14 @@ import torch
 import yaml
 from small_gencompositor import build
 
+from vera_lite.apps.train import export
 from vera_lite.cli import main
-from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor
 from vera_lite.training import ToyCompositionData
-from vera_lite.training.cli import export
 from vera_lite.training.fit import fit
 
 CONFIG = Path(__file__).parents[1] / "vera_lite" / "configs" / "gencompositor_toy.yaml"

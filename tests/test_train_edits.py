@@ -7,12 +7,12 @@ import torch
 from test_rvedit import SMALL, build
 
 from vera_lite.codecs import PatchCodec
-from vera_lite.objectives import FlowMatching
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.systems.rvedit import frozen_vlm
-from vera_lite.toy_edits import render_edits
+from vera_lite.toy.edits import render_edits
 from vera_lite.training import EditingModule, ToyEditData
-from vera_lite.training.data import SHIPPED_CODEC
 from vera_lite.training.fit import fit
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
 def data(batch_size=2, **options) -> ToyEditData:

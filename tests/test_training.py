@@ -14,12 +14,14 @@ from torch import nn
 
 from vera_lite.cli import main
 from vera_lite.codecs import PatchCodec
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching, StepDraws
 from vera_lite.pipelines import VeraPipeline
-from vera_lite.toyworld import WorldConfig
-from vera_lite.training.data import SHIPPED_CODEC, LatentCache, StepBatches, build_toy_cache
+from vera_lite.toy.world import WorldConfig
+from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.optim import MuonAdamW, orthogonalise, parameter_groups
+from vera_lite.training.toy.layers import SHIPPED_CODEC, build_toy_cache
 
 TINY = Path(__file__).parent / "tiny.yaml"
 STEPS = 12  # of tiny.yaml
@@ -193,7 +195,7 @@ def test_the_shipped_config_builds_what_it_says():
     """`--print_config` parses it whole; the text width is the vocabulary's."""
     import yaml
 
-    from vera_lite.conditioning import PhraseEncoder
+    from vera_lite.toy.phrases import PhraseEncoder
 
     config = yaml.safe_load((Path(__file__).parents[1] / "vera_lite/configs/vera_toy.yaml").read_text())
     backbone = config["model"]["init_args"]["system"]["init_args"]["config"]["backbone"]
@@ -216,7 +218,7 @@ def test_cache_is_read_back_as_written_and_resumes(tmp_path):
     ]
     cache = LatentCache(folder)
     assert len(cache) == 520 and cache[519]["source"].shape == (24, 3, 8, 8)
-    from vera_lite.toyworld import render
+    from vera_lite.toy.world import render
 
     expected = codec.encode(render(3, [515]).edit)[0]
     torch.testing.assert_close(cache[515]["edit"], expected, atol=2e-3, rtol=2e-3)  # float16 on disk

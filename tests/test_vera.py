@@ -7,8 +7,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching, StepDraws
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.systems.vera import drop_conditions
 

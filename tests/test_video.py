@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vera_lite import video
 from vera_lite.errors import UserError
-from vera_lite.video import (
+from vera_lite.media import video
+from vera_lite.media.video import (
     VideoReader,
     VideoWriter,
     check_video,

@@ -6,19 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vera_lite.conditioning.toy_dialogues import KINDS, ask, describe, talk
-from vera_lite.conditioning.vision_language import (
-    CELLS,
-    VisionLanguageModel,
-    chat,
-    toy_processor,
-    toy_vocabulary,
-)
+from vera_lite.apps.train import export, train
+from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 from vera_lite.errors import UserError
-from vera_lite.toy_edits import render_edits
-from vera_lite.toyworld import render
-from vera_lite.training.cli import export, train
-from vera_lite.training.dialogues import (
+from vera_lite.toy.dialogues import KINDS, ask, describe, talk
+from vera_lite.toy.edits import render_edits
+from vera_lite.toy.vlm import CELLS, toy_processor, toy_vocabulary
+from vera_lite.toy.world import render
+from vera_lite.training.toy.dialogues import (
     DIALOGUE_WORLD,
     DialogueBatches,
     ToyDialogues,

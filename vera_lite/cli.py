@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments and arguments[0] in TRAINING:  # LightningCLI parses these itself
-            from vera_lite.training.cli import train
+            from vera_lite.apps.train import train
 
             train(arguments)
             return 0
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command == "check":
-        from vera_lite.check import check
+        from vera_lite.apps.check import check
 
         return check()
     if options.command == "export":
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _edit(options: argparse.Namespace) -> list[Path]:
-    from vera_lite.edit_file import edit_file, redraw_file
+    from vera_lite.apps.edit import edit_file, redraw_file
     from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline, VeraPipeline
 
     names = ("reference", "mask", "guidance", "alpha_floor")
@@ -168,7 +168,7 @@ def _edit(options: argparse.Namespace) -> list[Path]:
 
 
 def _composite(options: argparse.Namespace) -> list[Path]:
-    from vera_lite.composite_file import composite_file
+    from vera_lite.apps.composite import composite_file
     from vera_lite.pipelines import GenCompositorPipeline
 
     pipe = GenCompositorPipeline.from_pretrained(options.model)
@@ -194,11 +194,11 @@ def _composite(options: argparse.Namespace) -> list[Path]:
 def _export(options: argparse.Namespace) -> Path:
     if options.file.suffix == ".ipynb":
         try:
-            from vera_lite.widgets.export_notebook import export_notebook
+            from vera_lite.apps.export_notebook import export_notebook
         except ImportError as error:
             raise UserError(f"{error}: pages need `pip install 'vera-lite[notebooks]'`.") from error
         return export_notebook(options.file, options.out)
-    from vera_lite.training.cli import export
+    from vera_lite.apps.train import export
 
     if options.out is None:
         raise UserError("give --out FOLDER for the pipeline.")

@@ -6,12 +6,12 @@ import pytest
 from nbclient import NotebookClient
 from test_clip import make_clip
 
-from vera_lite.clip import composite, to_float, to_uint8
+from vera_lite.media.clip import composite, to_float, to_uint8
 from vera_lite.widgets.layer_viewer import LayerViewer
 
 SHOW = """\
 import torch
-from vera_lite.clip import LayeredClip
+from vera_lite.media.clip import LayeredClip
 from vera_lite.widgets.layer_viewer import LayerViewer
 
 torch.manual_seed(0)

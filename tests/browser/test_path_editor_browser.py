@@ -13,11 +13,11 @@ from PIL import Image
 from test_layer_viewer_browser import LOWEST_CONTRAST
 from test_path_editor import SIZE, background, clip, foreground, path
 
-from vera_lite.clip import composite, to_uint8
+from vera_lite.apps.export_notebook import STATE, VIEW
 from vera_lite.errors import UserError
-from vera_lite.insertion import place
-from vera_lite.trajectory import Keyframe, Trajectory
-from vera_lite.widgets.export_notebook import STATE, VIEW
+from vera_lite.media.clip import composite, to_uint8
+from vera_lite.media.placement import place
+from vera_lite.media.trajectory import Keyframe, Trajectory
 from vera_lite.widgets.path_editor import PathEditor
 
 CANVAS = ".vera-path-editor canvas"
@@ -26,7 +26,7 @@ CONTRAST = LOWEST_CONTRAST.replace(".vera-layer-viewer", ".vera-path-editor").re
 )
 SHOW = """\
 import torch
-from vera_lite.trajectory import Keyframe, Trajectory
+from vera_lite.media.trajectory import Keyframe, Trajectory
 from vera_lite.widgets.path_editor import PathEditor
 
 torch.manual_seed(0)

@@ -1,7 +1,9 @@
 """Diffusion transformers, readable: Wan's, for one stream or several, and CogVideoX's."""
 
 from vera_lite.backbone.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from vera_lite.backbone.dit import (
+from vera_lite.backbone.loading import load_wan, read_wan, split_wan
+from vera_lite.backbone.rotary import rotary_table, rotate
+from vera_lite.backbone.wan import (
     WAN_1_3B,
     WAN_14B,
     WAN_TI2V_5B,
@@ -9,8 +11,6 @@ from vera_lite.backbone.dit import (
     WanConfig,
     WanTransformer,
 )
-from vera_lite.backbone.loading import load_wan, read_wan, split_wan
-from vera_lite.backbone.rotary import rotary_table, rotate
 
 __all__ = [
     "WAN_14B",

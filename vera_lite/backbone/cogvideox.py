@@ -18,8 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone.dit import attend
 from vera_lite.backbone.rotary import rotate
+from vera_lite.backbone.wan import attend
 from vera_lite.errors import UserError
 
 

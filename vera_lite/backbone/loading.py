@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vera_lite.backbone.dit import WanConfig, WanTransformer
+from vera_lite.backbone.wan import WanConfig, WanTransformer
 from vera_lite.errors import UserError
 
 StateDict = dict[str, Tensor]

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from vera_lite.codecs import Codec, PatchCodec
 from vera_lite.errors import UserError
+from vera_lite.media.video import replacing
 from vera_lite.systems import build_system, describe_system
-from vera_lite.video import replacing
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

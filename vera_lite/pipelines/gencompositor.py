@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vera_lite.clip import composite
 from vera_lite.codecs import Codec, latent_shape
+from vera_lite.diffusion.sampling import DenoisingState, denoise
 from vera_lite.errors import UserError
-from vera_lite.insertion import inflate_mask, object_extent, resample
+from vera_lite.media.clip import composite
+from vera_lite.media.placement import inflate_mask, object_extent, resample
+from vera_lite.media.trajectory import Trajectory
 from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge, frame_choice
-from vera_lite.sampling import DenoisingState, denoise
 from vera_lite.systems import GenCompositor
 from vera_lite.systems.gencompositor import encode_conditions
-from vera_lite.trajectory import Trajectory
 
 #: How far an object reaches on its canvas, as a share of half the canvas: what is usual in the toy world.
 CANVAS_FILL = 0.65
@@ -45,7 +45,7 @@ class GenCompositorPipeline(Pipeline):
         system: a :class:`vera_lite.systems.GenCompositor`.
         codec: pixels to latents and back.
         clip_size: (frames, height, width) that the system was trained at.
-        mask_sigma: of :func:`vera_lite.insertion.inflate_mask`, in pixels of ``clip_size``, as in training;
+        mask_sigma: of :func:`.inflate_mask`, in pixels of ``clip_size``, as in training;
             None leaves masks as they are.
         text: features (T, text_dim) of a backbone with text: those of the empty prompt.
 
@@ -105,9 +105,9 @@ class GenCompositorPipeline(Pipeline):
                 (white) video, which asks for what would be there without an object: removal.
             mask: (B, T, 1, H, W), inflated already; above 0.5 the model may draw.
             steps: network calls.
-            shift: see :func:`vera_lite.sampling.denoise`.
+            shift: see :func:`vera_lite.diffusion.sampling.denoise`.
             generator: source of the noise; the same state gives the same composite.
-            callback: sees every step, see :class:`vera_lite.sampling.DenoisingState`.
+            callback: sees every step, see :class:`vera_lite.diffusion.sampling.DenoisingState`.
 
         Returns:
             (B, T, 3, H, W) in [0, 1].

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera_lite.codecs import latent_shape
+from vera_lite.diffusion.sampling import DenoisingState, denoise
 from vera_lite.errors import UserError
 from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge
-from vera_lite.sampling import DenoisingState, denoise
 from vera_lite.systems import MiVE
 
 
@@ -54,9 +54,9 @@ class MiVEPipeline(Pipeline):
             prompts: B sentences.
             references: (B, 3, H, W) in [0, 1], each clip's first frame as it is to look.
             steps: network calls; the vision-language model is asked once.
-            shift: see :func:`vera_lite.sampling.denoise`.
+            shift: see :func:`vera_lite.diffusion.sampling.denoise`.
             generator: source of the noise; the same state gives the same edit.
-            callback: sees every step, see :class:`vera_lite.sampling.DenoisingState`.
+            callback: sees every step, see :class:`vera_lite.diffusion.sampling.DenoisingState`.
 
         Returns:
             (B, T, 3, H, W) in [0, 1].

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vera_lite.clip import composite
 from vera_lite.codecs import Codec, latent_shape
-from vera_lite.conditioning import PhraseEncoder
+from vera_lite.diffusion.sampling import DenoisingState, denoise
 from vera_lite.errors import UserError
+from vera_lite.media.clip import composite
 from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge
-from vera_lite.sampling import DenoisingState, denoise
 from vera_lite.systems import Regeneration, Vera
+from vera_lite.toy.phrases import PhraseEncoder
 
 #: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
 #: faintest tenth of soft edges and shadows. The card has the numbers for 0.1 and 0.05.
@@ -96,11 +96,11 @@ class VeraPipeline(Pipeline):
             prompts: B sentences.
             mask: (B, T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
             steps: network calls.
-            shift: see :func:`vera_lite.sampling.denoise`.
+            shift: see :func:`vera_lite.diffusion.sampling.denoise`.
             guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is
                 features of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
             generator: source of the noise; the same state gives the same edit.
-            callback: sees every step, see :class:`vera_lite.sampling.DenoisingState`.
+            callback: sees every step, see :class:`vera_lite.diffusion.sampling.DenoisingState`.
 
         Returns:
             ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from torch import nn
 
 from vera_lite.backbone import CogVideoXConfig, WanConfig
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import Diffusion, FlowMatching
+from vera_lite.systems.baselines.regeneration import Regeneration, RegenerationConfig
 from vera_lite.systems.gencompositor import GenCompositor, GenCompositorConfig
 from vera_lite.systems.mive import MiVE, MiVEConfig
-from vera_lite.systems.regeneration import Regeneration, RegenerationConfig
 from vera_lite.systems.rvedit import RVEDiT, RVEDiTConfig
 from vera_lite.systems.vera import Vera, VeraConfig
 

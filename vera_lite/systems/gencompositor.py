@@ -43,8 +43,10 @@ from vera_lite.backbone.cogvideox import (
     rotary_at,
 )
 from vera_lite.codecs import Codec, latent_mask
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import Diffusion, FlowMatching, StepDraws
 
 AXES = ("t", "h", "w")
 ROPES = ("paper", "released", "shared")
@@ -57,8 +59,8 @@ class GenCompositorConfig:
 
     Attributes:
         backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
-        objective: "epsilon" :class:`~vera_lite.objectives.Diffusion` in the paper, "v_prediction" in the
-            code; :class:`~vera_lite.objectives.FlowMatching` is ours.
+        objective: "epsilon" :class:`~vera_lite.diffusion.ddpm.Diffusion` in the paper, "v_prediction" in the
+            code; :class:`~vera_lite.diffusion.flow_matching.FlowMatching` is ours.
         mask_loss_weight: of a second loss term, the same restricted to the mask: 0 in the paper, 5 in
             the code.
         rope: how positions tell the two videos apart, see :func:`stream_positions`. "shared" is an ablation.

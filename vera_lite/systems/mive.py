@@ -38,9 +38,10 @@ from torch.nn import functional as F
 from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, load_wan, read_wan, rotary_table
 from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
-from vera_lite.objectives import FlowMatching, StepDraws
-from vera_lite.systems.mive_ablation import CROSS_ATTENTION, Context, read_apart
+from vera_lite.systems.baselines.mive_cross_attention import CROSS_ATTENTION, Context, read_apart
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class MiVEConfig:
             embedding reads twice as many. Text embedding and cross-attention are left out, whatever it says.
             With ``pooled_text`` the context's text tokens are also summed into the time embedding; not in
             the paper.
-        objective: see :class:`vera_lite.objectives.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy one in
             the package. The paper does not say whether it is trained: it is frozen here, and no part of the
             weights.
@@ -70,7 +71,7 @@ class MiVEConfig:
             in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
             video keeps Wan's positions.
         conditioning: "self" is MiVE. The others are the baselines of its Table 3, see
-            :mod:`vera_lite.systems.mive_ablation`: "fused_cross", "dual_cross" and "decoupled".
+            :mod:`.mive_cross_attention`: "fused_cross", "dual_cross" and "decoupled".
         changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
             0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
     """

@@ -22,7 +22,7 @@ paper                    here
 X_e, X_v, X_l            :class:`vera_lite.conditioning.editing_tokens.Context`
 L_s, lambda, tau         ``routed_layers``, ``alignment_weight``, ``temperature``
 A                        output of ``transformer.blocks[i].attn2``, before it is added
-InfoNCE                  :func:`vera_lite.infonce.info_nce`
+InfoNCE                  :func:`vera_lite.diffusion.infonce.info_nce`
 """
 
 import copy
@@ -36,12 +36,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
-from vera_lite.backbone.dit import WAN_TI2V_5B, StackedLinear
+from vera_lite.backbone.wan import WAN_TI2V_5B, StackedLinear
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching
+from vera_lite.diffusion.infonce import info_nce
 from vera_lite.errors import UserError
-from vera_lite.infonce import info_nce
-from vera_lite.objectives import FlowMatching, StepDraws
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RVEDiTConfig:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
             its ``pooled_text``, X_e is also summed into the time embedding; not in the paper.
-        objective: see :class:`vera_lite.objectives.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and no part of the weights.
         vlm_dim: width of its language tower.

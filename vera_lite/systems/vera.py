@@ -32,8 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
-from vera_lite.backbone.dit import StackedLinear
-from vera_lite.objectives import FlowMatching, StepDraws, noised
+from vera_lite.backbone.wan import StackedLinear
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching, noised
 
 LAYERS = ("edit", "alpha", "composite")
 EDIT, ALPHA, COMPOSITE = range(3)
@@ -45,7 +46,7 @@ class VeraConfig:
 
     Attributes:
         backbone: size of one branch.
-        objective: see :class:`vera_lite.objectives.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         mixture: a set of weights for each branch (the paper) or, False, one set for all (ablation).
         joint_attention: branches see each other (the paper) or, False, not (ablation).
         composite_weight: weight of the composite's loss; 1 is the paper's plain sum, 0 is the

@@ -1,10 +1,11 @@
 """Training with Lightning: data, modules, optimizer, command line."""
 
-from vera_lite.training.compositions import ToyCompositionData
-from vera_lite.training.data import LatentCache, StepBatches, ToyWorldData, build_toy_cache
-from vera_lite.training.dialogues import DialogueModule, ToyDialogues
-from vera_lite.training.edits import ToyEditData
+from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.module import EditingModule
+from vera_lite.training.toy.compositions import ToyCompositionData
+from vera_lite.training.toy.dialogues import DialogueModule, ToyDialogues
+from vera_lite.training.toy.edits import ToyEditData
+from vera_lite.training.toy.layers import ToyWorldData, build_toy_cache
 
 __all__ = [
     "DialogueModule",

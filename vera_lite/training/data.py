@@ -7,34 +7,24 @@ Batch ``step`` of rank ``rank`` depends on (seed, step, rank) alone: no loader s
 and a resumed run sees what the uninterrupted one would have seen.
 """
 
-import functools
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
 
-from vera_lite import clip, codecs, toyworld
-from vera_lite.codecs import PatchCodec
-from vera_lite.conditioning import PhraseEncoder, phrases
 from vera_lite.errors import UserError
-from vera_lite.toyworld import WorldConfig, render
-from vera_lite.video import replacing
 
 STREAMS = ("source", "mask", "edit", "alpha", "composite")
-_SHARD = 512
+SHARD = 512
 
 
 class LatentCache(Dataset):
-    """Reads a folder written by :func:`build_toy_cache`; item i is one clip's latents and text.
+    """Reads a folder written by :func:`.build_toy_cache`; item i is one clip's latents and text.
 
     Raises:
         UserError: the folder is no complete cache.
@@ -58,43 +48,8 @@ class LatentCache(Dataset):
         return self._shards[number]
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        shard = self._shard(i // _SHARD)
-        return {name: rows[i % _SHARD].float() for name, rows in shard.items()}
-
-
-def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: int, clips: int) -> Path:
-    """Render and encode ``clips`` clips of world ``seed`` below ``folder``; returns the cache's folder.
-
-    The folder's name is a fingerprint of everything that the latents depend on, so a changed codec,
-    world or seed never meets stale latents.
-    """
-    encoder = PhraseEncoder()
-    digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, _SHARD, encoder.text_dim]).encode())
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    # The code of the world, the codec and the vocabulary is part of what the latents depend on.
-    for module in (toyworld, clip, codecs, phrases):
-        digest.update(Path(module.__file__).read_bytes())
-    folder = Path(folder) / f"toy-{digest.hexdigest()[:16]}"
-    if (folder / "index.json").is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in tqdm(range(0, clips, _SHARD), desc="encoding clips", unit="shard"):
-        path = folder / f"{start // _SHARD:05d}.safetensors"
-        if path.is_file():
-            continue
-        parts = []
-        for first in range(start, min(start + _SHARD, clips), 32):
-            batch = render(seed, range(first, min(first + 32, start + _SHARD, clips)), world)
-            part = {name: codec.encode(getattr(batch, name)) for name in STREAMS}
-            parts.append({**part, "text": encoder(batch.instruction)})
-        shard = {name: torch.cat([p[name] for p in parts]).half() for name in parts[0]}
-        with replacing(path) as temporary:
-            save_file(shard, temporary)
-    index = {"clips": clips, "world": asdict(world), "seed": seed}
-    with replacing(folder / "index.json") as temporary:
-        temporary.write_text(json.dumps(index, indent=1))
-    return folder
+        shard = self._shard(i // SHARD)
+        return {name: rows[i % SHARD].float() for name, rows in shard.items()}
 
 
 class StepBatches(Dataset):
@@ -164,62 +119,6 @@ class RenderedData(StepData):
         self.validation_steps = max(1, self.validation_clips // (self.batch_size * world_size))
 
 
-class ToyWorldData(StepData):
-    """Toy clips as cached latents.
-
-    Args:
-        cache_dir: where caches live; built at the first use.
-        world: see :class:`vera_lite.toyworld.WorldConfig`.
-        clips: training clips.
-        validation_clips: clips of another seed.
-        batch_size: clips a rank and step.
-        seed: of the world and of the order.
-        workers: loader processes.
-        codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
-    """
-
-    def __init__(
-        self,
-        cache_dir: str = "runs/cache",
-        world: WorldConfig = WorldConfig(),  # noqa: B008 (frozen)
-        clips: int = 4096,
-        validation_clips: int = 128,
-        batch_size: int = 16,
-        seed: int = 1,
-        workers: int = 0,
-        codec: str | None = None,
-    ):
-        super().__init__()
-        self.cache_dir, self.world, self.clips = Path(cache_dir), world, clips
-        self.validation_clips, self.batch_size = validation_clips, batch_size
-        self.seed, self.workers = seed, workers
-        self.codec = PatchCodec.load(codec or SHIPPED_CODEC)
-
-    @property
-    def pipeline_settings(self) -> dict:
-        """What the pipeline of a system trained on these data needs to know of them."""
-        return {"clip_size": (self.world.frames, self.world.height, self.world.width)}
-
-    def prepare_data(self) -> None:
-        """Build the caches; Lightning calls this on one process only."""
-        self._folders()
-
-    def _folders(self) -> tuple[Path, Path]:
-        build = functools.partial(build_toy_cache, self.cache_dir, self.codec, self.world)
-        # Validation worlds start far from any training seed.
-        return build(self.seed, self.clips), build(self.seed + 1_000_000, self.validation_clips)
-
-    def setup(self, stage: str | None = None) -> None:
-        train, validation = self._folders()
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
-        size = min(self.batch_size, self.validation_clips // world_size)
-        self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
-        self.validation_steps = self.validation.steps_per_epoch
-
-
 class _StepsFrom(Sampler):
     """Steps first .. total - 1, of length ``total``: Lightning counts the batches of a resumed epoch
     from the start, and would begin the loader anew after ``total - first`` of them."""
@@ -232,6 +131,3 @@ class _StepsFrom(Sampler):
 
     def __len__(self) -> int:
         return self.total
-
-
-SHIPPED_CODEC = Path(__file__).parents[1] / "assets" / "toy_codec.safetensors"

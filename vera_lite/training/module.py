@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
+from vera_lite.diffusion.draws import StepDraws, mix_seed
 from vera_lite.errors import UserError
-from vera_lite.objectives import StepDraws, mix_seed
 from vera_lite.systems import describe_system
 from vera_lite.training.optim import parameter_groups, scheduled
 
@@ -22,7 +22,7 @@ class EditingModule(L.LightningModule):
     A system is a module with ``config.objective`` and ``training_losses(batch, sigma, draws)`` that
     returns ``{term: (B,)}``; their sum is minimised, but for terms that the system lists as ``watched``,
     which are logged only. Everything random in a step (noise levels,
-    noise, dropped conditions) comes from :class:`vera_lite.objectives.StepDraws`.
+    noise, dropped conditions) comes from :class:`vera_lite.diffusion.draws.StepDraws`.
 
     Args:
         system: e.g. :class:`vera_lite.systems.Vera`.

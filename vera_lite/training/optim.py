@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from vera_lite.backbone.dit import StackedLinear
+from vera_lite.backbone.wan import StackedLinear
 from vera_lite.errors import UserError
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al., steep at zero

@@ -5,10 +5,10 @@ from pathlib import Path
 from torch import Tensor
 from traitlets import Bytes, Float, Int, List, Unicode, validate
 
-from vera_lite.clip import LayeredClip, to_uint8
 from vera_lite.errors import UserError
+from vera_lite.media.clip import LayeredClip, to_uint8
+from vera_lite.media.video import frame_rate
 from vera_lite.pipelines import EditResult
-from vera_lite.video import frame_rate
 from vera_lite.widgets.base import Widget
 
 VIEWS = ("final", "source", "straight", "premultiplied", "checker", "matte", "composite")
@@ -21,7 +21,7 @@ class LayerViewer(Widget):
     """Look through the layers of an edit.
 
     The browser gets 8-bit layers and lays the edit over the source itself; the result is within 1/255 of
-    :func:`vera_lite.clip.composite` of these layers, and where the 8-bit alpha is 0 it is the source. Large
+    :func:`.composite` of these layers, and where the 8-bit alpha is 0 it is the source. Large
     clips are thinned: every k-th frame and pixel is shown, never a mean, so that each is a real one.
 
     Args:

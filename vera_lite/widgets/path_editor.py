@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from traitlets import Bool, Bytes, Dict, Float, Int, List, validate
 
-from vera_lite.clip import to_uint8
 from vera_lite.errors import UserError
-from vera_lite.trajectory import Trajectory
-from vera_lite.video import frame_rate
+from vera_lite.media.clip import to_uint8
+from vera_lite.media.trajectory import Trajectory
+from vera_lite.media.video import frame_rate
 from vera_lite.widgets.base import Widget
 
 #: Frames of a clip that pictures alone make.
@@ -41,13 +41,13 @@ BUDGET = 3_000_000
 class PathEditor(Widget):
     """Draw the trajectories of objects on a background.
 
-    The preview lays the foregrounds over the background as :func:`vera_lite.insertion.place` puts them, but
+    The preview lays the foregrounds over the background as :func:`.place` puts them, but
     of large videos it shows smaller and fewer frames. Later objects cover earlier ones.
 
     Args:
         background: (T, 3, H, W) in [0, 1], or one picture (3, H, W).
         foregrounds: pairs of colour (T, 3, h, w) and alpha (T, 1, h, w), or one pair, centred as
-            :func:`vera_lite.insertion.centre_foreground` does it; by default a plain disc stands for every
+            :func:`.centre_foreground` does it; by default a plain disc stands for every
             object. Videos must have as many frames as the background; pictures (T = 1) stay as they are.
         trajectories: to begin with, drawn in the background's size; see the property.
         fps: frames per second when playing.

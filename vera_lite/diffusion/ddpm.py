@@ -1,0 +1,84 @@
+"""Denoising diffusion (DDPM) on the schedule of CogVideoX."""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from torch import Tensor
+
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Denoising diffusion (DDPM, arXiv 2006.11239) on the schedule of CogVideoX-5B.
+
+    With abar_t the share of signal left after t of 1000 steps, and sigma = t / 1000:
+
+        x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
+        v   = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0        (arXiv 2202.00512)
+
+    Attributes:
+        prediction: what the network outputs, in diffusers' words.
+            "epsilon": the noise; the loss is its mean squared error.
+            "v_prediction": v, read as the clean latents x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'. The
+            loss is (x_0' - x_0)^2 / (1 - abar_t), which is (v' - v)^2 by another name.
+    """
+
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    def __post_init__(self):
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise UserError(f"prediction is epsilon or v_prediction, not {self.prediction!r}.")
+
+    def sample_sigma(self, draws: StepDraws) -> Tensor:
+        """(B,) of t / 1000, t uniform in 0 .. 999 and stratified as in :class:`FlowMatching`."""
+        u = (draws.permutation() + draws.uniform()) / draws.global_batch
+        return (1000 * u).floor().clamp(max=999) / 1000
+
+    def quantile(self, sigma: Tensor) -> Tensor:
+        """Where each sigma lies in the distribution that training draws from: uniform."""
+        return sigma
+
+    def signal(self, sigma: Tensor) -> Tensor:
+        """abar_t, (B,) -> (B, 1, 1, 1, 1)."""
+        # Without any signal left at t = 999, noise could not be turned into clean latents.
+        table = _signal_table(zero_terminal_snr=self.prediction == "v_prediction")
+        steps = (1000 * sigma).round().long().clamp(0, 999)
+        return table.to(sigma.device)[steps].view(-1, 1, 1, 1, 1)
+
+    def noised(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x_t; sigma (B,) against x_0 (..., B, C, t, h, w)."""
+        signal = self.signal(sigma)
+        return (signal.sqrt() * x_0 + (1 - signal).sqrt() * noise).to(x_0.dtype)
+
+    def clean(self, output: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """The network's guess of x_0, (..., B, C, t, h, w) in float32."""
+        signal = self.signal(sigma)
+        if self.prediction == "epsilon":
+            return (x_t - (1 - signal).sqrt() * output) / signal.sqrt()
+        return signal.sqrt() * x_t - (1 - signal).sqrt() * output
+
+    def loss(self, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Mean over each clip, (..., B, C, t, h, w) -> (..., B)."""
+        if self.prediction == "epsilon":
+            return (output - noise).float().square().mean((-4, -3, -2, -1))
+        error = self.clean(output.float(), self.noised(x_0.float(), noise.float(), sigma), sigma) - x_0
+        return (error.square() / (1 - self.signal(sigma))).mean((-4, -3, -2, -1))
+
+
+@functools.cache
+def _signal_table(zero_terminal_snr: bool) -> Tensor:
+    """abar of the 1000 steps, (1000,)."""
+    # Kept beyond this call: it must not be born as an inference tensor, or on another device.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return CogVideoXDDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            snr_shift_scale=1.0,
+            rescale_betas_zero_snr=zero_terminal_snr,
+        ).alphas_cumprod.float()

@@ -1,0 +1,58 @@
+"""Everything random in training, as a function of (seed, step, place in the global batch)."""
+
+import torch
+from torch import Tensor
+
+
+class StepDraws:
+    """Everything random in one training step, as a function of (seed, step, place in the global batch).
+
+    A rank draws what its clips would get if one process trained on the whole batch, so neither an
+    interruption nor another number of ranks changes what is learned.
+
+    Args:
+        seed: of the run; any salt (training, validation) is part of it.
+        step: batch number.
+        batch: clips on this rank.
+        rank, ranks: data-parallel position.
+    """
+
+    def __init__(self, seed: int, step: int, batch: int, rank: int = 0, ranks: int = 1):
+        self.batch, self.first = batch, rank * batch
+        self.global_batch = batch * ranks
+        self._seed, self._step = seed, step
+        self._generator = torch.Generator().manual_seed(mix_seed(seed, step))
+
+    def _mine(self, values: Tensor) -> Tensor:
+        return values[self.first : self.first + self.batch]
+
+    def permutation(self) -> Tensor:
+        """This rank's part of a random order of the global batch, (B,)."""
+        return self._mine(torch.randperm(self.global_batch, generator=self._generator))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape)."""
+        return self._mine(torch.rand(self.global_batch, *shape, generator=self._generator))
+
+    def shared_integer(self, below: int) -> int:
+        """One number in 0 .. below - 1 for the whole global batch: every rank draws the same."""
+        return int(torch.randint(below, (), generator=self._generator))
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Normal noise shaped like (layers, B, C, t, h, w), from one generator a clip."""
+        clips = []
+        for slot in range(self.first, self.first + self.batch):
+            generator = torch.Generator().manual_seed(mix_seed(self._seed, self._step, slot))
+            clips.append(torch.randn(like.shape[0], *like.shape[2:], generator=generator))
+        return torch.stack(clips, dim=1).to(like)
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed from several numbers; different tuples give unrelated seeds (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & (2**63 - 1)

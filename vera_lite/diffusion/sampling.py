@@ -1,0 +1,104 @@
+"""Denoising: from noise to a sample step by step, and a callback that shows every step."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from vera_lite.diffusion.ddpm import Diffusion
+from vera_lite.diffusion.flow_matching import Prediction, to_velocity
+from vera_lite.errors import UserError
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+_Walk = Iterator[tuple[Tensor, Tensor, Tensor]]  # of each step: sigma (B,), x, x_0
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """What a callback sees after a step.
+
+    Attributes:
+        step: 0 .. steps - 1.
+        sigma: noise level that the network saw.
+        latents: x at the next noise level.
+        x_0: the network's present guess of the clean latents.
+    """
+
+    step: int
+    sigma: float
+    latents: Tensor
+    x_0: Tensor
+
+
+@torch.no_grad()
+def denoise(
+    predict: Predict,
+    noise: Tensor,
+    steps: int = 12,
+    shift: float = 3.0,
+    prediction: Prediction | Literal["epsilon", "v_prediction"] = "velocity",
+    callback: Callable[[DenoisingState], None] | None = None,
+) -> Tensor:
+    """Walk from noise (sigma = 1) to a sample (sigma = 0).
+
+    Args:
+        predict: (x_sigma, sigma (B,)) -> the network's output, of x_sigma's shape.
+        noise: (..., B, C, t, h, w).
+        steps: network calls.
+        shift: spends more steps at high noise, as in training; flow matching only.
+        prediction: what ``predict`` returns: "velocity" and "x_0" of
+            :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
+            "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
+            (arXiv 2010.02502) from t = 999 on ("trailing").
+        callback: called after every step; it may look, not touch.
+
+    Returns:
+        Clean latents of noise's shape.
+
+    Raises:
+        UserError: steps < 1, or above the 1000 of diffusion.
+    """
+    if steps < 1:
+        raise UserError(f"a sample needs at least one step, got {steps}.")
+    if prediction in get_args(Prediction):
+        walk = _euler(predict, noise, steps, shift, prediction)
+    else:
+        walk = _ddim(predict, noise, steps, Diffusion(prediction))
+    for step, (sigma, x, x_0) in enumerate(walk):
+        if callback is not None:
+            callback(DenoisingState(step, float(sigma[0]), x, x_0))
+    return x
+
+
+def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Prediction) -> _Walk:
+    # 1. The noise levels.
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
+    batch = x.shape[-5]
+    for step, timestep in enumerate(scheduler.timesteps):
+        # 2. Where does the network think this goes?
+        sigma = scheduler.sigmas[step].to(x.device).expand(batch)
+        # In x's own precision: the scheduler would carry on in that of a bfloat16 network.
+        velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
+        # 3. One Euler step along it.
+        x_0 = x - scheduler.sigmas[step] * velocity
+        x = scheduler.step(velocity, timestep, x).prev_sample
+        yield sigma, x, x_0
+
+
+def _ddim(predict: Predict, x: Tensor, steps: int, objective: Diffusion) -> _Walk:
+    if steps > 1000:
+        raise UserError(f"diffusion has 1000 steps to sample, not {steps}.")
+    # diffusers' DDIM always goes down by 1000 // steps, and so misses these unless steps divides 1000.
+    timesteps = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)]
+    levels = (torch.tensor(timesteps) / 1000).to(x.device)[:, None].expand(-1, x.shape[-5])
+    for step, sigma in enumerate(levels):
+        x_0 = objective.clean(predict(x, sigma).to(x.dtype), x, sigma)
+        # The same x_0 and the same noise, at the next level.
+        signal = objective.signal(sigma)
+        noise = (x - signal.sqrt() * x_0) / (1 - signal).sqrt()
+        x = objective.noised(x_0, noise, levels[step + 1]) if step + 1 < steps else x_0
+        yield sigma, x, x_0

@@ -1,0 +1,1 @@
+"""How good an edit is: metrics, judges, published tables."""

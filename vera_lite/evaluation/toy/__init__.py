@@ -1,0 +1,1 @@
+"""Judges that know the truth of the toy world."""

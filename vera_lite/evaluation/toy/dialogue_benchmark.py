@@ -1,0 +1,70 @@
+"""How well a vision-language model answers questions about toy clips that it never saw."""
+
+import itertools
+
+import torch
+
+from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.toy.dialogues import KINDS, ask
+from vera_lite.toy.edits import render_edits
+from vera_lite.toy.world import WorldConfig, render
+
+TEST_SEED = 2_000_000
+
+
+def score_dialogues(
+    vlm: VisionLanguageModel, world: WorldConfig, clips: int = 256, seed: int = TEST_SEED, batch: int = 32
+) -> dict[str, dict[str, float]]:
+    """Ask every kind of question about ``clips`` clips, and for as many toy edits ("edit": the bare sentence;
+    the answer is what it leads to); the model answers freely and greedily.
+
+    Returns:
+        For each kind, and for its ``"chance"`` (the same answers held against other clips' truths,
+        mean over all pairings):
+
+        ``words``: share of the true answer's words that stand at their place in the model's answer.
+        ``exact``: share of answers that are right in every word.
+        ``cell_error``, ``near`` ("locate" only): distance of the place named from the true one in
+        cells of the 8 x 8 grid, mean over first and last frame; share of places at most one cell off.
+    """
+    kinds = (*KINDS, "edit")
+    said: dict[str, list[str]] = {kind: [] for kind in kinds}
+    true: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for first in range(0, clips, batch):
+        indices = range(first, min(first + batch, clips))
+        scenes = render(seed, indices, world)
+        for kind in KINDS:
+            asked = ask(scenes, kind, seed, indices)
+            prompt = vlm.prompt(
+                [d.clip for d in asked], [d.question for d in asked], [d.image for d in asked]
+            )
+            said[kind] += vlm.answer(prompt)
+            true[kind] += [d.answer for d in asked]
+        edits = render_edits(seed, indices)
+        said["edit"] += vlm.answer(vlm.prompt(list(edits.source), edits.instruction))
+        true["edit"] += edits.answer
+    return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}
+
+
+def _score(kind: str, said: list[str], true: list[str]) -> dict:
+    pairs = torch.tensor([[_compare(kind, s, t) for t in true] for s in said])  # (said, true, numbers)
+    own = pairs.diagonal().mean(1)
+    others = (pairs.sum((0, 1)) - pairs.diagonal().sum(1)) / (len(said) * (len(said) - 1))
+    names = ("words", "exact", "cell_error", "near")[: pairs.shape[-1]]
+    named = [dict(zip(names, v.tolist(), strict=True)) for v in (own, others)]
+    return {**named[0], "chance": named[1]}
+
+
+def _compare(kind: str, said: str, true: str) -> tuple[float, ...]:
+    a, b = said.split(), true.split()
+    words = sum(x == y for x, y in itertools.zip_longest(a, b) if y is not None) / len(b)
+    if kind != "locate":
+        return words, float(a == b)
+    distances = []
+    for i in (1, 4):  # "from x3 y2 to x5 y2"
+        try:
+            found, place = ([int(w[1:]) for w in answer[i : i + 2]] for answer in (a, b))
+            distances.append(sum((f - p) ** 2 for f, p in zip(found, place, strict=True)) ** 0.5)
+        except ValueError:  # no place named: as wrong as a corner from the opposite one
+            distances.append(7 * 2**0.5)
+    return words, float(a == b), sum(distances) / 2, sum(d < 1.5 for d in distances) / 2

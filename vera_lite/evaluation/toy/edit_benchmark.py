@@ -1,0 +1,186 @@
+"""How well RVEDiT and MiVE follow toy instructions that they never saw, and what RVEDiT's cross-attention
+does meanwhile."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vera_lite.diagnostics import Sweep, Tap
+from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
+from vera_lite.diffusion.infonce import info_nce
+from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
+from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR
+from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
+from vera_lite.toy.edits import CATEGORIES, EditWorld, ToyEdits, render_edits
+
+TEST_SEED = 2_000_000  # no training or validation world has this seed
+
+
+def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> Tensor:
+    """The pipeline's edits (B, T, 3, H, W); MiVE is shown the true first frame of each.
+
+    Args:
+        pipe: of the clips' size.
+        edits: B clips.
+        options: of its ``generate``.
+    """
+    looks = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
+    return pipe.generate(edits.source, edits.instruction, *looks, **options)
+
+
+def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditWorld:
+    """Clips of one category, of the pipeline's size. The first frame, which MiVE is shown, must not give away
+    how objects move."""
+    seen = isinstance(pipe, MiVEPipeline)
+    return EditWorld(*pipe.clip_size, categories=(category,), from_place=seen)
+
+
+def exchanged(edits: ToyEdits) -> ToyEdits:
+    """The same clips, each with the next one's instruction: what is left if the words are wrong."""
+    return replace(edits, instruction=edits.instruction[1:] + edits.instruction[:1])
+
+
+def evaluate(
+    pipe: RVEDiTPipeline | MiVEPipeline,
+    clips: int = 64,
+    *,
+    categories: Sequence[str] = CATEGORIES,
+    seed: int = TEST_SEED,
+    batch_size: int = 64,
+    draw: Callable[[ToyEdits], Tensor] | None = None,
+    **options,
+) -> dict[str, dict[str, float]]:
+    """Edit ``clips`` unseen clips of each category and judge them.
+
+    Args:
+        pipe: gives the size, and the edits; see :func:`redraw`.
+        clips: of each category.
+        categories: some of ``CATEGORIES``.
+        seed: of the world.
+        batch_size, options: of sampling.
+        draw: what to judge instead of the pipeline's edits, as (B, T, 3, H, W) of clips.
+
+    Returns:
+        For each category, and for "overall" (their mean): the three scores of
+        :func:`~vera_lite.evaluation.toy.edit_judge.judge_edits` and their mean ``score``, 1 to 100;
+        ``psnr`` against the true edit; ``preserved_psnr``, of the part that it leaves alone (not of styles,
+        which leave nothing). PSNRs pool the squared error over clips.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = {}
+    for category in categories:
+        world = unseen_world(pipe, category)
+        psnr, preserved, scores = PooledPSNR(), PooledPSNR(), defaultdict(list)
+        for first in range(0, clips, batch_size):
+            edits = render_edits(seed, range(first, min(first + batch_size, clips)), world)
+            results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
+            psnr.add(results, edits.target, torch.ones_like(edits.changed) > 0)
+            if category != "global style":
+                preserved.add(results, edits.source, edits.changed == 0)
+            for name, values in judge_edits(edits, results).items():
+                scores[name] += values.tolist()
+        row = {name: sum(values) / len(values) for name, values in scores.items()}
+        row["score"] = sum(row.values()) / len(row)
+        row["psnr"] = psnr.value()
+        if category != "global style":
+            row["preserved_psnr"] = preserved.value()
+        rows[category] = row
+    names = {name for row in rows.values() for name in row}
+    having = {name: [row[name] for row in rows.values() if name in row] for name in sorted(names)}
+    return {"overall": {name: sum(v) / len(v) for name, v in having.items()}} | rows
+
+
+def added_motion(
+    pipe: MiVEPipeline,
+    clips: int = 64,
+    *,
+    seed: int = TEST_SEED,
+    draw: Callable[[ToyEdits], Tensor] | None = None,
+    **options,
+) -> float:
+    """Of objects that are to be added, the share that is there and moves as the instruction says.
+
+    An edited first frame shows everything else about such an object: only this comes from the words.
+
+    Args:
+        pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
+    """
+    edits = render_edits(seed, range(clips), unseen_world(pipe, "local add"))
+    generator = torch.Generator().manual_seed(seed)
+    results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
+    wanted = [attributes["after"] for attributes in edits.attributes]
+    seen = [seen_motion(result, thing["colour"]) for result, thing in zip(results, wanted, strict=True)]
+    return sum(s == thing["motion"] for s, thing in zip(seen, wanted, strict=True)) / clips
+
+
+def attention_by_depth(
+    pipe: RVEDiTPipeline, clips: int = 32, *, sigma: float = 0.8, seed: int = TEST_SEED
+) -> dict[str, list[float]]:
+    """What the paper's Figure 4 shows, at one noise level: where cross-attention looks, and how far the
+    pass that knows the question agrees with the pass that knows the answer.
+
+    Args:
+        pipe: a system, its codec and its size.
+        clips: of the world ``seed``, all categories.
+        sigma: noise level, in (0, 1].
+
+    Returns:
+        One value a block, means over clips, heads and positions. ``editing_mass``: share of attention on X_e
+        (1 where a block sees nothing else). ``spatial_entropy``: how evenly a context token's attention is
+        spread over the positions of the video, in [0, 1], tokens weighted by what they receive.
+        ``cosine``: of the cross-attention's outputs A and A* at the same position. ``divergence``:
+        Jensen-Shannon divergence in nats of the two passes' attention over context tokens, whose
+        numbers agree but whose instruction tokens say different things. ``estimate`` and ``rank``: of
+        :func:`~vera_lite.diffusion.infonce.info_nce` between A and A*, with S positions at chance -ln S and
+        (S + 1) / 2; ``estimate_other_noise`` and ``rank_other_noise``: the same if the informed pass is given
+        other noise, so that the noise itself cannot tell the positions apart.
+    """
+    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size))
+    system, K = pipe.system, pipe.system.config.editing_tokens
+    source, target = pipe.codec.encode(edits.source), pipe.codec.encode(edits.target)
+    noises = torch.randn(2, *target.shape, generator=torch.Generator().manual_seed(seed))
+    level = torch.full((clips,), sigma)
+    noisy, otherwise_noisy = (system.config.objective.noised(target, noise, level) for noise in noises)
+
+    def trace(
+        x_sigma: Tensor, video: Tensor, latents: Tensor, texts: list[str]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Attention (B, H, S, T) and output (B, S, D) of each block's cross-attention."""
+        weights, outputs = [], []
+
+        def observe(call) -> None:
+            if call.site.module.endswith("attn2"):
+                weights.append(Sweep(lambda w, _: w, call.key.shape[2])(call).values)
+
+        with torch.no_grad():
+            context = system.context(video, texts)
+            hooks = [
+                block.attn2.register_forward_hook(lambda _m, _i, out: outputs.append(out[0]))
+                for block in system.transformer.blocks
+            ]
+            with Tap(system, observe):
+                system(x_sigma, 1000 * level, latents, context)
+            for hook in hooks:
+                hook.remove()
+        return weights, outputs
+
+    ours, features = trace(noisy, edits.source, source, edits.instruction)
+    theirs, anchors = trace(noisy, edits.target, target, edits.answer)
+    _, others = trace(otherwise_noisy, edits.target, target, edits.answer)
+    values = defaultdict(list)
+    for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
+        received = p.mT  # (B, H, T, S)
+        share = received.sum(-1) / received.sum((-2, -1))[..., None]
+        spread = entropy(received).nan_to_num()  # a token that nobody looks at has none, and no share
+        values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
+        values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
+        values["cosine"].append(float(cosine(a, b).mean()))
+        values["divergence"].append(float(jensen_shannon(p, q).mean()))
+        for name, reference in (("", b), ("_other_noise", other)):
+            estimate, rank = info_nce(a, reference, system.config.temperature)
+            values[f"estimate{name}"].append(float(estimate.mean()))
+            values[f"rank{name}"].append(float(rank.float().mean()))
+    return dict(values)

@@ -1,0 +1,216 @@
+"""RVEDiT's three scores (arXiv 2605.24674, section 5 and appendix D.3), read off toy edits by plain vision.
+
+The paper asks a large model how well the instruction was followed, how well everything else was kept, and how
+good the video looks, from 1 to 100 each and independent of each other. Here a score is 1 + 99 s, and the
+functions below say what share s is.
+
+Means over 48 clips of each category, rounded, by axis (instruction compliance, content fidelity, visual
+quality):
+
+    the truth                                             99  100  100
+    the truth, through the toy codec and back             97   89   92
+    the truth, each pixel the mean of 3 x 3               92   81   78
+    the truth, every second frame a fifth darker          90   56   20
+    the source                                             1  100  100
+    another edit (other object removed, other style)       1   68   90
+    noise                                                  2    1    3
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vera_lite.errors import UserError
+from vera_lite.evaluation.toy.object_judge import read_object
+from vera_lite.toy.edits import LUMA, STYLES, ToyEdits
+from vera_lite.toy.world import COLOURS
+
+PSNR_RANGE = 10.0, 35.0  # dB; what two unrelated clips have, and what hardly shows
+OBJECT_FIT = 0.25  # overlap with the best outline: of noise below 0.16, of true objects above 0.47
+GREY = 0.08  # a pixel whose channels span less has no colour
+UNSEEN = 0.03  # added to differences between pixels: smaller ones hardly show, and ratios of them stay tame
+
+
+def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
+    """Score edited videos.
+
+    Args:
+        edits: B clips with their truth.
+        results: (B, T, 3, H, W) in [0, 1], what an editor made of ``edits.source``.
+
+    Returns:
+        ``instruction_compliance``, ``content_fidelity`` and ``visual_quality``, (B,) each, from 1 to 100.
+
+    Raises:
+        UserError: the results are not as many and as large as the clips, or not finite.
+    """
+    if results.shape != edits.source.shape:
+        raise UserError(
+            f"results are {tuple(results.shape)}, but the clips are {tuple(edits.source.shape)}: "
+            "give one result for each clip."
+        )
+    if not results.isfinite().all():
+        raise UserError("results hold nan or inf: give videos in [0, 1].")
+    shares = [
+        (
+            instruction_compliance(source, result, attributes),
+            content_fidelity(source, result, changed, attributes["style"]),
+            visual_quality(source, result, target),
+        )
+        for source, result, target, changed, attributes in zip(
+            edits.source, results.clamp(0, 1), edits.target, edits.changed, edits.attributes, strict=True
+        )
+    ]
+    axes = ("instruction_compliance", "content_fidelity", "visual_quality")
+    return dict(zip(axes, 1 + 99 * torch.tensor(shares).T, strict=True))
+
+
+def instruction_compliance(source: Tensor, result: Tensor, attributes: dict) -> float:
+    """Did what was asked for happen?
+
+    * Another colour, or removal: the share of the object's pixels that now have the new colour, or a colour
+      of the background or the other object. Chance, one in six for each colour that counts, gives 0.
+    * Another shape: 1 if what has the object's colour has the new outline.
+    * A new object: the share of its colour, shape, place and motion that are seen; 0 if nothing of its
+      colour and of any known outline is there. Its texture is not read.
+    * A style: 1 - d(asked) / d(next), where d is the distance in look (the distributions of brightness,
+      colour and contrast, not where they are) to the source in the asked style, and to the nearest
+      of the other styles and the source itself.
+
+    Args:
+        source, result: (T, 3, H, W) in [0, 1].
+        attributes: of the clip, see :class:`~vera_lite.toy.edits.ToyEdits`.
+
+    Returns:
+        A share in [0, 1].
+    """
+    before, after = attributes["before"], attributes["after"]
+    if attributes["style"]:
+        return _style_share(source, result, attributes["style"])
+    if not after or (before and before["colour"] != after["colour"]):
+        parts = [after] if after else [attributes["background"], attributes["other"]]
+        wanted = torch.tensor([list(COLOURS).index(part["colour"]) for part in parts if part])
+        where = _matte(source, before["colour"])[:, 0] > 0.5
+        share = torch.isin(_colours(result), wanted)[where].float().mean()
+        chance = len(wanted) / len(COLOURS)
+        return max(0.0, float(share - chance) / (1 - chance))
+    seen = read_object(result, _matte(result, after["colour"]))
+    if seen["fit"] < OBJECT_FIT:
+        return 0.0
+    keys = ("shape",) if before else ("colour", "shape", "place", "motion")
+    return sum(seen[key] == after[key] for key in keys) / len(keys)
+
+
+def content_fidelity(source: Tensor, result: Tensor, changed: Tensor, style: str | None) -> float:
+    """Is everything else as it was?
+
+    * Local: the PSNR against the source where the true edit changes nothing, from ``PSNR_RANGE`` to [0, 1].
+    * Style: the correlation of brightness with that of the source, or of the source in any of the styles,
+      whichever is highest (of a negative it is -1, so signs do not count).
+
+    Args:
+        source, result: (T, 3, H, W) in [0, 1].
+        changed: (T, 1, H, W), see :class:`~vera_lite.toy.edits.ToyEdits`.
+        style: a word of ``STYLES``, or None: the edit is local.
+
+    Returns:
+        A share in [0, 1].
+    """
+    if style:
+        videos = (result, source, *(restyled(source) for restyled in STYLES.values()))
+        correlation = torch.stack([_luma(video).flatten() for video in videos]).corrcoef()[0, 1:]
+        return float(correlation.abs().nan_to_num().max())
+    error = (result - source).square().mean(1, keepdim=True)[changed == 0].mean()
+    low, high = PSNR_RANGE
+    return float(((-10 * error.log10() - low) / (high - low)).clamp(0, 1))
+
+
+def visual_quality(source: Tensor, result: Tensor, target: Tensor) -> float:
+    """Is it as steady and as sharp as source and truth are?
+
+    Flicker is the mean |x[t+1] - 2 x[t] + x[t-1]|, sharpness the mean |difference| of neighbouring pixels,
+    ``UNSEEN`` added to both. What lies between the values of source and truth is perfect. Otherwise
+    the share is the smaller over the larger of the value and the nearer of these two; those of flicker and
+    sharpness are multiplied. Noise and flicker are too high, blur and frozen frames too low.
+
+    Args:
+        source, result, target: (T, 3, H, W) in [0, 1].
+
+    Returns:
+        A share in (0, 1].
+    """
+    share = 1.0
+    for measure in (_flicker, _sharpness):
+        value, *span = (float(measure(video)) + UNSEEN for video in (result, source, target))
+        share *= min(1.0, value / min(span), max(span) / value)
+    return share
+
+
+def seen_motion(result: Tensor, colour: str) -> str | None:
+    """How what has a colour moves, a word of ``MOTIONS``; None if nothing of it has a known outline.
+
+    Args:
+        result: (T, 3, H, W) in [0, 1].
+        colour: a word of ``COLOURS``.
+    """
+    seen = read_object(result, _matte(result, colour))
+    return None if seen["fit"] < OBJECT_FIT else seen["motion"]
+
+
+# --- vision --------------------------------------------------------------------------------------
+
+
+def _luma(video: Tensor) -> Tensor:
+    return torch.einsum("c,tchw->thw", torch.tensor(LUMA), video)
+
+
+def _chroma(video: Tensor) -> Tensor:
+    """(T, H, W), complex: the angle is the hue, the length saturation times value."""
+    r, g, b = video.unbind(1)
+    return torch.complex(2 * r - g - b, math.sqrt(3) * (g - b)) / 2
+
+
+def _colours(video: Tensor) -> Tensor:
+    """Each pixel's colour as an index of ``COLOURS``, (T, H, W); -1 for grey."""
+    hue = torch.rad2deg(_chroma(video).angle())
+    distance = ((hue[..., None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs()
+    return torch.where(video.amax(1) - video.amin(1) < GREY, -1, distance.argmin(-1))
+
+
+def _matte(video: Tensor, colour: str) -> Tensor:
+    """Soft matte of what has a colour, (T, 1, H, W)."""
+    core = (_colours(video) == list(COLOURS).index(colour)).float()[:, None]
+    # Where two other colours meet, a line of mixed pixels may have this hue: an opening takes it away.
+    core = -F.max_pool2d(-F.pad(core, (0, 1, 0, 1), value=1.0), 2, stride=1)
+    core = F.max_pool2d(F.pad(core, (1, 0, 1, 0)), 2, stride=1)
+    if not core.any():
+        return core
+    hue = torch.tensor(math.radians(COLOURS[colour]))
+    towards = (_chroma(video) * torch.polar(torch.tensor(1.0), -hue)).real[:, None]
+    typical = towards[core > 0].quantile(0.8)
+    return (towards / typical).clamp(0, 1) * F.max_pool2d(core, 3, stride=1, padding=1)
+
+
+def _style_share(source: Tensor, result: Tensor, style: str) -> float:
+    look = _look(result)
+    distances = {name: (look - _look(restyled(source))).abs().mean() for name, restyled in STYLES.items()}
+    asked = distances.pop(style)
+    nearest = min(*distances.values(), (look - _look(source)).abs().mean())
+    return max(0.0, 1 - float(asked / nearest.clamp_min(1e-6)))
+
+
+def _look(video: Tensor) -> Tensor:
+    """Brightness, two colour differences and brightness steps in y and x, each in rising order."""
+    luma = _luma(video)
+    parts = (luma, video[:, 0] - luma, video[:, 2] - luma, luma.diff(dim=1), luma.diff(dim=2))
+    return torch.cat([part.flatten().sort().values for part in parts])
+
+
+def _flicker(video: Tensor) -> Tensor:
+    return video.diff(n=2, dim=0).abs().mean().nan_to_num()  # fewer than three frames cannot flicker
+
+
+def _sharpness(video: Tensor) -> Tensor:
+    return video.diff(dim=2).abs().mean() + video.diff(dim=3).abs().mean()

@@ -1,0 +1,247 @@
+"""Plain vision that reads colour, shape, place, motion and pattern off generated layers.
+
+No network and no access to the request: the judge looks at pixels, says what it sees, and only then
+is that compared with what was asked. Shapes are found by matching the matte against the four
+outlines at many sizes and tilts; patterns by the share of their frequency in the spectrum.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from vera_lite.toy.world import (
+    COLOURS,
+    MOTIONS,
+    PATTERN_PERIOD,
+    PATTERNS,
+    PLACE_STEP,
+    PLACES,
+    SHAPES,
+    Sprite,
+    WorldConfig,
+    signed_distance,
+    soft_coverage,
+)
+
+_TILTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
+_RADII = (0.26, 0.30, 0.34, 0.38, 0.42, 0.46)
+_SMALLEST = 0.008  # of the frame: less than this of matte above one half is "nothing there"
+
+
+def name_colour(rgb: Tensor) -> str:
+    """Nearest palette name by hue of the mean of (n, 3) pixels; greys have a hue too, if a faint one."""
+    r, g, b = rgb.double().mean(0).tolist()
+    hue = math.degrees(math.atan2(math.sqrt(3) * (g - b), 2 * r - g - b)) % 360
+    return min(COLOURS, key=lambda name: abs((hue - COLOURS[name] + 180) % 360 - 180))
+
+
+def _centroids(alpha: Tensor) -> Tensor:
+    """Centre of mass of each frame in half-frames, (T, 2) as (x, y); alpha (T, H, W), none empty."""
+    height, width = alpha.shape[-2:]
+    x = (torch.arange(width) + 0.5) / width * 2 - 1
+    y = (torch.arange(height) + 0.5) / height * 2 - 1
+    mass = alpha.sum((1, 2))
+    return torch.stack([(alpha.sum(1) @ x) / mass, (alpha.sum(2) @ y) / mass], dim=1)
+
+
+def _upper_half(alpha: Tensor) -> Tensor:
+    """Stretch [0.5, 1] to [0, 1]: shadows lie below one half, and only the object is matched."""
+    return (2 * alpha - 1).clamp(0, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _templates(height: int, width: int) -> tuple[Sprite, Tensor]:
+    """One sprite per (shape, tilt, radius), and its centre of mass when centred: (K, 2)."""
+    shape, tilt, radius = torch.meshgrid(
+        torch.arange(len(SHAPES)).float(), torch.tensor(_TILTS), torch.tensor(_RADII), indexing="ij"
+    )
+    zero = torch.zeros(shape.numel())
+    sprite = Sprite(
+        shape.flatten().long(), zero, zero, radius.flatten(), tilt.flatten(), zero[:, None], zero[:, None]
+    )
+    config = WorldConfig(frames=1, height=height, width=width)
+    cover = _upper_half(soft_coverage(signed_distance(sprite, config)[0], config)[:, 0])
+    return sprite, _centroids(cover)
+
+
+def name_shape(alpha: Tensor) -> tuple[str, float]:
+    """Best-fitting outline of a matte (T, H, W), and its mean overlap (soft IoU) in [0, 1].
+
+    Each frame is matched at its own centre of mass; frames where more of the object shows count more.
+    """
+    frames, height, width = alpha.shape
+    sprite, offset = _templates(height, width)
+    at = _centroids(alpha)[None] - offset[:, None]  # (K, T, 2)
+    placed = Sprite(
+        sprite.shape, sprite.hue, sprite.texture, sprite.radius, sprite.tilt, at[..., 0], at[..., 1]
+    )
+    config = WorldConfig(frames=frames, height=height, width=width)
+    template = _upper_half(soft_coverage(signed_distance(placed, config)[0], config))  # (K, T, H, W)
+    overlap = torch.minimum(template, alpha).sum((2, 3)) / torch.maximum(template, alpha).sum((2, 3))
+    weight = alpha.sum((1, 2)) ** 2
+    score = (overlap * weight).sum(1) / weight.sum()  # (K,)
+    best = int(score.argmax())
+    return SHAPES[sprite.shape[best]], float(score[best])
+
+
+def read_object(edit: Tensor, alpha: Tensor) -> dict:
+    """What an added object looks like.
+
+    Args:
+        edit: (T, 3, H, W) in [0, 1].
+        alpha: (T, 1, H, W) in [0, 1].
+
+    Returns:
+        ``colour, shape, place, motion`` as the world names them (None where nothing is there),
+        ``fit`` (overlap with the named outline) and ``steady``: every frame shows one object, in one
+        piece, of about the same size, and no frame jumps.
+    """
+    alpha = alpha[:, 0]
+    solid = alpha > 0.5
+    area = solid.float().mean((1, 2))
+    shown = area >= _SMALLEST
+    if not shown.any():
+        return {"colour": None, "shape": None, "place": None, "motion": None, "fit": 0.0, "steady": False}
+    body = _upper_half(alpha)
+    shape, fit = name_shape(body[shown])
+    path = _centroids(body[shown])
+    start, end = path[: max(1, len(path) // 3)].mean(0), path[-max(1, len(path) // 3) :].mean(0)
+    return {
+        "colour": name_colour(edit.permute(0, 2, 3, 1)[solid]),
+        "shape": shape,
+        "place": _name_place(path.mean(0)),
+        "motion": _name_motion(end - start),
+        "fit": fit,
+        "steady": bool(shown.all()) and _steady(solid, area, path),
+    }
+
+
+def _name_place(at: Tensor) -> str:
+    column, row = (min(2, max(0, round(float(v) / PLACE_STEP) + 1)) for v in at)
+    return PLACES[3 * row + column]
+
+
+def _name_motion(step: Tensor) -> str:
+    # A third of the clip at each end is averaged, so of the +-0.15 .. 0.23 travelled about 1.5 x shows.
+    x, y = step.tolist()
+    if math.hypot(x, y) < 0.1:
+        return "still"
+    if abs(x) > abs(y):
+        return "right" if x > 0 else "left"
+    return "down" if y > 0 else "up"
+
+
+def _steady(solid: Tensor, area: Tensor, path: Tensor) -> bool:
+    from skimage.measure import label, regionprops
+
+    for frame in solid.numpy():
+        parts = sorted((r.area for r in regionprops(label(frame, connectivity=2))), reverse=True)
+        if sum(parts[1:]) > 0.15 * parts[0]:
+            return False
+    jumps = (path[1:] - path[:-1]).norm(dim=1)
+    return bool(area.min() > 0.55 * area.max() and jumps.max() < 0.16)
+
+
+def read_background(edit: Tensor, alpha: Tensor) -> dict:
+    """What a new background looks like: ``colour`` and ``pattern``.
+
+    Args:
+        edit: (T, 3, H, W) in [0, 1]; all of it is the background.
+        alpha: (T, 1, H, W); its complement is the subject's matte (used for nothing but the colour,
+            which is read where the background shows).
+    """
+    solid = alpha[:, 0] > 0.5
+    pixels = edit.permute(0, 2, 3, 1)
+    colour = name_colour(pixels[solid] if solid.any() else pixels.reshape(-1, 3))
+    return {"colour": colour, "pattern": name_pattern(edit)}
+
+
+def name_pattern(video: Tensor) -> str:
+    """The pattern of a (T, 3, H, W) background, from the mean power spectrum of its frames."""
+    gray = video.double().mean(1)
+    height, width = gray.shape[-2:]
+    y = torch.linspace(-1, 1, height).double()[:, None]
+    gray = gray - gray.mean((1, 2), keepdim=True)
+    slope = (gray * y).sum((1, 2), keepdim=True) / (y * y).sum() / width
+    flat = gray - slope * y  # "plain" is a slow ramp
+    contrast = float(flat.std())
+    if contrast < 0.035:
+        return "plain"
+    window = torch.outer(torch.hann_window(height), torch.hann_window(width)).double()
+    power = torch.fft.fft2(flat * window).abs().square().mean(0)
+    n = round(2 / PATTERN_PERIOD)  # cycles a frame
+
+    def share(fy: int, fx: int) -> float:
+        rows = [(fy + d) % height for d in (-1, 0, 1)]
+        columns = [(fx + d) % width for d in (-1, 0, 1)]
+        return float(power[rows][:, columns].sum() / power.sum())
+
+    shares = {
+        "vertical stripes": share(0, n) + share(0, -n),
+        "horizontal stripes": share(n, 0) + share(-n, 0),
+        "checks": sum(share(a, b) for a in (n, -n) for b in (n, -n)),
+    }
+    best = max(shares, key=shares.get)
+    return best if shares[best] > 0.5 else "clouds"
+
+
+def judge(edit: Tensor, alpha: Tensor, attributes: dict) -> dict[str, bool]:
+    """Compare what is seen in the layers with what was asked.
+
+    Args:
+        edit, alpha: the generated layers, (T, 3 or 1, H, W) in [0, 1].
+        attributes: of the clip, as the toy world gives them.
+
+    Returns:
+        For "add": colour, shape, place, motion, steady; for "background": colour, pattern. Of an
+        object that passes behind another, shape and steadiness are not judged: its matte is cut.
+    """
+    if attributes["task"] == "background":
+        seen = read_background(edit, alpha)
+        return {k: seen[k] == attributes[f"background_{k}"] for k in ("colour", "pattern")}
+    seen = read_object(edit, alpha)
+    cut = attributes["behind"]
+    keys = ("colour", "place", "motion") if cut else ("colour", "shape", "place", "motion")
+    verdict = {k: seen[k] == attributes[k] for k in keys}
+    return verdict if cut else verdict | {"steady": seen["steady"]}
+
+
+def judge_final(source: Tensor, final: Tensor, attributes: dict) -> dict[str, bool]:
+    """The same from the result alone: what changed against the source is taken for the edit.
+
+    Works for editors without layers, and sees less: where an object's colour meets the same colour
+    behind it nothing changes, so neither steadiness nor a cut object's shape is judged.
+
+    Args:
+        source, final: (T, 3, H, W) in [0, 1].
+        attributes: of the clip.
+    """
+    change = (final - source).abs().amax(1, keepdim=True)
+    if attributes["task"] == "background":
+        alpha = (change > 0.05).float()
+        mean = (final * alpha).sum((2, 3), keepdim=True) / alpha.sum((2, 3), keepdim=True).clamp_min(1)
+        return judge(torch.where(alpha > 0, final, mean), alpha, attributes)
+    verdict = judge(final, _changed_object(final, change), attributes)
+    verdict.pop("steady", None)
+    return verdict
+
+
+def _changed_object(final: Tensor, change: Tensor) -> Tensor:
+    """Matte (T, 1, H, W) of the pixels that changed and have the hue of those that changed most.
+
+    A shadow changes pixels too, but not towards a colour of its own.
+    """
+    r, g, b = final.unbind(1)
+    chroma = (
+        torch.complex(2 * r - g - b, math.sqrt(3) * (g - b))[:, None] / 2
+    )  # |chroma| ~ saturation * value
+    strong = chroma * (change > 0.1) * change
+    hue = strong.sum() / strong.abs().sum().clamp_min(1e-6)
+    towards = (chroma * hue.conj() / hue.abs().clamp_min(1e-6)).real.clamp_min(0)
+    typical = towards[change > 0.1].quantile(0.8) if (change > 0.1).any() else towards.new_tensor(1.0)
+    return (towards / typical.clamp_min(0.1)).clamp(0, 1) * (change / 0.1).clamp(0, 1)
+
+
+CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "place": PLACES, "motion": MOTIONS, "pattern": PATTERNS}

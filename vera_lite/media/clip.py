@@ -1,0 +1,192 @@
+"""The layered clip, the one unit of data that everything else makes, reads and shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vera_lite.errors import UserError
+from vera_lite.media.video import frame_rate, read_gray, read_video, write_video
+
+__all__ = ["LayeredClip", "composite", "to_float", "to_uint8"]
+
+# The layers and how many channels each has.
+LAYERS = {"source": 3, "edit": 3, "alpha": 1, "composite": 3, "mask": 1}
+
+
+def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
+    """Lay the edit over the source: ``alpha * edit + (1 - alpha) * source``.
+
+    Colours are straight (not multiplied by alpha beforehand). Where ``alpha == 0`` the result is
+    the source bit for bit, whatever the edit holds there, inf and nan included; for that, no
+    gradient flows to ``alpha`` from such pixels.
+
+    Args:
+        edit: floating ``(..., C, H, W)``.
+        alpha: floating ``(..., 1, H, W)``, 1 shows the edit.
+        source: floating ``(..., C, H, W)``.
+
+    Returns:
+        ``(..., C, H, W)``.
+
+    Raises:
+        UserError: the shapes do not fit, or a tensor is not floating.
+    """
+    if edit.shape != source.shape or alpha.shape != (*edit.shape[:-3], 1, *edit.shape[-2:]):
+        raise UserError(
+            f"Cannot composite edit {tuple(edit.shape)}, alpha {tuple(alpha.shape)} and source "
+            f"{tuple(source.shape)}; edit and source must have one shape (..., C, H, W), and alpha "
+            "the same with a single channel."
+        )
+    if not (edit.is_floating_point() and alpha.is_floating_point() and source.is_floating_point()):
+        raise UserError(
+            f"Cannot composite {edit.dtype}, {alpha.dtype} and {source.dtype}; all three must be "
+            "floating, see to_float."
+        )
+    return torch.where(alpha == 0, source, alpha * edit + (1 - alpha) * source)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [0, 1] as uint8 in [0, 255], rounded; what lies outside is clamped."""
+    return x.mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 in [0, 255] as float32 in [0, 1]; ``to_uint8`` gives the same bytes back."""
+    return x.float() / 255
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredClip:
+    """A source video, an edit of it in layers, and the instruction that asks for the edit.
+
+    Layers are floating tensors in [0, 1] on one device.
+
+    Attributes:
+        source: ``(T, 3, H, W)``, the video before the edit.
+        edit: ``(T, 3, H, W)``, the edit layer, in straight colour.
+        alpha: ``(T, 1, H, W)``, the edit's matte; 1 shows the edit.
+        composite: ``(T, 3, H, W)``, the edited video as it should look.
+        mask: ``(T, 1, H, W)``, the region that a user would mark.
+        instruction: the edit in words.
+        fps: frames per second.
+        attributes: further facts, of a kind that JSON can hold.
+
+    Raises:
+        UserError: a field does not fit this description.
+    """
+
+    source: Tensor
+    edit: Tensor
+    alpha: Tensor
+    composite: Tensor
+    mask: Tensor
+    instruction: str
+    fps: float = 8.0
+    attributes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, channels in LAYERS.items():
+            layer = getattr(self, name)
+            if not isinstance(layer, Tensor) or not layer.is_floating_point():
+                kind = layer.dtype if isinstance(layer, Tensor) else type(layer).__name__
+                raise UserError(f"{name} is {kind}; it must be a floating tensor, see to_float.")
+            if layer.ndim != 4 or layer.shape[1] != channels or not layer.numel():
+                raise UserError(f"{name} has shape {tuple(layer.shape)}; it must be (T, {channels}, H, W).")
+            if (len(layer), *layer.shape[2:]) != (len(self.source), *self.source.shape[2:]):
+                raise UserError(
+                    f"{name} has shape {tuple(layer.shape)}, but source has "
+                    f"{tuple(self.source.shape)}; all layers need the same frames and pixels."
+                )
+            low, high = layer.min().item(), layer.max().item()
+            if not (low >= -1e-4 and high <= 1 + 1e-4):  # nan fails every comparison
+                raise UserError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
+        if not isinstance(self.instruction, str):
+            raise UserError(f"instruction is {self.instruction!r}; it must be a string.")
+        frame_rate(self.fps)
+        try:
+            survives = json.loads(json.dumps(self.attributes)) == self.attributes
+        except (TypeError, ValueError):
+            survives = False
+        if not isinstance(self.attributes, dict) or not survives:
+            raise UserError(
+                "attributes would not come back from JSON as they are; use a dict of strings to "
+                "numbers, strings, lists and dicts (no tensors, tuples or nan)."
+            )
+
+    def __repr__(self) -> str:
+        frames, _, height, width = self.source.shape
+        return f"LayeredClip({self.instruction!r}, {frames} frames of {width}x{height}, {self.fps:g} fps)"
+
+    @property
+    def final(self) -> Tensor:
+        """The edit laid over the untouched source, ``(T, 3, H, W)``: what Vera delivers.
+
+        It differs from ``composite`` at the soft edges of a replaced background, where the source
+        still shows through.
+        """
+        return composite(self.edit, self.alpha, self.source)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the layers as lossless 8-bit ``.mkv`` files, and ``clip.json``, into a folder.
+
+        All files are finished before the first one is put in place, so a failed save leaves an
+        older clip in the folder as it was.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; give a folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name in LAYERS:
+                layer = to_uint8(getattr(self, name))
+                write_video(temporary / f"{name}.mkv", layer, self.fps, "lossless")
+            facts = {
+                "instruction": self.instruction,
+                "fps": float(self.fps),
+                "attributes": self.attributes,
+            }
+            text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+            (temporary / "clip.json").write_text(text, encoding="utf-8")
+
+            folder.mkdir(exist_ok=True)
+            # Without its clip.json, a folder caught between two clips cannot be taken for one.
+            (folder / "clip.json").unlink(missing_ok=True)
+            for name in (*(f"{layer}.mkv" for layer in LAYERS), "clip.json"):
+                os.replace(temporary / name, folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LayeredClip:
+        """Read a clip that ``save`` wrote; layers are float32, exact to 8 bits.
+
+        Raises:
+            UserError: the folder holds no whole clip.
+        """
+        folder = Path(folder)
+        path = folder / "clip.json"
+        if not path.is_file():
+            raise UserError(f"{folder} holds no layered clip (no clip.json); check the path.")
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            instruction, fps, attributes = (facts[key] for key in ("instruction", "fps", "attributes"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not the description of a layered clip; save the clip again."
+            ) from error
+        layers = {
+            name: to_float(
+                read_gray(folder / f"{name}.mkv") if channels == 1 else read_video(folder / f"{name}.mkv")[0]
+            )
+            for name, channels in LAYERS.items()
+        }
+        return cls(**layers, instruction=instruction, fps=fps, attributes=attributes)

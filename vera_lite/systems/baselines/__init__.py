@@ -1,0 +1,1 @@
+"""What ablations compare the systems with."""

@@ -1,0 +1,95 @@
+"""What MiVE's Table 3 holds against its unified self-attention: cross-attention, in three ways.
+
+fused_cross     the same context; every block reads it by one cross-attention, as Wan reads its text.
+dual_cross      the same context; two cross-attentions, whose outputs are added: one reads the tokens of the
+                words, one those of the pixels, as Wan's image-to-video model reads text and image.
+decoupled       two encoders that know nothing of each other, and dual_cross. The paper's are T5 and CLIP. Our
+                stand-ins are the VLM's own halves: its language tower reads the instruction alone, its vision
+                tower the reference image alone, so that nothing but the interplay is missing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vera_lite.backbone.wan import CrossAttention, WanConfig, attend
+from vera_lite.conditioning.multiscale import Reading
+from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.media.clip import to_uint8
+
+
+class Context(NamedTuple):
+    """What a denoiser is told: ``tokens`` (B, N_c, D), and which are words (``text``) or stand for pixels
+    (``visual``), (B, N_c); padding is neither."""
+
+    tokens: Tensor
+    text: Tensor
+    visual: Tensor
+
+
+class _Reads(CrossAttention):
+    """Wan's cross-attention, to those tokens of a context that are ``given`` (B, N_c)."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__(config, experts=1, kv_experts=1)
+
+    def forward(self, x: Tensor, tokens: Tensor, given: Tensor) -> Tensor:
+        """x (1, B, S, D), tokens (B, N_c, D) -> (1, B, S, D)."""
+        q = self.split(self.norm_q(self.to_q(x)))[0]
+        k = self.split(self.norm_k(self.to_k(tokens[None])))[0]
+        v = self.split(self.to_v(tokens[None]))[0]
+        out = attend(*(y.transpose(1, 2) for y in (q, k, v)), given)  # (B, H, S, d)
+        return self.to_out[0](out.transpose(1, 2).flatten(-2)[None])
+
+
+class FusedCrossAttention(_Reads):
+    """Words and pixels alike."""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (1, B, S, D) -> (1, B, S, D)."""
+        return super().forward(x, context.tokens, context.text | context.visual)
+
+
+class DualCrossAttention(nn.Module):
+    """Words by one, pixels by the other."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        self.text, self.visual = _Reads(config), _Reads(config)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (1, B, S, D) -> (1, B, S, D)."""
+        words, pixels = (
+            self.text(x, context.tokens, context.text),
+            self.visual(x, context.tokens, context.visual),
+        )
+        return words + pixels
+
+
+CROSS_ATTENTION = {
+    "fused_cross": FusedCrossAttention,
+    "dual_cross": DualCrossAttention,
+    "decoupled": DualCrossAttention,
+}
+
+
+@torch.no_grad()
+def read_apart(vlm: VisionLanguageModel, texts: Sequence[str], images: Sequence[Tensor]) -> Reading:
+    """Instructions through the language tower alone (its last hidden state), images (3, H, W) in [0, 1] of
+    one size through the vision tower alone: one "layer", of words and then pixels."""
+    device, processor = vlm.model.device, vlm.processor
+    words = processor.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt").to(
+        device
+    )
+    given = words["attention_mask"]
+    heard = vlm.model.model.language_model(
+        input_ids=words["input_ids"], attention_mask=given, use_cache=False
+    )
+    pixels = processor.image_processor([to_uint8(image) for image in images], return_tensors="pt").to(device)
+    seen = torch.stack(vlm.model.model.get_image_features(**pixels).pooler_output)  # (B, V, D_vlm)
+    both = torch.cat([heard.last_hidden_state, seen], 1)
+    text, visual = (torch.zeros(both.shape[:2], dtype=torch.bool, device=device) for _ in range(2))
+    text[:, : given.shape[1]], visual[:, given.shape[1] :] = given.bool(), True
+    return Reading((both,), text, visual)

@@ -1,0 +1,73 @@
+"""The baseline that Vera is measured against: an editor that generates the whole frame anew.
+
+One diffusion transformer of the same size, data, conditions and objective. It denoises only the
+composite C; source and mask are added to its tokens as Vera adds them. Its output *is* the result:
+nothing is pasted over the source, so preserved pixels are only as good as the model draws them.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from vera_lite.backbone import WanConfig, WanTransformer
+from vera_lite.backbone.wan import StackedLinear
+from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.flow_matching import FlowMatching, noised
+from vera_lite.systems.vera import drop_conditions
+
+
+@dataclass(frozen=True)
+class RegenerationConfig:
+    """Size and choices; the fields mean what they mean in :class:`vera_lite.systems.vera.VeraConfig`."""
+
+    backbone: WanConfig = field(default_factory=WanConfig)
+    objective: FlowMatching = field(default_factory=FlowMatching)
+    mask_drop: float = 0.5
+    text_drop: float = 0.1
+    phrase_drop: float = 0.0
+
+
+class Regeneration(nn.Module):
+    """Full-frame regeneration: h = P(x_C) + P_S(z_source) + P_M(z_mask)."""
+
+    layers = ("composite",)
+    conditions = ("source", "mask")
+
+    def __init__(self, config: RegenerationConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = WanTransformer(config.backbone)
+        token = self.transformer.patch_embedding.weight.shape[-1]
+        self.source_embedding = StackedLinear(1, token, config.backbone.dim)
+        self.mask_embedding = StackedLinear(1, token, config.backbone.dim)
+        for embedding in (self.source_embedding, self.mask_embedding):
+            nn.init.zeros_(embedding.weight)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        source: Tensor,
+        mask: Tensor | None = None,
+        mask_given: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`vera_lite.systems.vera.Vera.forward`, with one layer: (1, B, C, t, h, w)."""
+        patchify = self.transformer.patchify
+        added = self.source_embedding(patchify(source)[None])  # (1, B, S, D)
+        if mask is not None:
+            mask_tokens = self.mask_embedding(patchify(mask)[None])
+            if mask_given is not None:
+                mask_tokens = mask_tokens * mask_given.view(1, -1, 1, 1).type_as(mask_tokens)
+            added = added + mask_tokens
+        return self.transformer(latents, timestep, text, added)
+
+    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+        """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
+        text, mask_given = drop_conditions(batch["text"], self.config, draws)
+        x_0 = batch["composite"][None]
+        noise = draws.noise(x_0)
+        output = self(
+            noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
+        )
+        return {"composite": self.config.objective.loss(output, x_0, noise, sigma)[0]}

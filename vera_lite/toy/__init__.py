@@ -1,0 +1,1 @@
+"""The playground: a rendered world, its words and questions."""

@@ -1,0 +1,184 @@
+"""Training of the toy vision-language model: questions about toy clips, answered word by word."""
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from vera_lite.conditioning.vision_language import Prompt, chat
+from vera_lite.toy.dialogues import ask, talk
+from vera_lite.toy.edits import render_edits
+from vera_lite.toy.vlm import toy_processor, toy_vocabulary
+from vera_lite.toy.world import WorldConfig, render
+from vera_lite.training.data import RenderedData
+from vera_lite.training.optim import parameter_groups, scheduled
+
+#: No object hides another: each has its own place.
+DIALOGUE_WORLD = WorldConfig(behind=0.0, distractor=0.6)
+
+
+class DialogueBatches(Dataset):
+    """Item ``step``: rendered clips with questions and answers, as the model's inputs.
+
+    Clips are rendered when asked for; clip numbers never repeat.
+    """
+
+    def __init__(self, data: "ToyDialogues", seed: int, rank: int = 0, world_size: int = 1):
+        self.seed, self.batch_size, self.rank, self.world_size = seed, data.batch_size, rank, world_size
+        self.edits = data.edits
+        self.processor = toy_processor()
+        words = self.processor.tokenizer.get_vocab()
+        self.assistant, self.end = words["assistant"], words["<|im_end|>"]
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        first = (step * self.world_size + self.rank) * self.batch_size
+        indices = range(first, first + self.batch_size)
+        if self.edits and step % 2 == 0:
+            return self._answers(self._orders(indices))
+        batch = render(self.seed, indices, DIALOGUE_WORLD)
+        if step % 12 == 11:  # questions with an image have more tokens: batches of their own
+            asked = ask(batch, "compare", self.seed, indices)
+            clips, images = [d.clip for d in asked], [d.image for d in asked]
+            prompt = chat(self.processor, clips, [[(d.question, d.answer)] for d in asked], images)
+        else:
+            prompt = chat(self.processor, list(batch.composite), talk(batch, self.seed, indices))
+        return self._answers(prompt)
+
+    def _orders(self, indices: range) -> Prompt:
+        """An edit is asked for, and what it leads to is the answer."""
+        edits = render_edits(self.seed, indices)
+        turns = [[turn] for turn in zip(edits.instruction, edits.answer, strict=True)]
+        return chat(self.processor, list(edits.source), turns)
+
+    def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
+        tokens = prompt.tensors["input_ids"]
+        # Only answers are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
+        answers = (tokens == self.assistant).long().cumsum(1)
+        ends = (tokens == self.end).long()
+        said = (answers > 0) & (ends.cumsum(1) - ends == 2 * answers - 1) & (tokens != self.assistant)
+        return {**prompt.tensors, "labels": torch.where(said, tokens, -100)}
+
+
+class ToyDialogues(RenderedData):
+    """Questions about toy clips, rendered on the fly.
+
+    Args:
+        batch_size: clips a rank and step.
+        seed: of the world; validation uses another one.
+        validation_clips: clips of a validation round.
+        workers: loader processes.
+        edits: in every other batch the sentence of a toy edit stands alone (:mod:`vera_lite.toy.edits`), and
+            the description of what it leads to is its answer.
+    """
+
+    batches = DialogueBatches
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        seed: int = 1,
+        validation_clips: int = 256,
+        workers: int = 0,
+        edits: bool = False,
+    ):
+        super().__init__()
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.validation_clips, self.edits = validation_clips, edits
+
+
+class DialogueModule(L.LightningModule):
+    """Trains a small ``Qwen3VLForConditionalGeneration`` from scratch: cross-entropy of the answers.
+
+    Args:
+        text, vision: fields of ``Qwen3VLTextConfig`` and ``Qwen3VLVisionConfig``; the vocabulary, the
+            patches and the widths that must agree are filled in.
+        lr: of AdamW.
+        muon_lr: of Muon, which takes the matrices of the blocks; None: AdamW for all.
+        weight_decay: of AdamW.
+        warmup_steps, decay_from: see :func:`vera_lite.training.optim.scheduled`.
+    """
+
+    def __init__(
+        self,
+        text: dict,
+        vision: dict,
+        lr: float = 2e-3,
+        muon_lr: float | None = 0.02,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        decay_from: float = 0.4,
+    ):
+        super().__init__()
+        self.model = toy_qwen3_vl(text, vision)
+        self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
+        self.warmup_steps, self.decay_from = warmup_steps, decay_from
+
+    def training_step(self, batch: dict, _index: int) -> Tensor:
+        loss, _ = self._score(batch)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _index: int) -> None:
+        loss, accuracy = self._score(batch)
+        values = {"val": loss, "val/word_accuracy": accuracy}
+        self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch["labels"]))
+
+    def _score(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of the answers' words, each given the true words before it."""
+        batch = dict(batch)
+        labels = batch.pop("labels")[:, 1:]
+        with _Float32Attention():
+            logits = self.model(**batch).logits[:, :-1]
+        said = labels != -100
+        logits, labels = logits[said].float(), labels[said]
+        return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
+
+    def configure_optimizers(self) -> dict:
+        groups = parameter_groups(self.model, self.lr, self.muon_lr, self.weight_decay)
+        return scheduled(groups, self.trainer.max_steps, self.warmup_steps, self.decay_from)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["vera_lite"] = {"vision_language": self.model.config.to_dict()}
+
+
+def toy_qwen3_vl(text: dict, vision: dict) -> nn.Module:
+    """A small random Qwen3-VL for the toy processor; see :class:`DialogueModule` for the arguments."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    words = toy_vocabulary()
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(words),
+            "pad_token_id": words["<|endoftext|>"],
+            "eos_token_id": words["<|im_end|>"],
+            "tie_word_embeddings": True,
+            **text,
+        },
+        vision_config={
+            "patch_size": 2,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "num_position_embeddings": 256,  # a 16 x 16 grid of patches
+            "out_hidden_size": text["hidden_size"],
+            **vision,
+        },
+        image_token_id=words["<|image_pad|>"],
+        video_token_id=words["<|video_pad|>"],
+        vision_start_token_id=words["<|vision_start|>"],
+        vision_end_token_id=words["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+class _Float32Attention(torch.overrides.TorchFunctionMode):
+    """Attention in float32 under CPU autocast, as our own ``attend``: its backward pass in bfloat16 is
+    far slower there, while bfloat16 matrix products are faster."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return function(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
+        return function(*args, **kwargs)
