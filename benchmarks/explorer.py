@@ -15,9 +15,7 @@ import torch
 from _harness import Report, cpu_seconds, main
 from ipywidgets import Widget
 
-from vera_lite.diagnostics.call import Site
-from vera_lite.diagnostics.probes import AttentionStore, Capture
-from vera_lite.diagnostics.token_grid import TokenGrid
+from vera_lite.diagnostics import AttentionStore, CallSite, Capture, TokenGrid
 from vera_lite.toy.world import render
 from vera_lite.widgets.explorer import AttentionExplorer
 
@@ -37,7 +35,7 @@ def made_up_store(tokens: int) -> AttentionStore:
     query, key = (torch.randn(1, HEADS, tokens, HEAD_DIM).bfloat16() for _ in range(2))
     maximum = torch.full((1, HEADS, tokens, 1), 5.0)
     return AttentionStore(
-        site=Site("blocks.0.attn1"),
+        site=CallSite("blocks.0.attn1"),
         heads=tuple(range(HEADS)),
         key_heads=tuple(range(HEADS)),
         query=query,
@@ -54,7 +52,7 @@ def made_up_store(tokens: int) -> AttentionStore:
 def rows(grid: TokenGrid, layers: int, heads: int) -> list[Capture]:
     """Captured rows of one query in every layer, random."""
     weights = torch.randn(layers, 1, heads, 1, len(grid)).softmax(-1)
-    return [Capture(Site(f"blocks.{i}"), tuple(range(heads)), w, 1e-6) for i, w in enumerate(weights)]
+    return [Capture(CallSite(f"blocks.{i}"), tuple(range(heads)), w, 1e-6) for i, w in enumerate(weights)]
 
 
 def saved_bytes(explorer: AttentionExplorer) -> int:

@@ -3,37 +3,9 @@ const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112,
 const DIVERGING = [[5, 72, 133], [67, 147, 195], [247, 247, 247], [230, 130, 40], [127, 59, 8]];
 const OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 const NEEDS_PYTHON = "Needs Python: run the notebook to compute this map.";
-const NOT_CAPTURED = "Only rows were captured: other tokens need RandomAccess.";
+const NOT_CAPTURED = "Only rows were captured: other tokens need StoreQK.";
 const CACHED_MAPS = 64;
 const PATIENCE = 20000; // ms until Python is taken to be gone
-
-const CSS = `.vera-explorer {
-  --line: var(--jp-border-color1, #bdbdbd); --accent: var(--jp-brand-color1, #1976d2);
-  color: var(--jp-ui-font-color1, #212121); background: var(--jp-layout-color1, #fff); padding: .5em;
-  font: 1em var(--jp-ui-font-family, sans-serif); display: flex; flex-direction: column; gap: .6em;
-  &:focus-visible, & :focus-visible { outline: 2px solid var(--accent); }
-  .row { display: flex; flex-wrap: wrap; gap: .4em 1em; align-items: center; }
-  label { display: inline-flex; gap: .4em; align-items: center; }
-  canvas { image-rendering: pixelated; display: block; max-width: 100%; }
-  figure, p, h4 { margin: 0; }
-  .stage { display: flex; gap: .6em; }
-  button, select { font: inherit; color: inherit; background: var(--jp-layout-color2, #eee);
-    border: 1px solid var(--line); border-radius: 3px; }
-  .thumbs, .chips { display: flex; overflow: auto; gap: 3px; padding: 2px; }
-  .thumbs button { padding: 2px; flex: none; font-size: .8em; display: grid; justify-items: center; }
-  button[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
-  .chips { flex-wrap: wrap; max-height: 9em; }
-  .chips button { padding: 0 .4em; white-space: pre; }
-  .ramp { width: 9em; height: .9em; }
-  .banner { border: 2px solid var(--jp-error-color1, #d32f2f); padding: .3em .6em; }
-  .dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; }
-  .readout, output { font-family: var(--jp-code-font-family, monospace); min-height: 1.3em; }
-  svg { width: 100%; max-width: 40em; touch-action: none; user-select: none; }
-  text { fill: currentColor; font-size: .85em; }
-  table { border-collapse: collapse; align-self: start; }
-  td, th { padding: .3em .6em; border: 1px solid var(--line); font-weight: normal; }
-  [hidden] { display: none; }
-}`;
 
 const SVG = ["svg", "rect", "line", "polygon", "polyline", "text"];
 
@@ -416,7 +388,7 @@ function render({ model, el }) {
   const residuals = node("div", { class: "row" });
   const sinkText = node("p");
   const about = { class: "vera-explorer", tabindex: 0, role: "group", "aria-label": "attention explorer" };
-  const root = node("div", { ...about, onkeydown: onKey }, node("style", {}, CSS), banner, controls, title,
+  const root = node("div", { ...about, onkeydown: onKey }, banner, controls, title,
     node("div", { class: "stage" }, ...stages.map((s) => s.figure)), readout, ...chips.map((c) => c.box),
     ...strips.map((s) => s.box), node("h4", {}, "by layer"), svg, curveKey, table, residuals, sinkText);
 

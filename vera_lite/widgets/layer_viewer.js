@@ -3,28 +3,6 @@ const LAYERS = ["source", "edit", "alpha"];
 const SHOWN_SIDE = 448; // CSS pixels that a small picture is enlarged to, by a whole factor
 const CHECKER = [102, 153];
 
-const STYLE = `
-.vera-layer-viewer { padding: 0.3em; color: var(--jp-ui-font-color1, #212121); font-family: var(--jp-ui-font-family, sans-serif); }
-.vera-layer-viewer .vera-row { display: flex; flex-wrap: wrap; align-items: center; gap: 0.4em; margin: 0.4em 0; }
-.vera-layer-viewer .vera-top { align-items: flex-start; }
-.vera-layer-viewer button { font: inherit; padding: 0.2em 0.6em; border-radius: 0.2em; cursor: pointer; color: inherit;
-  background: var(--jp-layout-color1, #fff); border: 1px solid var(--jp-border-color1, #bdbdbd); }
-.vera-layer-viewer button[aria-pressed="true"] { background: var(--jp-layout-color3, #bdbdbd); font-weight: 600; }
-.vera-layer-viewer .vera-play { min-width: 4.5em; }
-.vera-layer-viewer .vera-frame { flex: 0 1 18em; }
-.vera-layer-viewer .vera-picture { position: relative; display: inline-block; max-width: 100%; line-height: 0; }
-.vera-layer-viewer canvas { max-width: 100%; }
-.vera-layer-viewer .vera-picture canvas { cursor: crosshair; }
-.vera-layer-viewer .vera-views { display: flex; flex-wrap: wrap; gap: 0.4em; flex: 1 1 16em; max-width: 34em; }
-.vera-layer-viewer .vera-views button { display: flex; flex-direction: column; align-items: center; gap: 0.2em; padding: 0.3em; }
-.vera-layer-viewer .vera-views canvas { width: 7em; }
-.vera-layer-viewer .vera-line { position: absolute; top: 0; bottom: 0; width: 0; pointer-events: none;
-  border-left: 1px solid #fff; outline: 1px solid #000; }
-.vera-layer-viewer .vera-counter, .vera-layer-viewer .vera-readout { font-family: var(--jp-code-font-family, monospace); }
-.vera-layer-viewer .vera-readout { display: flex; flex-wrap: wrap; gap: 0.2em 1.5em; min-height: 1.4em; }
-.vera-layer-viewer .vera-error { padding: 0.4em; border: 2px solid var(--jp-error-color1, #d32f2f); }
-`;
-
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -81,7 +59,6 @@ function render({ model, el }) {
   const root = make(
     "div",
     { className: "vera-layer-viewer", tabIndex: 0, role: "group", "aria-label": "layer viewer" },
-    make("style", { textContent: STYLE }),
     error,
     make("div", { className: "vera-caption", textContent: model.get("caption") }),
     make(

@@ -9,49 +9,6 @@ const KEYS = "arrows: 1 pixel, Shift: 10; wheel, + and −: scale; Delete";
 const ON_LINE = "Double-click to insert a keyframe here, or click beside the line to add one at its end.";
 const NO_PYTHON = ": no Python is connected, so copy it to keep the path";
 
-const STYLE = `.vera-path-editor {
-  --accent: var(--jp-brand-color1, #1976d2); --ground: var(--jp-layout-color1, #fff);
-  padding: .3em 10px; color: var(--jp-ui-font-color1, #212121); background: var(--ground);
-  font: 1em var(--jp-ui-font-family, sans-serif);
-  &:focus-visible, & :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-  .row { display: flex; flex-wrap: wrap; align-items: center; gap: .4em .6em; margin: .5em 0; }
-  .top { align-items: flex-start; column-gap: 1.6em; margin: 0; }
-  .top > * { max-width: 100%; }
-  .stage { position: relative; margin-top: .6em; max-width: 100%; touch-action: none; user-select: none; }
-  canvas { display: block; width: 100%; }
-  svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; pointer-events: none; }
-  svg * { vector-effect: non-scaling-stroke; fill: none; stroke-linecap: round; stroke-linejoin: round; }
-  button, select, textarea, td input { font: inherit; color: inherit; background: var(--ground);
-    border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: .2em; }
-  button { padding: .2em .6em; cursor: pointer; }
-  button:disabled { opacity: .45; cursor: default; }
-  .handle { position: absolute; width: 20px; height: 20px; margin: -10px; padding: 0; border-radius: 50%;
-    font-weight: 600; font-size: 11px; line-height: 14px; cursor: grab; color: #000; background: #fff;
-    border: 3px solid var(--colour); box-shadow: 0 0 0 1px #000a; }
-  .handle[aria-pressed=true] { color: #fff; background: #000; box-shadow: 0 0 0 2px #fff; z-index: 1; }
-  .stage .handle:focus-visible { outline: 3px solid var(--accent); outline-offset: 3px; }
-  .playing :is(svg, .handle:not(:focus-visible)) { opacity: 0; }
-  .tab { border-bottom: 4px solid var(--colour); }
-  .tab[aria-pressed=true] { background: var(--jp-layout-color3, #bdbdbd); font-weight: 600; }
-  .play { min-width: 4.5em; }
-  .play + input { flex: 1 1 8em; }
-  label { display: inline-flex; align-items: center; gap: .4em; }
-  table { display: block; max-height: 23em; overflow: auto; font-variant-numeric: tabular-nums; }
-  th, td { font-weight: normal; text-align: left; padding: 0 1px; }
-  td:first-child { padding: 0 .5em; }
-  td input { width: 3.2em; padding: .2em .4em; }
-  td:nth-child(n+4) input { width: 5em; }
-  td input::placeholder { color: inherit; opacity: .75; }
-  .chosen { box-shadow: inset 4px 0 var(--colour); }
-  .message { min-height: 2.6em; width: 0; min-width: 100%; margin-top: 10px; }
-  .warns { font-weight: 600; box-shadow: -6px 0 var(--ground), -10px 0 var(--jp-warn-color1, #f57c00); }
-  textarea { width: 100%; box-sizing: border-box; margin-top: .4em; font-family: monospace; }
-  summary { cursor: pointer; }
-  .error { padding: .4em; border: 2px solid var(--jp-error-color1, #d32f2f); }
-  a { color: inherit; }
-  [hidden] { display: none; }
-}`;
-
 // --- the path: the same steps as in vera_lite/trajectory.py, and so the same bits ---
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
@@ -310,7 +267,7 @@ function render({ model, el }) {
   const summary = make("summary");
 
   const root = make("div", { className: "vera-path-editor", tabIndex: 0, role: "group", "aria-label": "path editor" },
-    make("style", { textContent: STYLE }), error,
+    error,
     make("div", { className: "row top" },
       make("div", {}, stage, message, row(play, frame, counter),
         row(make("label", {}, onion, "onion skin"),

@@ -1,11 +1,11 @@
 """How well a system edits the toy world: clips it never saw, sampled and judged."""
 
-import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from vera_lite.evaluation.metrics import PooledPSNR, iou
 from vera_lite.evaluation.toy.object_judge import judge, judge_final
 from vera_lite.media.clip import composite
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, floored
@@ -13,35 +13,6 @@ from vera_lite.toy.world import ToyBatch, WorldConfig, render
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
 PRESERVED = 0.02  # a pixel is preserved where the true alpha lies below this
-
-
-class PooledPSNR:
-    """PSNR in dB of the mean squared error pooled over clips, for videos in [0, 1].
-
-    Pooling is the stricter mean: one clip that leaks is not outweighed by others that are exact (a
-    mean of decibels would reward those without bound).
-    """
-
-    def __init__(self):
-        self.error, self.pixels = 0.0, 0
-
-    def add(self, a: Tensor, b: Tensor, where: Tensor) -> None:
-        """Videos (..., 3, H, W), counted where the boolean (..., 1, H, W) holds."""
-        error = (a - b).double().square().mean(-3, keepdim=True)
-        self.error += float(error[where].sum())
-        self.pixels += int(where.sum())
-
-    def value(self) -> float:
-        """The PSNR; infinite if all pixels are equal, nan if there were none."""
-        if not self.pixels:
-            return float("nan")
-        return float("inf") if self.error == 0 else -10 * math.log10(self.error / self.pixels)
-
-
-def iou(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two boolean tensors; 1 if both are empty."""
-    union = (a | b).sum()
-    return 1.0 if union == 0 else float((a & b).sum() / union)
 
 
 def evaluate(
