@@ -15,16 +15,16 @@ from nbclient import NotebookClient
 from PIL import Image
 from test_explorer import GRID, VIDEO, WORDS, make_call, saved_bytes, stores
 from test_layer_viewer_browser import LOWEST_CONTRAST
-from vera_lite.diagnostics.probes import Capture, GroupMass, Rows
 
-from vera_lite.diagnostics.call import CallSite
-from vera_lite.diagnostics.token_grid import TokenGrid, VideoStream
+from vera_lite.diagnostics import CallSite, Capture, GroupMass, Rows, TokenGrid, VideoStream
 from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix
 
 STAGE = ".stage canvas"
 CONTROLS = {
-    "state.has_kernel = false;": "state.has_kernel = globalThis.live;",
-    "send() {},": "send(content) { globalThis.sent.push(content); },",
+    "send() {},": """send(content) {
+      if (!content.hello) globalThis.sent.push(content);
+      else if (globalThis.live) call("msg:custom", { alive: true });
+    },""",
     "if (state._css)": "Object.assign(globalThis, { model, call, sent: [] });\n  if (state._css)",
 }
 
@@ -420,9 +420,7 @@ def test_views_come_and_go(show):
 SHOW = """\
 import torch
 from torch.nn import functional as F
-from vera_lite.diagnostics.call import AttentionCall, CallSite
-from vera_lite.diagnostics.probes import StoreQK
-from vera_lite.diagnostics.token_grid import TokenGrid
+from vera_lite.diagnostics import AttentionCall, CallSite, StoreQK, TokenGrid
 from vera_lite.widgets.explorer import AttentionExplorer
 
 torch.manual_seed(0)
@@ -441,7 +439,7 @@ def test_live_in_jupyterlab(lab):
     notebook = lab(SHOW)
     page = notebook.page
     page.locator(STAGE).wait_for()
-    notebook.wait_for("explorer.has_kernel", "True")
+    page.locator(".vera-explorer[data-alive=true]").wait_for()
     page.get_by_label("layer", exact=True).fill("2")
     page.locator(STAGE).click()  # the middle
     brush(page, 1, 3, layers=4)
