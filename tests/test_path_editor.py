@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from traitlets import TraitError
 
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.trajectory import Keyframe, Trajectory
@@ -181,8 +182,8 @@ def test_arguments_that_do_not_fit_are_refused(make, sentence):
         ("frame", -1, "give 0 to 4"),
         ("object", 1, "give 0 to 0"),
         ("keyframe", 2, "give -1 to 1"),
-        ("disc", 0.0, "above 0"),
-        ("disc", float("inf"), "above 0"),
+        ("disc", 0.0, "disc"),
+        ("disc", float("inf"), "disc"),
         ("objects", [], "at least one object"),
         ("objects", [{"trajectory": {}}], "keys foreground and trajectory, not trajectory"),
         ("objects", [{"foreground": 0, "trajectory": {"keyframes": []}}], "not the JSON of a trajectory"),
@@ -191,7 +192,7 @@ def test_arguments_that_do_not_fit_are_refused(make, sentence):
 def test_a_state_that_cannot_be_shown_is_refused(name, value, sentence):
     editor = PathEditor(background(), trajectories=path((1, 2), (3, 4)))
     before = getattr(editor, name)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TraitError), match=sentence):
         setattr(editor, name, value)
     assert getattr(editor, name) == before
 

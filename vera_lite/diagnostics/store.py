@@ -106,44 +106,28 @@ class AttentionStore:
     total: Tensor
     residual: float
 
-    def rows(self, queries: Sequence[int], heads: Sequence[int] | None = None) -> Tensor:
+    def rows(self, queries: Sequence[int]) -> Tensor:
         """What these queries look at, (B, H, queries, K); see :meth:`tile`."""
-        return self.tile(queries, None, heads)
+        return self.tile(queries, None)
 
-    def columns(self, keys: Sequence[int], heads: Sequence[int] | None = None) -> Tensor:
+    def columns(self, keys: Sequence[int]) -> Tensor:
         """Who looks at these keys, (B, H, Q, keys); see :meth:`tile`."""
-        return self.tile(None, keys, heads)
+        return self.tile(None, keys)
 
-    def tile(
-        self,
-        queries: Sequence[int] | None,
-        keys: Sequence[int] | None,
-        heads: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Exact weights, float32.
-
-        Args:
-            queries, keys: indices; None for all.
-            heads: some of ``heads``; None for all.
-
-        Returns:
-            (B, heads, queries, keys).
+    def tile(self, queries: Sequence[int] | None, keys: Sequence[int] | None) -> Tensor:
+        """Exact weights of some queries and keys, None for all: (B, H, queries, keys) float32.
 
         Raises:
-            ValueError: an index is out of range, or a head was not kept.
+            ValueError: an index is out of range.
         """
         batch, _, query_count, _ = self.query.shape
         key_count = self.key.shape[2]
         queries = self._chosen("queries", queries, query_count)
         keys = self._chosen("keys", keys, key_count)
-        heads = self.heads if heads is None else heads
-        if not set(heads) <= set(self.heads):
-            raise ValueError(f"{self.site.module} was stored with heads {self.heads}; ask for some of these.")
         tiles = []
         # Autocast would round the products, but maximum and total were found without it.
         with torch.autocast(self.query.device.type, enabled=False):
-            for head in heads:
-                i = self.heads.index(head)
+            for i, head in enumerate(self.heads):
                 mask = head_mask(self.mask, head, batch, query_count, key_count)
                 query, key = self.query[:, i], self.key[:, self.key_heads[i]]
                 tile = masked_logits(query, key, mask, self.is_causal, self.scale, queries, keys)

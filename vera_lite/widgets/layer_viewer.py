@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from torch import Tensor
-from traitlets import Bytes, Float, Int, List, Unicode, validate
+from traitlets import Bytes, Enum, Float, Int, List, Unicode, validate
 
 from vera_lite.media.clip import LayeredClip, to_uint8
 from vera_lite.media.video import frame_rate
@@ -62,9 +62,9 @@ class LayerViewer(Widget):
     fps = Float().tag(sync=True)
     caption = Unicode().tag(sync=True)
     frame = Int(0).tag(sync=True)
-    view = Unicode("final").tag(sync=True)
-    visible = List(Unicode(), list(LAYERS)).tag(sync=True)
-    wipe = Float(0.0).tag(sync=True)
+    view = Enum(VIEWS, "final").tag(sync=True)
+    visible = List(Enum(LAYERS), list(LAYERS)).tag(sync=True)
+    wipe = Float(0.0, min=0, max=1).tag(sync=True)
 
     def __init__(
         self,
@@ -103,18 +103,11 @@ class LayerViewer(Widget):
             caption=getattr(layers, "instruction", ""),
         )
 
-    @validate("frame", "view", "visible", "wipe")
+    @validate("frame")
     def _check(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        if name == "frame" and not 0 <= value < self.size[0]:
-            raise ValueError(f"frame {value} is out of range: give 0 to {self.size[0] - 1}.")
-        if name == "view" and value not in VIEWS:
-            raise ValueError(f"there is no view {value!r}; choose from {', '.join(VIEWS)}.")
-        if name == "visible" and not set(value) <= set(LAYERS):
-            raise ValueError(f"visible is {value}; its layers can be {', '.join(LAYERS)}.")
-        if name == "wipe" and not 0 <= value <= 1:
-            raise ValueError(f"wipe is {value:g}; give a part of the width, 0 to 1.")
-        return value
+        if not 0 <= proposal["value"] < self.size[0]:
+            raise ValueError(f"frame {proposal['value']} is out of range: give 0 to {self.size[0] - 1}.")
+        return proposal["value"]
 
 
 def _stride(count: int, most: int | None) -> int:

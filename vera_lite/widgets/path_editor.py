@@ -72,7 +72,7 @@ class PathEditor(Widget):
     keyframe = Int(-1).tag(sync=True)
     frame = Int(0).tag(sync=True)
     onion_skin = Bool(True).tag(sync=True)
-    disc = Float().tag(sync=True)
+    disc = Float(min=1e-3, max=1e6).tag(sync=True)
     height = Int(780).tag(sync=True)
 
     # size: (H, W) of the frame; shown: of the stored background; frames and fps: of the clip; foregrounds:
@@ -184,12 +184,6 @@ class PathEditor(Widget):
         if not lowest <= value < count:
             raise ValueError(f"{name} {value} is out of range: give {lowest} to {max(count - 1, lowest)}.")
         return value
-
-    @validate("disc")
-    def _check_disc(self, proposal):
-        if not 0 < proposal["value"] < float("inf"):
-            raise ValueError(f"the disc is {proposal['value']:g} pixels wide; give a number above 0.")
-        return proposal["value"]
 
 
 def _trajectory(item: dict) -> Trajectory | None:
