@@ -110,7 +110,7 @@ frame anew.
 {lines}
 
 *instruction_compliance, content_fidelity, visual_quality*: from 1 to 100, read off the clips by
-`evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB. *preserved_psnr*:
+`vera_lite.evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB. *preserved_psnr*:
 where the true edit changes nothing. PSNRs pool the squared error over clips. *motion*: of objects that are to
 be added, the percentage that is there and moves as asked, which the reference does not show (chance:
 {100 / len(MOTIONS):.0f}). *another clip's sentence* and *unedited first frame* show what words and reference
