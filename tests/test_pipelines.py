@@ -145,7 +145,8 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
     copy = VeraPipeline.from_pretrained(tmp_path / "copy")
     assert copy.system.config == pipe.system.config and copy.clip_size == pipe.clip_size
     video = render(31, [3]).source[0]
-    assert torch.equal(copy(video, PROMPT, steps=1).final, pipe(video, PROMPT, steps=1).final)
+    results = (p(video, PROMPT, steps=1).composite for p in (copy, pipe))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     saved = json.loads((tmp_path / "copy" / "pipeline.json").read_text())
     for change, message in (
         ({"system": "other"}, "unknown system 'other'"),
