@@ -33,7 +33,7 @@ def test_a_look_is_what_eager_attention_returns(vlm):
     words = seen.grid.words(PHRASE)
     assert len(words) == 6 and len(weights) == TEXT["num_hidden_layers"]
     for ours, theirs in zip(seen.attention, weights, strict=True):
-        torch.testing.assert_close(ours, theirs[0, :, words].mean(1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours, theirs[0, :, words].mean(1), rtol=0, atol=1e-6)
     assert seen.to_clip.shape[-1] == 2 * 8 * 8 and seen.residual.max() < 1e-6
 
 
@@ -82,7 +82,7 @@ def test_the_mask_of_one_token_scores_its_share(vlm):
     place = grid.tokens("video").tolist().index(token)
     exact = ladder.attention[0, :, :, place] / ladder.attention[0].sum(-1)
     ratio = mask_ratio(ladder.attention[0], ladder.coverage[0])
-    torch.testing.assert_close(ratio, exact.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ratio, exact.double(), rtol=0, atol=1e-6)
     assert torch.equal(ladder.heat, ladder.attention.mean(2))
 
 
