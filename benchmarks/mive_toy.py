@@ -110,12 +110,12 @@ frame anew.
 {lines}
 
 *instruction_compliance, content_fidelity, visual_quality*: from 1 to 100, read off the clips by
-`evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB. *preserved_psnr*:
-where the true edit changes nothing. PSNRs pool the squared error over clips. *motion*: of objects that are to
-be added, the percentage that is there and moves as asked, which the reference does not show (chance:
-{100 / len(MOTIONS):.0f}). *another clip's sentence* and *unedited first frame* show what words and reference
-are worth; *first frame held* is the reference as a still; *source as it is* does nothing; *codec alone* is
-the truth through the codec, the most that a network could reach.
+`vera_lite.evaluation.toy.edit_judge`; *score* is their mean. *psnr*: against the true edit, dB.
+*preserved_psnr*: where the true edit changes nothing. PSNRs pool the squared error over clips.
+*motion*: of objects that are to be added, the percentage that is there and moves as asked, which the
+reference does not show (chance: {100 / len(MOTIONS):.0f}). *another clip's sentence* and *unedited first
+frame* show what words and reference are worth; *first frame held* is the reference as a still; *source as
+it is* does nothing; *codec alone* is the truth through the codec, the most that a network could reach.
 
 **Limits**: the reference was always the true first frame in training; one from another editor, with flaws of
 its own, is outside of what it knows. It knows the words of the toy vision-language model and these edits
