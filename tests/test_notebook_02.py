@@ -5,9 +5,10 @@ import torch
 from notebook_cells import BOOKS
 from torch.testing import assert_close
 
-from vera_lite.backbone import WanConfig, rotary_table
+from vera_lite.backbone import WanConfig, grid_positions, rotary_table
 from vera_lite.backbone.wan import SelfAttention
 from vera_lite.pipelines import VeraPipeline
+from vera_lite.systems.vera import JointAttention
 from vera_lite.toy.world import render
 
 
@@ -38,30 +39,34 @@ def test_the_notebooks_attention_is_the_librarys(heads, grid, book):
     for parameter in mine.parameters():  # the norms' weights too, which all start at 1
         torch.nn.init.normal_(parameter)
     config = WanConfig(num_attention_heads=heads, attention_head_dim=8)
-    library = SelfAttention(config, experts=3, joint=True)
-    library.load_state_dict(book["stacked"](mine.state_dict()))
-    x, rotary = torch.randn(3, 2, tokens, dim), rotary_table(8, grid)
+    branches = [SelfAttention(config) for _ in range(3)]
+    for b, branch in enumerate(branches):
+        state = {n.replace(f".{b}.", "."): p for n, p in mine.state_dict().items() if f".{b}." in n}
+        branch.load_state_dict({n.replace("to_out", "to_out.0"): p for n, p in state.items()})
+    x, rotary = torch.randn(3, 2, tokens, dim), rotary_table(grid_positions(grid), config.rotary_widths)
 
     out, weights = mine(x, rotary)
-    assert_close(out, library(x, rotary), rtol=1e-4, atol=1e-4)
+    joint = torch.stack(JointAttention()(branches, list(x), rotary))
+    assert_close(out, joint, rtol=1e-4, atol=1e-4)
     assert_close(weights.sum(-1), torch.ones(2, heads, 3 * tokens))
 
-    library.joint = False
     block = torch.block_diag(*[torch.ones(tokens, tokens)] * 3).bool()
-    assert_close(mine(x, rotary, block)[0], library(x, rotary), rtol=1e-4, atol=1e-4)
+    apart = torch.stack([branch(y, rotary) for branch, y in zip(branches, x, strict=True)])
+    assert_close(mine(x, rotary, block)[0], apart, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_weights_are_proven_before_they_are_shown(book):
     torch.manual_seed(0)
-    attention = SelfAttention(WanConfig(num_attention_heads=2, attention_head_dim=8), 3, joint=True)
-    x, rotary = torch.randn(3, 1, 6, 16), rotary_table(8, (1, 2, 3))
+    config = WanConfig(num_attention_heads=2, attention_head_dim=8)
+    branches = [SelfAttention(config) for _ in range(3)]
+    x, rotary = torch.randn(3, 1, 6, 16), rotary_table(grid_positions((1, 2, 3)), config.rotary_widths)
     with torch.no_grad():
-        out = attention(x, rotary)
-    weights = book["attention_weights"](attention, x, rotary, out)
+        out = JointAttention()(branches, list(x), rotary)
+    weights = book["attention_weights"](branches, list(x), rotary, out)
     assert weights.shape == (2, 18, 18)
     assert_close(book["mass"](weights).sum(1), torch.ones(3))
     with pytest.raises(AssertionError, match="not close"):
-        book["attention_weights"](attention, x, rotary, out.flip(0))
+        book["attention_weights"](branches, list(x), rotary, out[::-1])
 
 
 def test_mass_counts_keys_by_branch(book):
