@@ -88,18 +88,18 @@ def parts(
     edits, latents = render_edits(0, range(clips)), torch.randn(3, clips, 24, *size)
     batch = {
         "source": latents[1],
-        "composite": latents[2],
+        "target": latents[2],
         "source_video": edits.source,
-        "composite_video": edits.target,
+        "target_video": edits.target,
         "instruction": edits.instruction,
-        "answer": edits.answer,
+        "target_caption": edits.target_caption,
     }
     features, reference = torch.randn(2, clips, math.prod(backbone.grid(size)), backbone.dim)
     features.requires_grad_()
 
     @torch.no_grad()
     def read() -> Context:
-        return system.context(edits.target, edits.answer)
+        return system.context(edits.target, edits.target_caption)
 
     def step(trained: RVEDiT) -> None:
         trained.zero_grad()

@@ -53,7 +53,7 @@ def test_a_clip_is_a_function_of_seed_and_index():
     several, again = render_edits(7, CLIPS), render_edits(7, picked)
     for name in ("source", "target", "changed"):
         assert torch.equal(getattr(again, name), getattr(several, name)[list(picked)])
-    for name in ("instruction", "answer", "attributes"):
+    for name in ("instruction", "target_caption", "attributes"):
         assert getattr(again, name) == [getattr(several, name)[i] for i in picked]
     assert not torch.equal(render_edits(8, [3]).source[0], several.source[3])
 
@@ -186,9 +186,9 @@ def test_the_toy_model_knows_the_words_and_their_order(edits):
     )
     ways = set()
     for category, batch in edits.items():
-        for text in batch.instruction + batch.answer:
+        for text in batch.instruction + batch.target_caption:
             assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
-        for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+        for text, answer, a in zip(batch.instruction, batch.target_caption, batch.attributes, strict=True):
             before, after = a["before"], a["after"]
             match = order.fullmatch(text)
             if category in ("local change", "local remove"):
@@ -211,7 +211,7 @@ def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):
     shown = {"red": "cyan", "yellow": "blue", "green": "purple"}
     shown |= {new: old for old, new in shown.items()}
     batch = edits["global style"]
-    for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+    for text, answer, a in zip(batch.instruction, batch.target_caption, batch.attributes, strict=True):
         style, true = a["style"], a["after"]["colour"]
         assert text == f"change the video to {style} style" and answer.endswith(f" in {style} style")
         colour = {"grey": "grey", "sepia": "sepia", "negative": shown[true]}.get(style, true)

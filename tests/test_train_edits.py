@@ -26,10 +26,10 @@ def test_batches_hold_latents_pixels_and_words():
     batch, edits = data(3).train[2], render_edits(1, range(6, 9))
     codec = PatchCodec.load(SHIPPED_CODEC)
     assert torch.equal(batch["source_video"], edits.source)
-    assert torch.equal(batch["composite_video"], edits.target)
-    torch.testing.assert_close(batch["composite"], codec.encode(edits.target))
+    assert torch.equal(batch["target_video"], edits.target)
+    torch.testing.assert_close(batch["target"], codec.encode(edits.target))
     torch.testing.assert_close(batch["source"], codec.encode(edits.source))
-    assert batch["instruction"] == edits.instruction and batch["answer"] == edits.answer
+    assert batch["instruction"] == edits.instruction and batch["target_caption"] == edits.target_caption
     assert batch["step"] == 2
 
 

@@ -82,7 +82,7 @@ def test_every_other_batch_is_of_edits_if_wanted():
     processor = toy_processor()
     mixed, plain = DialogueBatches(ToyDialogues(4, edits=True), 3), DialogueBatches(ToyDialogues(4), 3)
     edits = render_edits(3, range(8, 12))
-    for row, (order, answer) in enumerate(zip(edits.instruction, edits.answer, strict=True)):
+    for row, (order, answer) in enumerate(zip(edits.instruction, edits.target_caption, strict=True)):
         tokens, labels = mixed[2]["input_ids"][row], mixed[2]["labels"][row]
         assert processor.decode(labels[labels != -100], skip_special_tokens=True).strip() == answer
         assert f"{order} <|im_end|>" in processor.decode(tokens)

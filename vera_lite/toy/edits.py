@@ -124,7 +124,7 @@ class ToyEdits:
         source, target: (B, T, 3, H, W) in [0, 1], before and after.
         changed: (B, T, 1, H, W), 1 where they differ by more than a step of 8 bits, else 0.
         instruction: what the user says.
-        answer: a description of the target, RVEDiT's l*.
+        target_caption: a description of the target, RVEDiT's l*.
         attributes: for each clip its ``category``; the edited object ``before`` and ``after`` (None where
             there is none; of a style, equal) and the ``other`` object (or None), each with its ``colour,
             texture, shape, place, motion`` and ``path``; the ``background`` with its ``colour`` and
@@ -135,7 +135,7 @@ class ToyEdits:
     target: Tensor
     changed: Tensor
     instruction: list[str]
-    answer: list[str]
+    target_caption: list[str]
     attributes: list[dict]
 
     def __len__(self) -> int:
@@ -206,8 +206,8 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     ]
     changed = ((target - source).abs().amax(2, keepdim=True) > 1 / 255).float()
     orders = [_order(a, bool(m)) for a, m in zip(attributes, make, strict=True)]
-    answers = [_answer(a) for a in attributes]
-    return ToyEdits(source, target, changed, orders, answers, attributes)
+    captions = [_caption(a) for a in attributes]
+    return ToyEdits(source, target, changed, orders, captions, attributes)
 
 
 def _from_place(sprite: Sprite) -> Sprite:
@@ -234,7 +234,7 @@ def _order(attributes: dict, make: bool) -> str:
     return f"make the {name} {after['colour']}" if make else f"change the {name} to {after['colour']}"
 
 
-def _answer(attributes: dict) -> str:
+def _caption(attributes: dict) -> str:
     """What the target shows, in colours as they look in its style."""
     things, style = [thing for key in ("after", "other") if (thing := attributes[key])], attributes["style"]
     if not style:

@@ -42,7 +42,7 @@ def score_dialogues(
             true[kind] += [d.answer for d in asked]
         edits = render_edits(seed, indices)
         said["edit"] += vlm.answer(vlm.prompt(list(edits.source), edits.instruction))
-        true["edit"] += edits.answer
+        true["edit"] += edits.target_caption
     return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}
 
 

@@ -168,8 +168,8 @@ def attention_by_depth(
         return weights, outputs
 
     ours, features = trace(noisy, edits.source, source, edits.instruction)
-    theirs, anchors = trace(noisy, edits.target, target, edits.answer)
-    _, others = trace(otherwise_noisy, edits.target, target, edits.answer)
+    theirs, anchors = trace(noisy, edits.target, target, edits.target_caption)
+    _, others = trace(otherwise_noisy, edits.target, target, edits.target_caption)
     values = defaultdict(list)
     for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
         received = p.mT  # (B, H, T, S)

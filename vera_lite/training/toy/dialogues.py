@@ -48,7 +48,7 @@ class DialogueBatches(Dataset):
     def _orders(self, indices: range) -> Prompt:
         """An edit is asked for, and what it leads to is the answer."""
         edits = render_edits(self.seed, indices)
-        turns = [[turn] for turn in zip(edits.instruction, edits.answer, strict=True)]
+        turns = [[turn] for turn in zip(edits.instruction, edits.target_caption, strict=True)]
         return chat(self.processor, list(edits.source), turns)
 
     def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
