@@ -39,15 +39,15 @@ from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, eva
 from vera_lite.media.video import replacing
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, MiVEConfig
-from vera_lite.toy.edits import EditWorld, ToyEdits
-from vera_lite.toy.world import MOTIONS
+from vera_lite.toy.edits import EditConfig, ToyEdits
+from vera_lite.toy.words import MOTIONS
 from vera_lite.training import EditingModule, ToyEditData
 from vera_lite.training.fit import fit
 
 FIRST_STEPS, STEPS, BATCH, TEST_CLIPS = 3000, 1200, 16, 128
 CLIPS_SEED, FIRST_CLIPS_SEED = 2, 3  # the shipped model saw those of seed 1
 CATEGORY = "local add"
-FIRST_WORLD = EditWorld(from_place=True)  # the first frame does not give motions away
+FIRST_WORLD = EditConfig(from_place=True)  # the first frame does not give motions away
 WORLD = replace(FIRST_WORLD, categories=(CATEGORY,))
 #: Fixed here, so that the pipeline's defaults may change without the committed numbers.
 SAMPLING = {"steps": 8, "shift": 3.0}

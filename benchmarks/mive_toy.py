@@ -18,7 +18,7 @@ from torch import Tensor
 from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
 from vera_lite.pipelines import ASSETS, MiVEPipeline
 from vera_lite.toy.edits import ToyEdits
-from vera_lite.toy.world import MOTIONS
+from vera_lite.toy.words import MOTIONS
 
 CLIPS, STEPS = 128, 12  # CLIPS of each category
 CONFIG = ASSETS.parent / "configs" / "mive_toy.yaml"
@@ -92,7 +92,7 @@ frame anew.
   adapter, the exponential moving average of the training run; `codec.safetensors`, the patch codec. The
   vision-language model is `vlm_toy`, which ships beside it, frozen. MIT licence.
 - **Data**: toy edits, world seed 1, rendered as they are needed; no clip is seen twice. The reference is the
-  first frame of the true edit. Objects begin at their place (`EditWorld(from_place=True)`): where paths have
+  first frame of the true edit. Objects begin at their place (`EditConfig(from_place=True)`): where paths have
   it in their middle, the first frame gives motions away.
 - **Training**: {t["steps"]:,} steps of {t["batch_size"]} clips = {t["samples"]:,} clips, {t["precision"]},
   {t["wall_minutes"]} minutes of wall time on {t["threads"]} thread of a {m["cores"]}-core CPU ({m["cpu"]})

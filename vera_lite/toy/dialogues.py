@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vera_lite.toy.edits import describe, describe_background, describe_motion, describe_object
 from vera_lite.toy.vlm import CELLS
-from vera_lite.toy.world import COLOURS, PATTERNS, PLACES, SHAPES, ToyBatch
+from vera_lite.toy.words import (
+    COLOURS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    describe,
+    describe_background,
+    describe_motion,
+    describe_object,
+)
+from vera_lite.toy.world import ToyBatch
 
 #: What is asked. "compare" is shown an image too, and is asked alone.
 KINDS = {

@@ -13,7 +13,7 @@ from vera_lite.evaluation.toy.object_judge import name_colour
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask
 from vera_lite.pipelines import GenCompositorPipeline
-from vera_lite.toy.compositions import CompositionWorld, ToyCompositions, render_compositions
+from vera_lite.toy.compositions import CompositionConfig, ToyCompositions, render_compositions
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
 CHANGED = 0.08  # a pixel shows object or shadow where a channel differs from the background by more
@@ -26,13 +26,13 @@ def compositions(pipe: GenCompositorPipeline, indices, seed: int = TEST_SEED, re
         pipe: gives the size and how far masks are inflated.
         indices: which clips of the world ``seed``.
         relit: foregrounds come with a light of their own, see
-            :class:`~vera_lite.toy.compositions.CompositionWorld`.
+            :class:`~vera_lite.toy.compositions.CompositionConfig`.
 
     Returns:
         :class:`~vera_lite.toy.compositions.ToyCompositions`, foregrounds on white (B, T, 3, H, W) and masks
         (B, T, 1, H, W).
     """
-    batch = render_compositions(seed, indices, CompositionWorld(*pipe.clip_size, relit=relit))
+    batch = render_compositions(seed, indices, CompositionConfig(*pipe.clip_size, relit=relit))
     mask = batch.matte
     if pipe.mask_sigma is not None:
         mask = inflate_mask(mask.flatten(0, 1), pipe.mask_sigma).view_as(mask)

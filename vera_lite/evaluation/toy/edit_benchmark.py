@@ -14,7 +14,7 @@ from vera_lite.diffusion.infonce import info_nce
 from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
 from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR
 from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
-from vera_lite.toy.edits import CATEGORIES, EditWorld, ToyEdits, render_edits
+from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
 
@@ -31,11 +31,11 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
     return pipe.generate(edits.source, edits.instruction, *looks, **options)
 
 
-def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditWorld:
+def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConfig:
     """Clips of one category, of the pipeline's size. The first frame, which MiVE is shown, must not give away
     how objects move."""
     seen = isinstance(pipe, MiVEPipeline)
-    return EditWorld(*pipe.clip_size, categories=(category,), from_place=seen)
+    return EditConfig(*pipe.clip_size, categories=(category,), from_place=seen)
 
 
 def exchanged(edits: ToyEdits) -> ToyEdits:
@@ -138,7 +138,7 @@ def attention_by_depth(
         (S + 1) / 2; ``estimate_other_noise`` and ``rank_other_noise``: the same if the informed pass is given
         other noise, so that the noise itself cannot tell the positions apart.
     """
-    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size))
+    edits = render_edits(seed, range(clips), EditConfig(*pipe.clip_size))
     system, K = pipe.system, pipe.system.config.editing_tokens
     source, target = pipe.codec.encode(edits.source), pipe.codec.encode(edits.target)
     noises = torch.randn(2, *target.shape, generator=torch.Generator().manual_seed(seed))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy.object_judge import read_object
 from vera_lite.toy.edits import LUMA, STYLES, ToyEdits
-from vera_lite.toy.world import COLOURS
+from vera_lite.toy.words import COLOURS
 
 PSNR_RANGE = 10.0, 35.0  # dB; what two unrelated clips have, and what hardly shows
 OBJECT_FIT = 0.25  # overlap with the best outline: of noise below 0.16, of true objects above 0.47

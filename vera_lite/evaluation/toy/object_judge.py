@@ -11,19 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from vera_lite.toy.world import (
-    COLOURS,
-    MOTIONS,
+from vera_lite.toy.drawing import (
     PATTERN_PERIOD,
-    PATTERNS,
     PLACE_STEP,
-    PLACES,
-    SHAPES,
+    ClipConfig,
     Sprite,
-    WorldConfig,
     signed_distance,
     soft_coverage,
 )
+from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
 
 _TILTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 _RADII = (0.26, 0.30, 0.34, 0.38, 0.42, 0.46)
@@ -61,7 +57,7 @@ def _templates(height: int, width: int) -> tuple[Sprite, Tensor]:
     sprite = Sprite(
         shape.flatten().long(), zero, zero, radius.flatten(), tilt.flatten(), zero[:, None], zero[:, None]
     )
-    config = WorldConfig(frames=1, height=height, width=width)
+    config = ClipConfig(1, height, width)
     cover = _upper_half(soft_coverage(signed_distance(sprite, config)[0], config)[:, 0])
     return sprite, _centroids(cover)
 
@@ -77,7 +73,7 @@ def name_shape(alpha: Tensor) -> tuple[str, float]:
     placed = Sprite(
         sprite.shape, sprite.hue, sprite.texture, sprite.radius, sprite.tilt, at[..., 0], at[..., 1]
     )
-    config = WorldConfig(frames=frames, height=height, width=width)
+    config = ClipConfig(frames, height, width)
     template = _upper_half(soft_coverage(signed_distance(placed, config)[0], config))  # (K, T, H, W)
     overlap = torch.minimum(template, alpha).sum((2, 3)) / torch.maximum(template, alpha).sum((2, 3))
     weight = alpha.sum((1, 2)) ** 2
