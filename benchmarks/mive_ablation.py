@@ -168,7 +168,7 @@ def first_stage(folder: Path) -> dict[str, Tensor]:
             torch.manual_seed(0)
             system = MiVE(FULL)
             system.read = nothing
-            data = ToyEditData(FIRST_WORLD, BATCH, FIRST_CLIPS_SEED)
+            data = ToyEditData(FIRST_WORLD, batch_size=BATCH, seed=FIRST_CLIPS_SEED)
             ema = train(system, data, FIRST_STEPS, folder, 0).ema
             with replacing(path) as temporary:
                 save_file(ema.transformer.state_dict(), temporary)
@@ -190,7 +190,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict:
     torch.manual_seed(seed)
     system = begun(variant, start)
     system.read = remembered(system, folder.parent / "readings")
-    data = ToyEditData(WORLD, BATCH, CLIPS_SEED)
+    data = ToyEditData(WORLD, batch_size=BATCH, seed=CLIPS_SEED)
     module = train(system, data, STEPS, folder, seed, curve)
     pipe = MiVEPipeline(module.ema, data.codec, data.pipeline_settings["clip_size"])
 

@@ -21,7 +21,8 @@ from vera_lite.conditioning import Umt5Encoder
 from vera_lite.diffusion.flow_matching import noised
 from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
+from vera_lite.evaluation.metrics import PooledPSNR, iou
+from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice

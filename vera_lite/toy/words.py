@@ -26,10 +26,14 @@ MOTIONS = ("still", "left", "right", "up", "down")
 PATTERNS = ("plain", "vertical stripes", "horizontal stripes", "checks", "clouds")
 
 
+def colour_index(hue: Tensor) -> Tensor:
+    """Positions in ``COLOURS`` of the colours nearest to hues in degrees, of any shape."""
+    return ((hue[..., None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs().argmin(-1)
+
+
 def nearest_colour(hue: Tensor) -> list[str]:
     """Names of hues (B,) in degrees."""
-    distance = ((hue[:, None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs()
-    return [list(COLOURS)[k] for k in distance.argmin(1).tolist()]
+    return [list(COLOURS)[k] for k in colour_index(hue).tolist()]
 
 
 def instruction(facts: dict) -> str:

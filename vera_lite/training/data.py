@@ -142,11 +142,21 @@ class StepData(L.LightningDataModule):
 
 
 class RenderedData(StepData):
-    """Data that are rendered on request, so that no clip is seen twice.
+    """Data that are rendered on request, so that no clip is seen twice; a subclass has ``batches``.
 
-    A subclass has ``batch_size, seed, validation_clips, workers`` and the method ``batches``. A validation
-    round has ``validation_clips`` clips, in whole batches and at least one batch per rank.
+    Args:
+        batch_size: clips per rank and step.
+        seed: of the world; validation uses another one.
+        validation_clips: clips per validation round, in whole batches and at least one batch per rank.
+        workers: loader processes.
     """
+
+    def __init__(
+        self, batch_size: int = 16, seed: int = 1, validation_clips: int = 256, workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.validation_clips, self.workers = validation_clips, workers
 
     def batches(self, seed: int) -> RenderedBatches:
         """The dataset of the world ``seed``, for this process's rank."""

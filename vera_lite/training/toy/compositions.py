@@ -69,33 +69,25 @@ class ToyCompositionData(RenderedData):
     """Toy compositions.
 
     Args:
-        world: see :class:`vera_lite.toy.compositions.CompositionConfig`.
-        batch_size: clips per rank and step.
+        world: what they show.
         luminance_gamma: range of gamma for :func:`.augment_luminance` of the foreground;
             None is the ablation without.
         mask_sigma: of :func:`.inflate_mask`, in pixels; None is the ablation without.
-        seed: of the world; validation uses another one.
-        validation_clips: clips per validation round.
-        workers: loader processes.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
+        options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
     def __init__(
         self,
         world: CompositionConfig = CompositionConfig(),  # noqa: B008 (frozen)
-        batch_size: int = 16,
         luminance_gamma: tuple[float, float] | None = LUMINANCE_GAMMA,
         mask_sigma: float | None = MASK_SIGMA,
-        seed: int = 1,
-        validation_clips: int = 256,
-        workers: int = 0,
         codec: str | None = None,
+        **options,
     ):
-        super().__init__()
-        self.world, self.batch_size = world, batch_size
+        super().__init__(**options)
+        self.world, self.codec = world, PatchCodec.load(codec or SHIPPED_CODEC)
         self.luminance_gamma, self.mask_sigma = luminance_gamma, mask_sigma
-        self.seed, self.validation_clips, self.workers = seed, validation_clips, workers
-        self.codec = PatchCodec.load(codec or SHIPPED_CODEC)
 
     def batches(self, seed: int) -> CompositionBatches:
         options = (self.luminance_gamma, self.mask_sigma)

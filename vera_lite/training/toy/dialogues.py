@@ -60,25 +60,14 @@ class ToyDialogues(RenderedData):
     """Questions about toy clips, rendered on request.
 
     Args:
-        batch_size: clips per rank and step.
-        seed: of the world; validation uses another one.
-        validation_clips: clips per validation round.
-        workers: loader processes.
         edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
             instruction, the answer describes the edited clip.
+        options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
-    def __init__(
-        self,
-        batch_size: int = 16,
-        seed: int = 1,
-        validation_clips: int = 256,
-        workers: int = 0,
-        edits: bool = False,
-    ):
-        super().__init__()
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.validation_clips, self.edits = validation_clips, edits
+    def __init__(self, edits: bool = False, **options):
+        super().__init__(**options)
+        self.edits = edits
 
     def batches(self, seed: int) -> DialogueBatches:
         return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks)

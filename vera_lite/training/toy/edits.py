@@ -53,27 +53,19 @@ class ToyEditData(RenderedData):
     """Toy edits in RVEDiT's four categories.
 
     Args:
-        world: see :class:`vera_lite.toy.edits.EditConfig`.
-        batch_size: clips per rank and step.
-        seed: of the world; validation uses another one.
-        validation_clips: clips per validation round.
-        workers: loader processes.
+        world: what they show.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
+        options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
     def __init__(
         self,
         world: EditConfig = EditConfig(),  # noqa: B008 (frozen)
-        batch_size: int = 16,
-        seed: int = 1,
-        validation_clips: int = 256,
-        workers: int = 0,
         codec: str | None = None,
+        **options,
     ):
-        super().__init__()
-        self.world, self.batch_size = world, batch_size
-        self.seed, self.validation_clips, self.workers = seed, validation_clips, workers
-        self.codec = PatchCodec.load(codec or SHIPPED_CODEC)
+        super().__init__(**options)
+        self.world, self.codec = world, PatchCodec.load(codec or SHIPPED_CODEC)
 
     def batches(self, seed: int) -> EditBatches:
         return EditBatches(self.world, self.codec, self.batch_size, seed, *self.ranks)
