@@ -21,7 +21,6 @@ def evaluate(
     with_mask: bool = True,
     *,
     seed: int = TEST_SEED,
-    steps: int = 12,
     batch_size: int = 32,
     alpha_floor: float = ALPHA_FLOOR,
     **options,
@@ -32,7 +31,7 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
-        steps, batch_size, alpha_floor, options: of sampling, see :class:`VeraPipeline`.
+        batch_size, alpha_floor, options: of sampling, see :class:`VeraPipeline`.
 
     Returns:
         ``{task: {metric: value}}``. PSNRs: ``preserved_psnr`` of the result against the source where the true
@@ -51,7 +50,6 @@ def evaluate(
             batch.source,
             batch.instruction,
             batch.mask if with_mask else None,
-            steps=steps,
             generator=generator,
             **options,
         )
