@@ -1,7 +1,7 @@
 """Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 15 s).
 
-The clips are the first of the test worlds (of edits: four additions, four new backgrounds), not chosen by
-how well they came out. Edits are given no masks: the prompt alone decides.
+The clips are the first of the test worlds (four additions and four new backgrounds of Vera's), not chosen by
+how good the results are. Vera gets no masks: the prompt alone decides.
 """
 
 import textwrap
@@ -74,7 +74,7 @@ def instructions() -> Figure:
 
 
 def references() -> Figure:
-    """Such edits by the toy MiVE, which is also shown their first frame; the last frame of each."""
+    """Such edits by the toy MiVE, which is also given the edited first frame; the last frame of each."""
     clips = _two_of_each_category(EditConfig(from_place=True))
     drawn = redraw(MiVEPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
     rows = {
@@ -84,7 +84,7 @@ def references() -> Figure:
         "MiVE,\nlast frame": drawn[:, -1],
         "the truth,\nlast frame": clips.target[:, -1],
     }
-    title = "The first frame is given as it is to look: does the edit follow to the last?"
+    title = "The edited first frame is given: does the edit reach the last frame?"
     return viz.contact_sheet(rows, [textwrap.fill(p, 19) for p in clips.instruction], title, side=1.45)
 
 
