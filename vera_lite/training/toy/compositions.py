@@ -1,33 +1,18 @@
 """Toy compositions as GenCompositor's batches, rendered and encoded on request."""
 
-from typing import TypedDict
-
 import torch
-from torch import Tensor
 
 from vera_lite.codecs import PatchCodec
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflate_mask
-from vera_lite.systems.gencompositor import encode_conditions
+from vera_lite.systems.gencompositor import CompositionBatch, encode_conditions
 from vera_lite.toy.compositions import CompositionConfig, render_compositions
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 #: Of :func:`.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
 MASK_SIGMA = 1.2
-
-
-class CompositionBatch(TypedDict):
-    """What GenCompositor trains on: latents (B, C, t, h, w), the mask (B, 1, t, h, w)."""
-
-    composite: Tensor
-    background: Tensor
-    masked_background: Tensor
-    mask: Tensor
-    foreground: Tensor
-    blank: Tensor  # a white video, for the foreground that is dropped
-    step: int
 
 
 class CompositionBatches(RenderedBatches):
@@ -51,8 +36,8 @@ class CompositionBatches(RenderedBatches):
         foreground = composite(batch.foreground, batch.alpha, white)
         if self.luminance_gamma is not None:
             low, high = self.luminance_gamma
-            draws = StepDraws(self.seed, step, self.batch_size, self.rank, self.world_size)
-            foreground = augment_luminance(foreground, low + (high - low) * draws.uniform())
+            random = StepRandom(self.seed, step, self.batch_size, self.rank, self.world_size)
+            foreground = augment_luminance(foreground, low + (high - low) * random.uniform())
         mask = batch.matte
         if self.mask_sigma is not None:
             mask = inflate_mask(mask.flatten(0, 1), self.mask_sigma).view_as(mask)

@@ -1,28 +1,16 @@
 """Toy edits as RVEDiT's and MiVE's batches, rendered and encoded on request."""
 
-from typing import TypedDict
-
-from torch import Tensor
-
 from vera_lite.codecs import PatchCodec, latent_mask
+from vera_lite.systems.mive import MiVEBatch
+from vera_lite.systems.rvedit import RVEDiTBatch
 from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
-class EditBatch(TypedDict):
-    """What RVEDiT and MiVE train on: latents (B, C, t, h, w) for the denoiser, pixels in [0, 1] and words
-    for the vision-language model."""
+class EditBatch(RVEDiTBatch, MiVEBatch):
+    """What RVEDiT and MiVE train on; ``reference`` is of the target's first frame."""
 
-    source: Tensor
-    target: Tensor
-    source_video: Tensor  # (B, T, 3, H, W)
-    target_video: Tensor
-    reference: Tensor  # latents of the target's first frame, coded as a clip of its own
-    reference_image: Tensor  # (B, 3, H, W)
-    changed: Tensor  # (B, 1, t, h, w), 1 where source and target differ
-    instruction: list[str]
-    target_caption: list[str]
     step: int
 
 

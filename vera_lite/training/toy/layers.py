@@ -5,11 +5,9 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from vera_lite import codecs
@@ -24,18 +22,6 @@ from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import SHARD, STREAMS, VALIDATION, LatentCache, StepBatches, StepData
 
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
-
-
-class LayerBatch(TypedDict):
-    """What Vera trains on: latents (B, C, t, h, w) of the five layers, and the words."""
-
-    source: Tensor
-    mask: Tensor
-    edit: Tensor
-    alpha: Tensor
-    composite: Tensor
-    text: Tensor  # (B, T, text_dim), see vera_lite.toy.phrases
-    step: int
 
 
 def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: int, clips: int) -> Path:
@@ -75,7 +61,7 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
 
 
 class ToyWorldData(StepData):
-    """Toy clips as cached latents, in batches like :class:`LayerBatch`.
+    """Toy clips as cached latents, in batches like :class:`~vera_lite.systems.vera.VeraBatch`.
 
     Args:
         cache_dir: where caches live; they are built at the first use.
