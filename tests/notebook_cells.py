@@ -7,7 +7,7 @@ import re
 import nbformat
 
 import notebooks as tool
-from vera_lite.toy.edits import EditWorld
+from vera_lite.toy.edits import EditConfig
 
 
 class Book:
@@ -58,6 +58,6 @@ BOOKS = {
     "04_granularity_routing": Book("04_granularity_routing", LAYERS=6, FULL="L_s 3, lambda 0.1"),
     "05_attention_alignment": Book("05_attention_alignment", LAYERS=2, S=6, D=4, seed=0, learning_steps=60),
     "08_multiscale_conditioning": Book(
-        "08_multiscale_conditioning", WORLD=EditWorld(from_place=True), world_seed=1, ends=[0, 8]
+        "08_multiscale_conditioning", WORLD=EditConfig(from_place=True), world_seed=1, ends=[0, 8]
     ),
 }

@@ -17,7 +17,7 @@ from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
 from vera_lite.apps import composite as module
-from vera_lite.apps.composite import composite_file, read_trajectory, toy_foreground
+from vera_lite.apps.composite import composite_file, read_trajectory
 from vera_lite.cli import main
 from vera_lite.codecs import CogVideoXCodec
 from vera_lite.diffusion.ddpm import Diffusion
@@ -30,8 +30,10 @@ from vera_lite.media.trajectory import Keyframe, Trajectory
 from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
 from vera_lite.pipelines import CANVAS_FILL, GenCompositorPipeline, VeraPipeline
 from vera_lite.systems import GenCompositor
-from vera_lite.toy.compositions import CompositionWorld, render_compositions
-from vera_lite.toy.world import Sprite, render, signed_distance, soft_coverage
+from vera_lite.toy.compositions import CompositionConfig, render_compositions
+from vera_lite.toy.drawing import Sprite, signed_distance, soft_coverage
+from vera_lite.toy.foreground import toy_foreground
+from vera_lite.toy.world import render
 from vera_lite.training.toy.compositions import MASK_SIGMA, ToyCompositionData
 
 CLOUDS = SAMPLES / "clouds.mkv"
@@ -180,7 +182,7 @@ def test_size_place_and_shape_of_the_foreground_do_not_matter_for_its_canvas(pip
     """A disc that travels through a large wide video fills the model's canvas as one of the toy world."""
     zero, flat = torch.tensor([0]), torch.zeros(1, 1)
     circle = Sprite(zero, zero, zero, torch.tensor([[CANVAS_FILL]]), flat, flat, flat)
-    world = CompositionWorld()
+    world = CompositionConfig()
     expected = soft_coverage(signed_distance(circle, world)[0], world)[0]  # (1, 32, 32)
     path = torch.stack([torch.linspace(60, 240, 13), torch.linspace(50, 120, 13)], 1)
     colour, alpha = disc(13, 170, 300, 40.0, path)

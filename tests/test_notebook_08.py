@@ -8,8 +8,8 @@ import torch
 from notebook_cells import BOOKS
 from torch.testing import assert_close
 
-from vera_lite.toy.edits import EditWorld
-from vera_lite.toy.world import MOTIONS
+from vera_lite.toy.edits import EditConfig
+from vera_lite.toy.words import MOTIONS
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_facts_and_objects_are_where_they_are_drawn(book):
     named, other = book["object_masks"](5, range(6))
     assert named.shape == other.shape == (6, 64)
     assert 0 < float(named.mean()) < 0.3 and ((named > 0.5) & (other > 0.5)).float().mean() < 0.02
-    removed = book["render_edits"](5, range(6), EditWorld(from_place=True, categories=("local remove",)))
+    removed = book["render_edits"](5, range(6), EditConfig(from_place=True, categories=("local remove",)))
     for mask, facts in zip(named.view(6, 8, 8), removed.attributes, strict=True):
         x, y = facts["before"]["path"][0]
         rows, columns = (mask.sum(axis) @ (torch.arange(8) + 0.5) / mask.sum() / 8 for axis in (1, 0))
@@ -55,7 +55,7 @@ def test_facts_and_objects_are_where_they_are_drawn(book):
 
 def test_the_leak_is_where_it_is_said_to_be(book):
     guessed = book["guessed_motion"]
-    assert guessed(EditWorld(), 300, 100) > 0.5 > 0.35 > guessed(EditWorld(from_place=True), 300, 100)
+    assert guessed(EditConfig(), 300, 100) > 0.5 > 0.35 > guessed(EditConfig(from_place=True), 300, 100)
 
 
 def test_another_motion_is_said(book):

@@ -20,12 +20,13 @@ from vera_lite.conditioning import Umt5Encoder
 from vera_lite.diffusion.flow_matching import add_noise
 from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
+from vera_lite.evaluation.metrics import PooledPSNR, iou
+from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
 from vera_lite.pipelines import VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
-from vera_lite.toy.edits import EditWorld, render_edits
+from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
@@ -388,7 +389,7 @@ def test_sample_clips_are_what_their_checksums_say():
     world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
     assert (render(77, [7], world).source[0] - stored).abs().max() < 2 / 255
     stored = to_float(read_video(SAMPLES / "square.mkv")[0])
-    square = render_edits(77, [1014], EditWorld(25, 128, 128, categories=("local change",)))
+    square = render_edits(77, [1014], EditConfig(25, 128, 128, categories=("local change",)))
     assert square.instruction == ["make the blue square green"]
     assert (square.source[0] - stored).abs().max() < 2 / 255
     reference = torch.from_numpy(np.array(Image.open(SAMPLES / "square_reference.png"))).permute(2, 0, 1)
