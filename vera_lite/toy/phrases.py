@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vera_lite.errors import UserError
-from vera_lite.toy.world import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
+from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
 
 _FILLERS = frozenset(
     ["a", "an", "the", "at", "to", "in", "of", "with", "and", "is", "it", "please", "background"]
