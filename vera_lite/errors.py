@@ -1,5 +1,18 @@
-"""Errors that a person can mend."""
+"""Errors that a person can mend, and the check of tensors that all rooms share."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the command line prints it as one sentence and exits with 2."""
+    """A mistake in what a person typed, at the command line or in a file.
+
+    The command line prints it as one sentence and exits with 2. Wrong use of the Python API raises
+    ValueError or TypeError instead.
+    """
+
+
+def check_tensor(name: str, tensor, *shape: int | str) -> None:
+    """Raise ValueError unless a tensor is floating and of this shape; a letter stands for any length."""
+    fits = tensor.ndim == len(shape) and tensor.is_floating_point() and tensor.numel() > 0
+    sides = zip(tensor.shape, shape, strict=False)
+    if not fits or any(isinstance(wanted, int) and side != wanted for side, wanted in sides):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating ({wanted}).")

@@ -6,10 +6,8 @@ models count frames and know no clock, so a file must be whole and have a consta
 
 from __future__ import annotations
 
-import os
 import shlex
 import struct
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from vera_lite.errors import UserError
+from vera_lite.media.files import replacing
 
 __all__ = [
     "VideoInfo",
@@ -36,7 +35,6 @@ __all__ = [
     "frame_rate",
     "read_gray",
     "read_video",
-    "replacing",
     "write_gif",
     "write_video",
 ]
@@ -383,21 +381,6 @@ def frame_rate(fps: float | Fraction) -> Fraction:
     if not isinstance(fps, Real) or not 0.01 <= fps <= 240:  # also catches nan
         raise UserError(f"The frame rate is {fps!r}; it must be a number from 0.01 to 240.")
     return Fraction(float(fps)).limit_denominator(1001)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
-
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
