@@ -24,7 +24,7 @@ from statistics import median
 
 import torch
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 #: Seconds that one sample should at least last; faster functions are called several times.
 SAMPLE_SECONDS = 0.02

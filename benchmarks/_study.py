@@ -21,7 +21,7 @@ import lightning as L
 import torch
 from _harness import report_head
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parents[1] / "runs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 
 def log_versions(run: Path) -> list[Path]:

@@ -128,9 +128,7 @@ def measure(study: str, variant: str, seed: int, folder: Path) -> dict:
         muon_lr=0.02,
         ema_decay=0.99,
     )
-    world = data.world
-    size = (world.frames, world.height, world.width)
-    pipe = GenCompositorPipeline(module.ema, data.codec, size, data.mask_sigma)
+    pipe = GenCompositorPipeline(module.ema, data.codec, **data.pipeline_settings)
     metrics = evaluate(pipe, TEST_CLIPS, **SAMPLING)
     if study == "positions":  # where a token looks
         metrics |= position_leakage(pipe, **SAMPLING)

@@ -19,7 +19,7 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.diagnostics.ladder import layer_ladder
 from vera_lite.diagnostics.measures import bootstrap, lift, mask_ratio, shuffled_baseline, trend
 from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy.dialogues import ask
 from vera_lite.toy.world import render
 from vera_lite.training.toy.dialogues import DIALOGUE_WORLD

@@ -36,7 +36,7 @@ from vera_lite.conditioning.multiscale import Reading
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import MIVE_AXES, MIVE_TABLE_3, MIVE_TABLE_4
 from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, MiVEConfig
 from vera_lite.toy.edits import EditWorld, ToyEdits
@@ -192,7 +192,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict:
     system.read = remembered(system, folder.parent / "readings")
     data = ToyEditData(WORLD, BATCH, CLIPS_SEED)
     module = train(system, data, STEPS, folder, seed, curve)
-    pipe = MiVEPipeline(module.ema, data.codec, data.pipeline_settings["clip_size"])
+    pipe = MiVEPipeline(module.ema, data.codec, **data.pipeline_settings)
 
     def unheard(edits: ToyEdits) -> Tensor:
         noise = torch.Generator().manual_seed(TEST_SEED)  # the same as with the right words

@@ -6,7 +6,6 @@ python benchmarks/mive_toy.py --run RUN --card    also write the model card, wit
                                                   training run says about the training
 """
 
-import inspect
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ def other_sentence(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
 
 def unedited_reference(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
     """The source's own first frame as reference: what the reference is worth beside the words."""
-    return pipe.generate(edits.source, edits.instruction, edits.source[:, 0], steps=STEPS)
+    return pipe.generate(edits.source, edits.instruction, edits.source[:, 0], steps=STEPS).final
 
 
 def still(edits: ToyEdits) -> Tensor:
@@ -65,7 +64,7 @@ def measure(folder: Path) -> dict:
         "clips_per_category": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,
-        "shift": inspect.signature(pipe.generate).parameters["shift"].default,
+        "shift": pipe.sampling.shift,
         "cpu_seconds": round(time.process_time() - started, 1),
         "parameters": sum(p.numel() for p in pipe.system.parameters()),
         "rows": {

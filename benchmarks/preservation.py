@@ -84,8 +84,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict:
         muon_lr=0.02,
         ema_decay=0.99,
     )
-    world = data.world
-    pipe = VeraPipeline(module.ema, data.codec, (world.frames, world.height, world.width))
+    pipe = VeraPipeline(module.ema, data.codec, **data.pipeline_settings)
     measured = {
         f"{task}, {'mask' if mask else 'no mask'}": row
         for mask in (True, False)

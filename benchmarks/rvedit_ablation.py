@@ -27,7 +27,7 @@ from vera_lite.backbone import WanConfig
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import RVEDIT_ABLATION, RVEDIT_AXES
 from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.pipelines import RVEDiTPipeline
 from vera_lite.systems import RVEDiT, RVEDiTConfig
 from vera_lite.toy.edits import CATEGORIES
@@ -166,7 +166,7 @@ def _measure(system: RVEDiT, seed: int, folder: Path) -> dict:
         muon_lr=0.01,
         ema_decay=0.98,
     )
-    pipe = RVEDiTPipeline(module.ema, data.codec, data.pipeline_settings["clip_size"])
+    pipe = RVEDiTPipeline(module.ema, data.codec, **data.pipeline_settings)
     return {
         "parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
         "metrics": {

@@ -6,7 +6,6 @@ python benchmarks/rvedit_toy.py --run RUN --card    also write the model card, w
                                                     training run says about the training
 """
 
-import inspect
 import time
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,7 @@ def measure(folder: Path) -> dict:
         "clips_per_category": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,
-        "shift": inspect.signature(pipe.generate).parameters["shift"].default,
+        "shift": pipe.sampling.shift,
         "cpu_seconds": round(time.process_time() - started, 1),
         "parameters": sum(p.numel() for p in pipe.system.parameters()),
         "rows": {

@@ -7,7 +7,6 @@ python benchmarks/vera_toy.py --run RUN --card    also write the model card, wit
 """
 
 import csv
-import inspect
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from _harness import meets, report_head
 from _toy import includes, log_versions, main
 
 from vera_lite.evaluation.toy.layer_benchmark import TEST_SEED, evaluate
-from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, VeraPipeline
+from vera_lite.pipelines import ASSETS, VeraPipeline
 
 CLIPS, STEPS = 256, 12
 LOWER_FLOOR = 0.05
@@ -76,8 +75,8 @@ def measure(folder: Path) -> dict:
         "clips": CLIPS,
         "world_seed": TEST_SEED,
         "sampler_steps": STEPS,
-        "shift": inspect.signature(pipe.generate).parameters["shift"].default,
-        "alpha_floor": ALPHA_FLOOR,
+        "shift": pipe.sampling.shift,
+        "alpha_floor": pipe.sampling.alpha_floor,
         "cpu_seconds": round(time.process_time() - started, 1),
         "results": results,
         "metrics": {"with mask": metrics[True], "no mask": metrics[False]},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from vera_lite.errors import UserError
 from vera_lite.media import clip as clip_module
 from vera_lite.media.clip import LayeredClip, composite, to_float, to_uint8
-from vera_lite.media.video import read_gray, write_video
+from vera_lite.media.video import read_grey
+from vera_lite.media.video_writer import write_video
 
 
 def make_clip(frames=3, height=9, width=13, seed=0, **changes):
@@ -192,7 +193,7 @@ def test_mattes_are_stored_as_gray(tmp_path):
     clip = make_clip()
     clip.save(tmp_path / "clip")
     for name in ("alpha", "mask"):
-        stored = read_gray(tmp_path / "clip" / f"{name}.mkv")
+        stored = read_grey(tmp_path / "clip" / f"{name}.mkv")
         assert torch.equal(stored, to_uint8(getattr(clip, name)))
 
 

@@ -27,7 +27,8 @@ from vera_lite.errors import UserError
 from vera_lite.media.clip import composite, to_float, to_uint8
 from vera_lite.media.placement import inflate_mask, object_extent
 from vera_lite.media.trajectory import Keyframe, Trajectory
-from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
+from vera_lite.media.video import VideoReader, read_grey, read_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import CANVAS_FILL, GenCompositorPipeline, VeraPipeline
 from vera_lite.systems import GenCompositor
 from vera_lite.toy.compositions import CompositionWorld, render_compositions
@@ -370,7 +371,7 @@ def test_composite_writes_everything_and_paste_back_holds_in_the_files(composed)
     (final, final_info), (generated, _), (preview, _) = (
         read_video(composed / n) for n in ("final.mkv", "generated.mkv", "final.mp4")
     )
-    mask = read_gray(composed / "mask.mkv")
+    mask = read_grey(composed / "mask.mkv")
     assert final.shape == generated.shape == preview.shape == background.shape
     assert final_info.fps == info.fps
     outside = (mask == 0).expand_as(final)
@@ -400,7 +401,7 @@ def test_without_paste_back_the_frame_is_the_models_and_a_seed_is_a_result(pipe,
     final, generated = (read_video(tmp_path / "a" / f"{n}.mkv")[0] for n in ("final", "generated"))
     assert torch.equal(final, generated)
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    outside = read_gray(tmp_path / "a" / "mask.mkv") == 0
+    outside = read_grey(tmp_path / "a" / "mask.mkv") == 0
     change = (to_float(final) - to_float(read_video(CLOUDS)[0]))[outside.expand_as(final)].square().mean()
     assert metrics["outside_mask_equals_background"] is False
     assert metrics["outside_mask_mean_squared_change"] == pytest.approx(float(change), rel=1e-4)
@@ -565,7 +566,7 @@ def test_options_reach_the_model_and_warnings_are_short(model, tmp_path, capsys)
         assert (
             run(*common, "--mask-sigma", sigma, "--out", tmp_path / sigma, "--timing", "constant_speed") == 0
         )
-        masks.append(read_gray(tmp_path / sigma / "mask.mkv").float().mean())
+        masks.append(read_grey(tmp_path / sigma / "mask.mkv").float().mean())
         warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vera-lite: ")]
         assert len(warned) == 1 and "Keyframes 2 (counted from 1) lay outside the 128x128 frame" in warned[0]
     assert masks[0] < masks[1] < masks[2]

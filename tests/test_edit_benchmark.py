@@ -16,7 +16,8 @@ from vera_lite.errors import UserError
 from vera_lite.evaluation.toy import edit_benchmark
 from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
 from vera_lite.media.clip import to_float, to_uint8
-from vera_lite.media.video import read_video, write_video
+from vera_lite.media.video import read_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import RVEDiTPipeline
 from vera_lite.toy.edits import CATEGORIES, render_edits
 from vera_lite.training.toy.layers import SHIPPED_CODEC

@@ -18,7 +18,8 @@ from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy.edit_benchmark import added_motion, evaluate, exchanged, redraw
 from vera_lite.media.clip import to_float, to_uint8
-from vera_lite.media.video import read_video, write_video
+from vera_lite.media.video import read_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, build_system
 from vera_lite.toy.edits import CATEGORIES, EditWorld, render_edits

@@ -8,7 +8,7 @@ from notebook_cells import Book
 from test_vision_language import TEXT, VISION
 from torch.nn import functional as F
 
-from vera_lite.media.video import write_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.toy.dialogues import toy_qwen3_vl
 

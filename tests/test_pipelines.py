@@ -23,7 +23,8 @@ from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
 from vera_lite.media.clip import to_float, to_uint8
-from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
+from vera_lite.media.video import VideoReader, read_grey, read_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
 from vera_lite.toy.edits import EditWorld, render_edits
@@ -307,7 +308,7 @@ def test_edit_writes_everything_and_leaves_the_rest_of_the_source_alone(edited):
     assert {p.name for p in edited.iterdir()} == names
     source, info = read_video(SAMPLES / "clouds.mkv")
     final, final_info = read_video(edited / "final.mkv")
-    alpha = read_gray(edited / "alpha.mkv")
+    alpha = read_grey(edited / "alpha.mkv")
     assert final.shape == source.shape and final_info.fps == info.fps
     empty = (alpha == 0).expand_as(final)
     assert torch.equal(final[empty], source[empty]) and not torch.equal(final, source)
@@ -325,13 +326,13 @@ def test_edit_writes_everything_and_leaves_the_rest_of_the_source_alone(edited):
 
 def test_a_mask_may_be_a_video_or_a_picture(tmp_path, capsys):
     triangle, mask = SAMPLES / "triangle.mkv", SAMPLES / "triangle_mask.mkv"
-    white = read_gray(mask)
+    white = read_grey(mask)
     assert torch.equal(white, white[:1].expand_as(white))  # the subject stands still: one picture says all
     Image.fromarray(white[0, 0].numpy()).save(tmp_path / "mask.png")
     prompt = "change the background to blue checks"
     for out, file in (("video", mask), ("picture", tmp_path / "mask.png")):
         assert edit(triangle, "--prompt", prompt, "--mask", file, "--out", tmp_path / out) == 0
-    video, picture = (read_gray(tmp_path / n / "alpha.mkv") for n in ("video", "picture"))
+    video, picture = (read_grey(tmp_path / n / "alpha.mkv") for n in ("video", "picture"))
     assert torch.equal(video, picture)
     # The subject keeps the source: alpha is low inside its mask and high outside.
     assert video[white > 0].float().mean() < 0.4 * 255 < 0.8 * 255 < video[white == 0].float().mean()

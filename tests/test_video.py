@@ -23,7 +23,7 @@ from vera_lite.media.video import (
     VideoWriter,
     check_video,
     frame_rate,
-    read_gray,
+    read_grey,
     read_video,
     write_gif,
     write_video,
@@ -101,7 +101,7 @@ def test_lossless_round_trip_is_bit_exact(tmp_path_factory, frames, channels, he
     written = noise(frames, channels, height, width)
     write_video(path, written, 8, "lossless")
     if channels == 1:
-        assert torch.equal(read_gray(path), written)
+        assert torch.equal(read_grey(path), written)
         assert torch.equal(read_video(path)[0], written.expand(-1, 3, -1, -1))
     else:
         read, info = read_video(path)
@@ -112,7 +112,7 @@ def test_lossless_round_trip_is_bit_exact(tmp_path_factory, frames, channels, he
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (40, 1), (15, 16), (65, 127)])
 def test_lossless_takes_every_size(tmp_path, size):
-    for channels, read in ((1, read_gray), (3, lambda path: read_video(path)[0])):
+    for channels, read in ((1, read_grey), (3, lambda path: read_video(path)[0])):
         written = noise(2, channels, *size)
         write_video(tmp_path / "clip.mkv", written, 8, "lossless")
         assert torch.equal(read(tmp_path / "clip.mkv"), written)
@@ -339,7 +339,7 @@ def test_rotated_videos_come_upright(tmp_path, degrees, turns):
     read, info = read_video(path)
     assert torch.equal(read, plain.rot90(turns, (2, 3)))
     assert (info.rotation, (info.height, info.width)) == (90 * turns, read.shape[2:])
-    assert read_gray(path).shape[2:] == read.shape[2:]
+    assert read_grey(path).shape[2:] == read.shape[2:]
 
 
 def test_titles_in_unknown_encodings_do_no_harm(tmp_path):
@@ -560,7 +560,7 @@ def test_what_is_no_video_is_refused(tmp_path):
         "no_times.h264": "no timestamps",
     }
     for name, reason in refused.items():
-        for read in (check_video, VideoReader, read_video, read_gray):
+        for read in (check_video, VideoReader, read_video, read_grey):
             with pytest.raises(UserError, match=reason) as caught:
                 read(tmp_path / name)
             assert "\n" not in str(caught.value)

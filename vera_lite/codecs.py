@@ -35,6 +35,14 @@ class Codec(Protocol):
         """(B, c, t, h, w) -> (B, T, 3, H, W), clamped to [0, 1]."""
 
 
+def describe_codec(codec: Codec) -> dict:
+    """What a checkpoint keeps of a codec: its settings, and the tensors of a :class:`PatchCodec`."""
+    return {
+        "settings": codec.settings,
+        "tensors": codec.state_dict() if isinstance(codec, PatchCodec) else {},
+    }
+
+
 def latent_shape(codec: Codec, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """(c, t, h, w) of a clip.
 

@@ -1,8 +1,8 @@
 """A text encoder with a closed vocabulary: every phrase that it knows is one token.
 
-It plays the part of Wan's frozen umT5 for toy models. It has no weights to train, and systems see only
-features (B, T, text_dim). A phrase is one concept ("top left", "moving left"), so "left" as a place and "left"
-as a direction stay apart without word order. A saved pipeline holds the vocabulary.
+For toy models it stands in for Wan's frozen umT5. It has no weights, and systems see only features
+(B, T, text_dim). A phrase is one concept ("top left", "moving left"), so "left" as a place and "left" as a
+direction stay apart without word order. A saved pipeline holds the vocabulary.
 """
 
 import difflib

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vera_lite.diagnostics.call import AttentionCall, Site
 from vera_lite.errors import UserError
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 #: Size of a block of float32 weights, (B, b, K); larger is no faster.
 BLOCK_BYTES = 16 * 2**20

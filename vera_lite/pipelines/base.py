@@ -1,13 +1,13 @@
 """One way to generate, for every system: conditions, noise, denoising, decoding, one result.
 
-A subclass adds three things: how what a person gives becomes the model's inputs (:meth:`Pipeline.prepare`), how
-these become arguments of the system (:meth:`Pipeline.conditions`), and how its output is to be read
+A subclass adds three things: how a person's inputs become the model's (:meth:`Pipeline.prepare`), how these
+become arguments of the system (:meth:`Pipeline.conditions`), and how its output is read
 (:meth:`Pipeline.read`).
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -95,8 +95,9 @@ class Pipeline:
         sampling: the defaults of a call, as the class's ``sampling_type`` or its fields.
     """
 
-    #: Systems that the class can run, the folder of the package that is its default, and what a call may change.
+    #: Systems that the class can run.
     systems: tuple[type[nn.Module], ...]
+    #: Folder in the package that is loaded by default.
     shipped: str
     sampling_type: type[Sampling] = Sampling
 
@@ -224,12 +225,13 @@ class Pipeline:
         seed: int = 0,
         generator: torch.Generator | None = None,
         callback: Callable[[DenoisingState], None] | None = None,
+        **named,
     ) -> Layers:
-        """What the model draws for a batch of clips at its own size, before it is read; see :meth:`generate`."""
+        """What the model draws for a batch of clips at its own size; see :meth:`generate`."""
         if not 0 <= seed < 2**63:
             raise UserError(f"a seed lies in 0 .. 2^63 - 1, not {seed}.")
         weights = next(self.system.parameters())  # everything goes to their device, in their precision
-        conditions = self.conditions(video, *given)
+        conditions = self.conditions(video, *given, **named)
         # Drawn on the CPU, so that one seed is one result on every device.
         generator = generator or torch.Generator().manual_seed(seed)
         shape = self.noise_shape(len(video), video.shape[1], *video.shape[-2:])
@@ -244,7 +246,7 @@ class Pipeline:
         )
         layers = self.decode(latents)
         if not all(layer.isfinite().all() for layer in layers.values()):
-            raise UserError("the model drew numbers that are not finite: its weights or its settings are bad.")
+            raise UserError("the model drew numbers that are not finite: check its weights and settings.")
         return {name: layer.to(video) for name, layer in layers.items()}
 
     def generate(self, video: Tensor, *given, **options) -> EditResult:
@@ -259,8 +261,8 @@ class Pipeline:
         Returns:
             Tensors (B, T, C, H, W).
         """
-        sampling, noise = self._split(options)
-        return self.read(self.layers(video, *given, sampling=sampling, **noise), video, sampling)
+        sampling, rest = self._split(options)
+        return self.read(self.layers(video, *given, sampling=sampling, **rest), video, sampling)
 
     def draw(self, video: Tensor, *given, frames: int | None = None, **options) -> "Drawing":
         """Edit one video at the model's own size, to be shown at the video's.
@@ -271,8 +273,9 @@ class Pipeline:
             frames: of the whole video, if ``video`` holds some of them only.
             options: as for :meth:`generate`.
         """
-        sampling, noise = self._split(options)
-        layers = self.layers(*self.prepare(video, *given), sampling=sampling, **noise)
+        sampling, rest = self._split(options)
+        noise = {name: rest.pop(name) for name in ("seed", "generator", "callback") if name in rest}
+        layers = self.layers(*self.prepare(video, *given, **rest), sampling=sampling, **noise)
         small = {name: layer[0] for name, layer in layers.items()}
         return Drawing(self, small, sampling, frames or len(video), video.shape[-2:])
 
@@ -300,9 +303,10 @@ class Pipeline:
         return EditResult(**tensors, exact_frames=drawing.exact_frames)
 
     def _split(self, options: dict) -> tuple[Sampling, dict]:
-        """Options of a call -> how to sample, and the noise and callback to sample with."""
-        noise = {name: options.pop(name) for name in ("seed", "generator", "callback") if name in options}
-        return self.sampling_with(**options), noise
+        """Options of a call -> how to sample; and the rest: noise, callback, and inputs that are named."""
+        names = {field.name for field in fields(self.sampling)}
+        changes = {name: value for name, value in options.items() if name in names}
+        return self.sampling_with(**changes), {n: v for n, v in options.items() if n not in names}
 
     def shrink(self, video: Tensor) -> Tensor:
         """(T, C, H, W) -> (t, C, h, w) of ``clip_size``."""

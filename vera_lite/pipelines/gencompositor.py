@@ -23,8 +23,8 @@ class CompositeSampling(Sampling):
     """:class:`Sampling`, and one setting of GenCompositor's own.
 
     Attributes:
-        paste_back: keep the background outside the mask, bit for bit (Vera's lesson); without, the whole frame
-            is the model's (the paper).
+        paste_back: keep the background outside the mask, bit for bit (Vera's way); without, the whole
+            frame is the model's (the paper).
     """
 
     paste_back: bool = False
@@ -166,13 +166,14 @@ class GenCompositorPipeline(Pipeline):
         matte: Tensor | None = None,
         **options,
     ) -> Layers:
-        """The composite, and what the model was given beside the background."""
-        drawn = super().layers(background, foreground, mask, **options)
-        given = {"foreground": foreground, "mask": mask, "matte": matte}
-        return drawn | {name: layer for name, layer in given.items() if layer is not None}
+        """The composite, and the mask and matte that were given."""
+        drawn = super().layers(background, foreground, mask, **options) | {"mask": mask}
+        return drawn if matte is None else drawn | {"matte": matte}
 
     def read(self, layers: Layers, source: Tensor, sampling: CompositeSampling) -> EditResult:
         """final is the composite; with ``paste_back`` it is laid over the background by the mask."""
-        drawn, mask = layers["composite"], layers["mask"]
+        drawn = layers["composite"]
+        # In steps of 8 bits, so that a mask file says exactly where the background is kept.
+        mask = (255 * layers["mask"]).round() / 255
         final = composite(drawn, mask, source) if sampling.paste_back else drawn
         return EditResult(final, drawn, mask=mask, matte=layers.get("matte"))

@@ -21,8 +21,8 @@ class VeraSampling(Sampling):
     Attributes:
         guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is features
             of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
-        alpha_floor: matte values below this are taken for zero, and there the source stays untouched. It costs
-            the faintest part of soft edges and shadows; the toy model's card has numbers.
+        alpha_floor: matte values below this count as zero, and there the source stays untouched. It costs the
+            faintest part of soft edges and shadows; the toy model's card has numbers.
     """
 
     guidance: float = 1.0

@@ -74,8 +74,9 @@ def evaluate(
         indices = range(first, min(first + batch_size, clips))
         batch, foreground, mask = compositions(pipe, indices, seed, relit)
         if draw is None:
-            result = pipe.generate(batch.background, foreground, mask, generator=generator, **options)
-            removed = pipe.generate(batch.background, None, mask, generator=generator, **options)
+            options["generator"] = generator
+            result = pipe.generate(batch.background, foreground, mask, **options).final
+            removed = pipe.generate(batch.background, None, mask, **options).final
             psnrs["removal_psnr"].add(removed, batch.background, mask > 0.5)
         else:
             result = draw(batch)

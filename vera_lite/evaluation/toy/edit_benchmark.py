@@ -27,8 +27,8 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
         edits: B clips.
         options: of its ``generate``.
     """
-    looks = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
-    return pipe.generate(edits.source, edits.instruction, *looks, **options)
+    references = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
+    return pipe.generate(edits.source, edits.instruction, *references, **options).final
 
 
 def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditWorld:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vera_lite.evaluation.toy.object_judge import judge, judge_final
-from vera_lite.media.clip import composite
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, floored
+from vera_lite.pipelines import VeraPipeline
 from vera_lite.toy.world import ToyBatch, WorldConfig, render
 
 TEST_SEED = 2_000_000  # no training or validation world has this seed
@@ -50,9 +49,7 @@ def evaluate(
     with_mask: bool = True,
     *,
     seed: int = TEST_SEED,
-    steps: int = 12,
     batch_size: int = 32,
-    alpha_floor: float = ALPHA_FLOOR,
     **options,
 ) -> dict[str, dict[str, float]]:
     """Sample ``clips`` unseen clips and measure each task.
@@ -61,7 +58,7 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
-        steps, batch_size, alpha_floor, options: of sampling, see :class:`VeraPipeline`.
+        batch_size, options: of sampling, see :meth:`.Pipeline.generate`.
 
     Returns:
         ``{task: {metric: value}}``. ``preserved_psnr``: of the result against the source where the
@@ -78,31 +75,20 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, clips, batch_size):
         batch = render(seed, range(first, min(first + batch_size, clips)), world)
-        layers = pipe.generate(
-            batch.source,
-            batch.instruction,
-            batch.mask if with_mask else None,
-            steps=steps,
-            generator=generator,
-            **options,
-        )
-        layered = "alpha" in layers
-        if layered:
-            alpha = floored(layers["alpha"], alpha_floor)
-            final = composite(layers["edit"], alpha, batch.source)
-        else:
-            final = layers["composite"]
+        mask = batch.mask if with_mask else None
+        result = pipe.generate(batch.source, batch.instruction, mask, generator=generator, **options)
+        final, alpha = result.final, result.alpha
         for i, attributes in enumerate(batch.attributes):
             task = attributes["task"]
             row = values[task]
             preserved = batch.alpha[i] < PRESERVED
             psnrs[task, "preserved_psnr"].add(final[i], batch.source[i], preserved)
-            psnrs[task, "composite_psnr"].add(layers["composite"][i], batch.source[i], preserved)
+            psnrs[task, "composite_psnr"].add(result.composite[i], batch.source[i], preserved)
             psnrs[task, "full_psnr"].add(final[i], batch.composite[i], torch.ones_like(preserved))
-            if layered:
+            if alpha is not None:
                 for name, value in _matte_metrics(batch, i, alpha[i]).items():
                     row[name].append(value)
-                for name, right in judge(layers["edit"][i], alpha[i], attributes).items():
+                for name, right in judge(result.edit[i], alpha[i], attributes).items():
                     row[name].append(right)
             verdict = judge_final(batch.source[i], final[i], attributes)
             for name, right in verdict.items():

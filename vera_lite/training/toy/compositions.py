@@ -11,7 +11,7 @@ from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflat
 from vera_lite.systems.gencompositor import encode_conditions
 from vera_lite.toy.compositions import CompositionWorld, render_compositions
 from vera_lite.training.data import RenderedData
-from vera_lite.training.toy.layers import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
 
 #: Of :func:`.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
 MASK_SIGMA = 1.2
@@ -83,4 +83,4 @@ class ToyCompositionData(RenderedData):
     def pipeline_settings(self) -> dict:
         """What the pipeline of a system trained on these data needs to know of them."""
         size = (self.world.frames, self.world.height, self.world.width)
-        return {"clip_size": size, "mask_sigma": self.mask_sigma}
+        return {"clip_size": size, "sampling": SAMPLING, "mask_sigma": self.mask_sigma}

@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 from vera_lite.codecs import PatchCodec, latent_mask
 from vera_lite.toy.edits import EditWorld, render_edits
 from vera_lite.training.data import RenderedData
-from vera_lite.training.toy.layers import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
 
 
 class EditBatches(Dataset):
@@ -65,4 +65,5 @@ class ToyEditData(RenderedData):
     @property
     def pipeline_settings(self) -> dict:
         """What the pipeline of a system trained on these data needs to know of them."""
-        return {"clip_size": (self.world.frames, self.world.height, self.world.width)}
+        size = (self.world.frames, self.world.height, self.world.width)
+        return {"clip_size": size, "sampling": SAMPLING}

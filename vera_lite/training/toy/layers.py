@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 from vera_lite import codecs
 from vera_lite.codecs import PatchCodec
 from vera_lite.media import clip
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy import phrases
 from vera_lite.toy import world as toyworld
-from vera_lite.toy.phrases import PhraseEncoder
+from vera_lite.toy.phrases import VOCABULARY, toy_encoder
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import SHARD, STREAMS, LatentCache, StepBatches, StepData
 
+#: How toy models are sampled; see :class:`vera_lite.pipelines.Sampling`.
+SAMPLING = {"steps": 12, "shift": 3.0}
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
 
 
@@ -29,7 +31,7 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
     The folder's name is a fingerprint of everything that the latents depend on, so a changed codec,
     world or seed never meets stale latents.
     """
-    encoder = PhraseEncoder()
+    encoder = toy_encoder()
     digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -92,7 +94,8 @@ class ToyWorldData(StepData):
     @property
     def pipeline_settings(self) -> dict:
         """What the pipeline of a system trained on these data needs to know of them."""
-        return {"clip_size": (self.world.frames, self.world.height, self.world.width)}
+        size = (self.world.frames, self.world.height, self.world.width)
+        return {"clip_size": size, "sampling": SAMPLING | {"alpha_floor": 0.1}, "text_encoder": VOCABULARY}
 
     def prepare_data(self) -> None:
         """Build the caches; Lightning calls this on one process only."""
