@@ -84,7 +84,8 @@ class LayeredClip:
     attributes: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        frames, _, height, width = self.source.shape if self.source.ndim == 4 else (0,) * 4
+        check_tensor("source", self.source, "T", 3, "H", "W")
+        frames, _, height, width = self.source.shape
         for name, channels in LAYERS.items():
             layer = getattr(self, name)
             check_tensor(name, layer, frames, channels, height, width)
@@ -96,11 +97,8 @@ class LayeredClip:
             survives = json.loads(json.dumps(self.attributes)) == self.attributes
         except (TypeError, ValueError):
             survives = False
-        if not survives:
-            raise ValueError(
-                "attributes would not come back from JSON as they are; use a dict of strings to "
-                "numbers, strings, lists and dicts (no tensors, tuples or nan)."
-            )
+        if not survives or not isinstance(self.attributes, dict) or not isinstance(self.instruction, str):
+            raise ValueError("instruction must be a string, and attributes a dict that survives JSON.")
 
     def __repr__(self) -> str:
         frames, _, height, width = self.source.shape
@@ -159,4 +157,7 @@ class LayeredClip:
             )
             for name, channels in LAYERS.items()
         }
-        return cls(**layers, instruction=instruction, fps=fps, attributes=attributes)
+        try:
+            return cls(**layers, instruction=instruction, fps=fps, attributes=attributes)
+        except ValueError as error:
+            raise UserError(f"{folder} is no whole clip: {error}") from error

@@ -48,8 +48,8 @@ class VideoWriter:
             the last row or column of an odd size.
 
     Raises:
-        UserError: unknown kind, wrong file name ending, no such folder, a frame rate out of range,
-            or no frame written.
+        UserError: there is no such folder, or the frame rate is out of range.
+        ValueError: unknown kind, wrong ending of the file name, or no frame written.
     """
 
     def __init__(self, path: str | Path, fps: float | Fraction, kind: str):
@@ -57,7 +57,7 @@ class VideoWriter:
         self.fps = frame_rate(fps)
         self.kind = kind
         if kind not in _SUFFIXES:
-            raise UserError(f"Unknown kind of video {kind!r}; use 'lossless' or 'preview'.")
+            raise ValueError(f"Unknown kind of video {kind!r}; use 'lossless' or 'preview'.")
         _check_target(self.path, _SUFFIXES[kind])
         self._shape = None
         self._container = None
@@ -77,17 +77,17 @@ class VideoWriter:
         """Append one uint8 frame, ``(3, H, W)`` in RGB order or ``(1, H, W)``.
 
         Raises:
-            UserError: another dtype, or not the shape of the first frame.
+            ValueError: another dtype, or not the shape of the first frame.
         """
         if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) not in (1, 3):
-            raise UserError(
+            raise ValueError(
                 f"A frame must be uint8 of shape (3, H, W) or (1, H, W), not {frame.dtype} of "
                 f"shape {tuple(frame.shape)}; convert floats in [0, 1] with clip.to_uint8."
             )
         if self._container is None:
             self._start(frame)
         if frame.shape != self._shape:
-            raise UserError(
+            raise ValueError(
                 f"Frame {self._count} has shape {tuple(frame.shape)}, but the first one "
                 f"{tuple(self._shape)}; all frames of a file must have the same shape."
             )
@@ -146,7 +146,7 @@ class VideoWriter:
                 if error_type is None:
                     self._container.mux(self._stream.encode(None))
         elif error_type is None:
-            raise UserError(f"No frame was written to {self.path}; give at least one.")
+            raise ValueError(f"No frame was written to {self.path}; give at least one.")
 
 
 def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
@@ -174,7 +174,7 @@ def _preview_encoder() -> str:
 
 def _check_target(path: Path, suffix: str) -> None:
     if path.suffix.lower() != suffix:
-        raise UserError(f"{path} should end in {suffix}; rename it.")
+        raise ValueError(f"{path} should end in {suffix}; rename it.")
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent}; create it first.")
     if path.is_dir():

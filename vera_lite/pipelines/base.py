@@ -328,10 +328,10 @@ class Drawing:
     def __init__(self, pipe: Pipeline, layers: Layers, sampling: Sampling, frames: int, size: Sequence[int]):
         self.pipe, self.layers, self.sampling = pipe, layers, sampling
         self.size = tuple(size)
-        chosen = frame_choice(frames, len(next(iter(layers.values()))))
+        drawn = len(next(iter(layers.values())))
         #: Frames of the video that the model itself drew.
-        self.exact_frames = tuple(sorted(set(chosen)))
-        self._nearest = [min(range(len(chosen)), key=lambda i: abs(chosen[i] - t)) for t in range(frames)]
+        self.exact_frames = tuple(sorted(set(frame_choice(frames, drawn))))
+        self._nearest = frame_choice(drawn, frames)  # in time, of the drawn frames, for each frame
         self._shown, self._large = None, {}
 
     def frame(self, t: int, source: Tensor) -> EditResult:
