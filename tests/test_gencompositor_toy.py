@@ -1,6 +1,5 @@
 """The shipped toy GenCompositor and its kept results."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -47,9 +46,9 @@ def test_the_card_and_the_report_agree():
             cells = [f"{r[metric]:.3f}" if metric in r else "" for r in report["rows"].values()]
             assert f"| {metric} | {' | '.join(cells)} |" in card
     assert f"{report['training']['steps']:,} steps" in card
-    defaults = inspect.signature(GenCompositorPipeline.generate).parameters
-    assert report["shift"] == defaults["shift"].default
-    assert report["sampler_steps"] == defaults["steps"].default
+    sampling = GenCompositorPipeline.from_pretrained().sampling
+    assert report["shift"] == sampling.shift
+    assert report["sampler_steps"] == sampling.steps
 
 
 def test_kept_ablations_are_whole_and_add_up(ablation):

@@ -189,7 +189,7 @@ def test_bad_masks_are_refused():
     video, mask = foreground()
     with pytest.raises(UserError, match=r"must be floating \(T, 1, H, W\)"):
         inflate_mask(mask.bool())
-    with pytest.raises(UserError, match="sigma 0 must be above 0"):
+    with pytest.raises(UserError, match="sigma lies above 0"):
         inflate_mask(mask, 0)
     with pytest.raises(UserError, match=r"threshold 1 in \[0, 1\)"):
         inflate_mask(mask, 1.0, 1)

@@ -1,6 +1,5 @@
 """The shipped toy MiVE and its card."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -25,7 +24,9 @@ def test_the_shipped_checkpoint_follows_its_reference():
 
     def unedited(edits):
         noise = torch.Generator().manual_seed(0)
-        return pipe.generate(edits.source, edits.instruction, edits.source[:, 0], steps=8, generator=noise)
+        return pipe.generate(
+            edits.source, edits.instruction, edits.source[:, 0], steps=8, generator=noise
+        ).final
 
     shown, not_shown = (evaluate(pipe, 16, steps=8, draw=d)["overall"] for d in (None, unedited))
     assert shown["instruction_compliance"] > not_shown["instruction_compliance"] + 10
@@ -41,9 +42,9 @@ def test_the_card_and_the_report_agree():
             cells = ["" if v is None else f"{v:.1f}" for v in values]
             assert f"| {category}: {measure} | {' | '.join(cells)} |" in card
     assert f"{report['training']['steps']:,} steps" in card
-    defaults = inspect.signature(MiVEPipeline.generate).parameters
-    assert report["shift"] == defaults["shift"].default
-    assert report["sampler_steps"] == defaults["steps"].default
+    sampling = MiVEPipeline.from_pretrained().sampling
+    assert report["shift"] == sampling.shift
+    assert report["sampler_steps"] == sampling.steps
 
 
 def test_the_kept_ablation_is_whole(monkeypatch):

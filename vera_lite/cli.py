@@ -134,15 +134,17 @@ def _run(options: dict) -> int:
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0
-    for name in ("video", "background", "mask", "reference", "model"):
-        path = options.get(name)
-        if path is not None and not path.exists():
-            raise UserError(f"there is no {name} {path}; check the path.")
     written = _composite(**options) if command == "composite" else _edit(**options)
     print("\nLook at:")
     for path in written:
         print(f"  {path}")
     return 0
+
+
+def _check_files(**paths: Path | None) -> None:
+    for name, path in paths.items():
+        if path is not None and not path.exists():
+            raise UserError(f"there is no {name} {path}; check the path.")
 
 
 def _edit(system: str, model: Path | None, device: str, **options) -> list[Path]:
@@ -153,6 +155,7 @@ def _edit(system: str, model: Path | None, device: str, **options) -> list[Path]
             raise UserError(f"--{option.replace('_', '-')} cannot be used with --system {system}.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
+    _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
 
     from vera_lite import pipelines
     from vera_lite.apps.edit import edit_file
@@ -162,6 +165,8 @@ def _edit(system: str, model: Path | None, device: str, **options) -> list[Path]
 
 
 def _composite(model: Path | None, device: str, mask_sigma: float | None, **options) -> list[Path]:
+    _check_files(model=model, background=options["background"], mask=options["mask"])
+
     from vera_lite import pipelines
     from vera_lite.apps.composite import composite_file
 

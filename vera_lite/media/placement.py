@@ -124,8 +124,10 @@ def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.
     if mask.ndim != 4 or mask.shape[1] != 1 or not mask.is_floating_point():
         raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be floating (T, 1, H, W).")
     sigma = mask.shape[-1] / 72 if sigma is None else sigma
-    if not (sigma > 0 and math.isfinite(sigma) and 0 <= threshold < 1):
-        raise UserError(f"sigma {sigma} must be above 0, and threshold {threshold} in [0, 1).")
+    if not 0 < sigma <= mask.shape[-1]:
+        raise UserError(f"sigma lies above 0 and up to the mask's width, not {sigma:g}.")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold lies in [0, 1), not {threshold}.")
     inside = (mask > 0.5).to(mask.dtype)
     radius = round(2.5 * sigma)
     if threshold == 0:  # a convolution may leave crumbs where it should give 0

@@ -126,7 +126,8 @@ class GenCompositorPipeline(Pipeline):
         canvas = composite(colour, canvas_alpha, torch.ones_like(colour))
 
         positions, scales = trajectory.sample(frames)
-        positions, scales = (positions + 0.5) * squeeze - 0.5, scales[:, None] * squeeze
+        # Smaller than a hundredth is nothing at this size, and would need a filter without end.
+        positions, scales = (positions + 0.5) * squeeze - 0.5, scales[:, None].clamp_min(0.01) * squeeze
         _, matte = resample(foreground, alpha, centres, positions, scales, (height, width))
         if not (matte > 0.5).any():
             raise UserError(
