@@ -5,7 +5,6 @@ A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from fractions import Fraction
@@ -20,14 +19,7 @@ from vera_lite.errors import UserError
 from vera_lite.media.files import replacing
 from vera_lite.media.video import frame_rate
 
-# Best first. All three play in browsers; only the first is sure to be in PyAV's own wheels.
-_PREVIEW_ENCODERS = {
-    "libx264": {"crf": "18"},
-    "libopenh264": {"b": "8M"},
-    "libvpx-vp9": {"crf": "24", "b": "0"},
-}
 _SUFFIXES = {"lossless": ".mkv", "preview": ".mp4"}
-
 _BT709 = 1  # H.273 code, the same for primaries, transfer curve and matrix
 
 
@@ -53,15 +45,12 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | Path, fps: float | Fraction, kind: str):
-        self.path = Path(path)
-        self.fps = frame_rate(fps)
-        self.kind = kind
-        if kind not in _SUFFIXES:
-            raise ValueError(f"Unknown kind of video {kind!r}; use 'lossless' or 'preview'.")
-        _check_target(self.path, _SUFFIXES[kind])
-        self._shape = None
-        self._container = None
-        self._stream = None
+        self.path, self.fps, self.kind = Path(path), frame_rate(fps), kind
+        if self.path.suffix.lower() != _SUFFIXES.get(kind):
+            raise ValueError(f"a {kind!r} video cannot be written to {path}; endings by kind: {_SUFFIXES}.")
+        if not self.path.parent.is_dir() or self.path.is_dir():
+            raise UserError(f"{path} cannot be written: give a file in a folder that exists.")
+        self._shape = self._container = None
         self._count = 0
 
     def __enter__(self) -> VideoWriter:
@@ -81,59 +70,53 @@ class VideoWriter:
         """
         if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) not in (1, 3):
             raise ValueError(
-                f"A frame must be uint8 of shape (3, H, W) or (1, H, W), not {frame.dtype} of "
-                f"shape {tuple(frame.shape)}; convert floats in [0, 1] with clip.to_uint8."
+                f"a frame is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (3 or 1, H, W), see to_uint8."
             )
         if self._container is None:
             self._start(frame)
         if frame.shape != self._shape:
             raise ValueError(
-                f"Frame {self._count} has shape {tuple(frame.shape)}, but the first one "
-                f"{tuple(self._shape)}; all frames of a file must have the same shape."
+                f"frame {self._count} is {tuple(frame.shape)}; it must have the first one's shape, "
+                f"{tuple(self._shape)}."
             )
-        picture = self._to_picture(frame)
-        picture.pts = self._count
-        picture.time_base = 1 / self.fps
+        picture = self._to_picture(frame.detach().cpu().numpy())
+        picture.pts, picture.time_base = self._count, 1 / self.fps
         self._container.mux(self._stream.encode(picture))
         self._count += 1
 
     def _start(self, frame: Tensor) -> None:
         self._shape = frame.shape
         channels, height, width = frame.shape
-        if self.kind == "lossless":
-            encoder, container_format = "ffv1", "matroska"
-            pixel_format = "bgr0" if channels == 3 else "gray"
-            # The default depends on the machine's cores, and the bytes of a file must not;
+        lossless = self.kind == "lossless"
+        if lossless:
+            # The default number of slices depends on the machine's cores, and the bytes of a file must not;
             # FFV1 cannot cut tiny frames into four.
-            options = {"slices": "4" if min(height, width) >= 16 else "1"}
+            encoder, options = "ffv1", {"slices": "4" if min(height, width) >= 16 else "1"}
         else:
-            encoder, container_format, pixel_format = _preview_encoder(), "mp4", "yuv420p"
-            options = _PREVIEW_ENCODERS[encoder]
+            encoder, options = "libx264", {"crf": "18"}
             height, width = height + height % 2, width + width % 2
         self._container = av.open(
             str(self._temporary.absolute()),
             "w",
-            format=container_format,
+            format="matroska" if lossless else "mp4",
             # bitexact leaves out dates and random ids: equal frames give equal files.
             container_options={"fflags": "+bitexact", "movflags": "+faststart"},
         )
         self._stream = self._container.add_stream(encoder, rate=self.fps, options=options)
         self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = pixel_format
-        if self.kind == "preview":
+        self._stream.pix_fmt = ("bgr0" if channels == 3 else "gray") if lossless else "yuv420p"
+        if not lossless:
             context = self._stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = 1  # limited, as players expect of H.264
 
-    def _to_picture(self, frame: Tensor) -> av.VideoFrame:
-        pixels = frame.detach().cpu().numpy()
-        if self.kind == "lossless":
-            if len(pixels) == 1:
-                return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[0]), "gray")
-            rgb = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-            return av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="bgr0")
+    def _to_picture(self, pixels: np.ndarray) -> av.VideoFrame:
+        if self.kind == "lossless" and len(pixels) == 1:
+            return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[0]), "gray")
         height, width = pixels.shape[1:]
         rgb = np.broadcast_to(pixels, (3, height, width)).transpose(1, 2, 0)
+        if self.kind == "lossless":
+            return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(format="bgr0")
         rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         # Players take untagged video for BT.601 or BT.709 as they please; say which, and use it.
         return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(
@@ -146,36 +129,11 @@ class VideoWriter:
                 if error_type is None:
                     self._container.mux(self._stream.encode(None))
         elif error_type is None:
-            raise ValueError(f"No frame was written to {self.path}; give at least one.")
+            raise ValueError(f"no frame was written to {self.path}; give at least one.")
 
 
 def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
-    """Write frames, a uint8 tensor ``(T, C, H, W)`` or any iterable, as ``VideoWriter`` does."""
+    """Write frames, a uint8 tensor ``(T, C, H, W)`` or any iterable, as :class:`VideoWriter` does."""
     with VideoWriter(path, fps, kind) as writer:
         for frame in frames:
             writer.write(frame)
-
-
-def _preview_encoder() -> str:
-    """The best encoder for previews in this build of PyAV."""
-    for encoder in _PREVIEW_ENCODERS:
-        if encoder in av.codecs_available:
-            if encoder != "libx264":
-                warnings.warn(
-                    f"This build of PyAV has no libx264; previews are written with {encoder}.",
-                    stacklevel=4,
-                )
-            return encoder
-    raise UserError(
-        "This build of PyAV has no encoder for previews (libx264); install it with: "
-        "pip install --only-binary av av"
-    )
-
-
-def _check_target(path: Path, suffix: str) -> None:
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path} should end in {suffix}; rename it.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent}; create it first.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a file.")
