@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from vera_lite.backbone import (
     WanConfig,
     WanTransformer,
-    load_wan,
+    grid_positions,
+    load_weights,
     read_wan,
     rotary_table,
     rotate,
-    split_wan,
 )
-from vera_lite.backbone.wan import timestep_runs
+from vera_lite.backbone.wan import sinusoids, timestep_runs
 from vera_lite.errors import UserError
+from vera_lite.systems import Vera, VeraConfig
 
 TINY = {
     "patch_size": (1, 2, 2),
@@ -59,11 +60,11 @@ def test_equals_diffusers_in_outputs_and_gradients(wan, per_token):
     theirs, folder = wan
     config, tensors = read_wan(folder)
     ours = WanTransformer(config)
-    load_wan(ours, [tensors])
+    load_weights(ours, tensors)
     latents, timestep, text = inputs(per_token)
 
     expected = theirs(latents, timestep, text).sample
-    result = ours(latents[None], timestep, text)[0]
+    result = ours(latents, timestep, text)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
@@ -73,30 +74,18 @@ def test_equals_diffusers_in_outputs_and_gradients(wan, per_token):
     names = [n for n, _ in theirs.named_parameters()]
     assert sorted(names) == sorted(gradients)
     for name, parameter in theirs.named_parameters():
-        got = gradients[name].grad.reshape(parameter.shape)
+        got = gradients[name].grad
         scale = parameter.grad.abs().max().clamp_min(1.0)
         assert (got - parameter.grad).abs().max() / scale <= 1e-5, name
-
-
-def test_split_gives_back_what_load_took(wan):
-    theirs, folder = wan
-    config, tensors = read_wan(folder)
-    ours = WanTransformer(config, branches=3)
-    load_wan(ours, [tensors, {k: v + 1 for k, v in tensors.items()}, {k: v + 2 for k, v in tensors.items()}])
-    for branch, state in enumerate(split_wan(ours)):
-        assert state.keys() == tensors.keys()
-        for name, value in state.items():
-            assert torch.equal(value, tensors[name] + branch), name
-    theirs.load_state_dict(split_wan(ours)[1])  # diffusers accepts names and shapes
 
 
 def test_a_foreign_checkpoint_is_refused(wan, tmp_path):
     _, folder = wan
     config, tensors = read_wan(folder)
     with pytest.raises(UserError, match="1 parameters are missing"):
-        load_wan(WanTransformer(config), [{k: v for k, v in tensors.items() if k != "proj_out.bias"}])
+        load_weights(WanTransformer(config), {k: v for k, v in tensors.items() if k != "proj_out.bias"})
     with pytest.raises(UserError, match="in the checkpoint"):
-        load_wan(WanTransformer(config), [{**tensors, "proj_out.bias": torch.zeros(3)}])
+        load_weights(WanTransformer(config), {**tensors, "proj_out.bias": tensors["proj_out.bias"][None]})
     with pytest.raises(UserError, match=r"no config\.json"):
         read_wan(tmp_path / "nothing")
 
@@ -104,9 +93,33 @@ def test_a_foreign_checkpoint_is_refused(wan, tmp_path):
 def test_timestep_999_stays_999_in_bfloat16():
     # bfloat16 has no 999: a cast before the sinusoids would turn it into 1000.
     model = WanTransformer(WanConfig(**TINY)).bfloat16()
-    embed = model.condition_embedder.sinusoids
-    assert not torch.equal(embed(torch.tensor([999.0])), embed(torch.tensor([1000.0])))
-    assert embed(torch.tensor([999.0])).dtype == torch.float32
+    embed = model.condition_embedder
+    waves = sinusoids(torch.tensor([[999.0], [1000.0]]), 32)
+    assert waves.dtype == torch.float32 and not torch.equal(*waves)
+    for context in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
+        with context:
+            told = embed(torch.tensor([[999.0, 1000.0]]), torch.zeros(1, 5, 16))
+        assert told.time.dtype == told.modulation.dtype == torch.float32
+        assert not torch.equal(told.time[:, 0], told.time[:, 1])
+
+
+def test_a_cast_leaves_in_float32_what_diffusers_keeps(wan):
+    theirs, folder = wan
+    kept = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    config, tensors = read_wan(folder)
+    ours = WanTransformer(config)
+    load_weights(ours, tensors)
+    ours.bfloat16()
+    dtypes = {n: p.dtype for n, p in ours.named_parameters()}
+    for name, parameter in kept.named_parameters():
+        # Wan's own code computes this projection in float32 too.
+        expected = torch.float32 if "time_proj" in name else parameter.dtype
+        assert dtypes[name] == expected, name
+    torch.testing.assert_close(ours.scale_shift_table, tensors["scale_shift_table"], rtol=0, atol=0)
+    latents, timestep, text = inputs(False)
+    result = ours(latents, timestep, text)
+    expected = theirs(latents, timestep, text).sample
+    assert (result - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
@@ -125,7 +138,7 @@ def test_rotary_products_depend_on_relative_position_only(dt, dh, dw):
     grid = (2, 2, 3)
 
     def scores(offset):
-        table = rotary_table(24, grid, offset)
+        table = rotary_table(grid_positions(grid, offset), (8, 8, 8))
         return torch.einsum("qhd,khd->qk", rotate(q, table), rotate(k, table))
 
     torch.testing.assert_close(scores((dt, dh, dw)), scores((0, 0, 0)), atol=1e-4, rtol=1e-4)
@@ -134,13 +147,14 @@ def test_rotary_products_depend_on_relative_position_only(dt, dh, dw):
 @pytest.mark.parametrize("kind", ["full", "attention"])
 def test_checkpointing_changes_no_gradient_by_a_bit(kind):
     torch.manual_seed(0)
-    model = WanTransformer(WanConfig(**TINY), branches=3)
-    torch.nn.init.normal_(model.proj_out.weight, std=0.1)
+    model = Vera(VeraConfig(backbone=WanConfig(**TINY)))
+    for tower in model.towers:
+        torch.nn.init.normal_(tower.proj_out.weight, std=0.1)
     latents, timestep, text = inputs(False)
-    latents = torch.stack([latents, latents + 1, latents - 1])
+    source, latents = latents, torch.stack([latents, latents + 1, latents - 1])
     gradients = {}
     for model.checkpointing in ("none", kind):
         model.zero_grad()
-        model(latents, timestep, text).square().mean().backward()
+        model(latents, timestep, text, source, source).square().mean().backward()
         gradients[model.checkpointing] = [p.grad.clone() for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))

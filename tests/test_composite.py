@@ -75,7 +75,7 @@ def test_a_diffusion_network_that_knows_the_answer_is_sampled_exactly(prediction
     x_0, noise = torch.randn(2, 3, 2, 4, 1, 2, 2, generator=generator)
 
     def predict(x, sigma):
-        signal = objective.signal(sigma)
+        signal = objective.alphas_cumprod(sigma)
         if prediction == "epsilon":
             return (x - signal.sqrt() * x_0) / (1 - signal).sqrt()
         return (signal.sqrt() * x - x_0) / (1 - signal).sqrt()

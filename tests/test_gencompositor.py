@@ -11,9 +11,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from small_gencompositor import SMALL, randomise
 
 import vera_lite.backbone.cogvideox as cogvideox
-from vera_lite.backbone.cogvideox import rotary_at
+from vera_lite.backbone import rotary_table
+from vera_lite.backbone.cogvideox import axis_widths
 from vera_lite.diffusion.ddpm import Diffusion
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
 from vera_lite.systems import GenCompositor, GenCompositorConfig, build_system, describe_system
@@ -23,7 +24,7 @@ from vera_lite.systems.gencompositor import (
     stream_positions,
     token_mask,
 )
-from vera_lite.training.optim import parameter_groups
+from vera_lite.training.optim import build_optimizer
 
 TINY = replace(SMALL, in_channels=8, out_channels=4, time_embed_dim=12, num_layers=3)
 GRID = (3, 2, 3)  # of latents 3 x 4 x 6
@@ -177,9 +178,10 @@ def test_released_positions_at_full_size():
 
 def test_the_released_table_is_that_of_a_grid_twice_as_high():
     cos, sin = get_3d_rotary_pos_embed(16, ((0, 0), (4, 3)), (4, 3), 3)
-    table = rotary_at(stream_positions(GRID, "released"), 16)
-    torch.testing.assert_close(table.real.repeat_interleave(2, 1), cos, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(table.imag.repeat_interleave(2, 1), sin, atol=1e-5, rtol=1e-5)
+    table = rotary_table(stream_positions(GRID, "released"), axis_widths(16))
+    torch.testing.assert_close(table[0], cos, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(table[1].abs(), sin.abs(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(table[1, :, 1::2], sin[:, 1::2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rope", ["shared", "paper", "released"])
@@ -255,7 +257,7 @@ def test_the_branch_reaches_only_tokens_without_a_masked_cell(inputs):
 def test_branch_features_are_dealt_to_blocks_in_equal_runs(inputs, monkeypatch):
     model = build(random=False)  # three blocks, two features: 0, 0, 1
     tokens = []
-    monkeypatch.setattr(model.transformer, "decode", lambda x, *_: tokens.append(x))
+    monkeypatch.setattr(model.transformer, "head", lambda x, *_: tokens.append(x))
     model(**inputs)
     with torch.no_grad():
         for value, layer in zip((1.0, 10.0), model.branch.branch_blocks, strict=True):
@@ -293,7 +295,7 @@ def batch(inputs: dict) -> dict:
 
 
 def losses(model: GenCompositor, data: dict, sigma=(0.9, 0.25)) -> dict:
-    return model.training_losses(data, torch.tensor(sigma), StepDraws(5, 0, 2))
+    return model.training_losses(data, torch.tensor(sigma), StepRandom(5, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -302,10 +304,10 @@ def losses(model: GenCompositor, data: dict, sigma=(0.9, 0.25)) -> dict:
 def test_a_perfect_network_has_no_loss_and_the_masked_term_sees_the_mask_only(inputs, objective):
     model, data = build(objective=objective, mask_loss_weight=5.0, blank_foreground=0.0), batch(inputs)
     x_0, sigma = data["composite"], torch.tensor([0.9, 0.25])
-    noise = StepDraws(5, 0, 2)
+    noise = StepRandom(5, 0, 2)
     noise.uniform()  # the draw that decides about blank foregrounds
-    noise = noise.noise(x_0[None])[0]
-    kind, signal = objective.prediction, Diffusion("v_prediction").signal(sigma)
+    noise = noise.noise(x_0)
+    kind, signal = objective.prediction, Diffusion("v_prediction").alphas_cumprod(sigma)
     perfect = {
         "epsilon": noise,
         "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * x_0,
@@ -330,8 +332,8 @@ def test_the_training_step_feeds_the_network_what_the_objective_says(inputs):
     model.forward = lambda *args: data.update(zip(names, args, strict=True)) or args[0]
     given = batch(inputs)
     losses(model, given)
-    expected = model.config.objective.noised(
-        given["composite"], StepDraws(5, 0, 2).noise(given["composite"][None])[0], torch.tensor([0.9, 0.25])
+    expected = model.config.objective.add_noise(
+        given["composite"], StepRandom(5, 0, 2).noise(given["composite"]), torch.tensor([0.9, 0.25])
     )
     torch.testing.assert_close(data["x"], expected)
     assert data["t"].tolist() == [900.0, 250.0] and data["text"] is None
@@ -345,18 +347,18 @@ def test_diffusion_is_diffusers_schedule():
     theirs = CogVideoXDDIMScheduler(snr_shift_scale=1.0, rescale_betas_zero_snr=True)
     x_0, noise = torch.randn(2, 2, 4, 3, 4, 6).unbind()
     objective, sigma, steps = Diffusion("v_prediction"), torch.tensor([0.999, 0.25]), torch.tensor([999, 250])
-    x_t = objective.noised(x_0, noise, sigma)
+    x_t = objective.add_noise(x_0, noise, sigma)
     torch.testing.assert_close(x_t, theirs.add_noise(x_0, noise, steps))
     torch.testing.assert_close(x_t[0], noise[0])  # no signal is left
     v = theirs.get_velocity(x_0, noise, steps)
-    torch.testing.assert_close(objective.clean(v, x_t, sigma), x_0)
+    torch.testing.assert_close(objective.predict_x0(v, x_t, sigma), x_0)
     epsilon = Diffusion()
-    x_t = epsilon.noised(x_0, noise, sigma)
-    torch.testing.assert_close(epsilon.clean(noise, x_t, sigma), x_0, atol=1e-4, rtol=1e-4)
-    drawn = epsilon.sample_sigma(StepDraws(0, 0, 500)).sort().values * 1000
+    x_t = epsilon.add_noise(x_0, noise, sigma)
+    torch.testing.assert_close(epsilon.predict_x0(noise, x_t, sigma), x_0, atol=1e-4, rtol=1e-4)
+    drawn = epsilon.sample_sigma(StepRandom(0, 0, 500)).sort().values * 1000
     torch.testing.assert_close(drawn, drawn.round())
     assert drawn[0] < 2 and drawn[-1] >= 998 and (drawn.diff() <= 4).all()
-    with pytest.raises(UserError, match="epsilon or v_prediction"):
+    with pytest.raises(ValueError, match="epsilon or v_prediction"):
         Diffusion("velocity")
 
 
@@ -365,7 +367,7 @@ def test_blank_foregrounds_come_with_the_plain_background_as_target(inputs):
         n: torch.full((400, 1, 1, 1, 1), v) for v, n in enumerate(["composite", "background", "blank"], 1)
     }
     data["foreground"] = torch.zeros(400, 1, 1, 1, 1)
-    target, foreground = blanked(data, 0.2, StepDraws(1, 0, 400))
+    target, foreground = blanked(data, 0.2, StepRandom(1, 0, 400))
     pairs = list(zip(target.flatten().tolist(), foreground.flatten().tolist(), strict=True))
     assert set(pairs) == {(1, 0.0), (2, 3.0)}
     assert pairs.count((2, 3.0)) / 400 == pytest.approx(0.2, abs=0.05)
@@ -405,36 +407,36 @@ def test_a_saved_config_builds_the_same_system(inputs, objective):
     ],
 )
 def test_bad_choices_are_refused_in_one_sentence(change, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         build(**change)
 
 
 def test_bad_inputs_are_refused_in_one_sentence(inputs):
     model = build()
     for name in ("masked_background", "mask", "foreground"):
-        with pytest.raises(UserError, match=f"{name} is "):
+        with pytest.raises(ValueError, match=f"{name} is "):
             model(**inputs | {name: inputs[name][..., :2]})
-    with pytest.raises(UserError, match="built without text"):
+    with pytest.raises(ValueError, match="built without text"):
         model(**inputs, text=torch.zeros(2, 5, 10))
-    with pytest.raises(UserError, match="empty prompt"):
+    with pytest.raises(ValueError, match="empty prompt"):
         build(backbone=replace(TINY, text_embed_dim=10))(**inputs)
     odd = {n: x[..., :5] if x.ndim > 1 else x for n, x in inputs.items()}
-    with pytest.raises(UserError, match="do not divide into patches of 2x2"):
+    with pytest.raises(ValueError, match="do not divide into patches of 2x2"):
         model(**odd)
-    with pytest.raises(UserError, match="must divide by 16"):
+    with pytest.raises(ValueError, match="must divide by 16"):
         replace(TINY, attention_head_dim=12)
     tabled = replace(TINY, use_learned_positional_embeddings=True, text_embed_dim=10)
-    with pytest.raises(UserError, match="position table is for"):
+    with pytest.raises(ValueError, match="position table is for"):
         build(backbone=tabled)(**inputs, text=torch.zeros(2, 5, 10))
     tabled = replace(tabled, sample_frames=9, sample_height=4, sample_width=6)
-    with pytest.raises(UserError, match="exactly 226 text tokens"):
+    with pytest.raises(ValueError, match="exactly 226 text tokens"):
         build(backbone=tabled)(**inputs, text=torch.zeros(2, 5, 10))
 
 
 def test_muon_gets_the_matrices_of_the_blocks():
     model = build()
     names = {id(p): name for name, p in model.named_parameters()}
-    [_, muon] = parameter_groups(model, 1e-3, 0.02, 0.0)
+    [muon] = build_optimizer(model, 1e-3, 0.02, 0.0).parts[0].param_groups
     taken = {names[id(p)] for p in muon["params"]}
     assert "transformer.transformer_blocks.0.attn1.to_q.weight" in taken
     assert all("_blocks." in name and name.endswith("weight") for name in taken)

@@ -19,7 +19,7 @@ from vera_lite.apps.files import read_picture
 from vera_lite.cli import main
 from vera_lite.codecs import PatchCodec, WanCodec
 from vera_lite.conditioning import Umt5Encoder
-from vera_lite.diffusion.flow_matching import noised
+from vera_lite.diffusion.flow_matching import add_noise
 from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
@@ -54,7 +54,7 @@ def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction, steps):
     seen = []
 
     def predict(x, sigma):
-        torch.testing.assert_close(x, noised(x_0, noise, sigma), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(x, add_noise(x_0, noise, sigma), atol=1e-4, rtol=1e-4)
         return noise - x_0 if prediction == "velocity" else x_0
 
     result = denoise(predict, noise, steps, 2.0, prediction, seen.append)

@@ -230,11 +230,11 @@ def test_what_does_not_fit_is_refused(tiny):
 def test_shapes_of_a_model_on_the_meta_device():
     config = WanConfig(num_attention_heads=3, attention_head_dim=12, text_dim=8, ffn_dim=8, num_layers=2)
     with torch.device("meta"), torch.no_grad():
-        model = WanTransformer(config, branches=2)
-        inputs = torch.zeros(2, 1, 16, 3, 4, 6), torch.zeros(1), torch.zeros(1, 5, 8)
+        model = WanTransformer(config)
+        inputs = torch.zeros(1, 16, 3, 4, 6), torch.zeros(1), torch.zeros(1, 5, 8)
         shapes = attention_shapes(model, lambda: model(*inputs))
     assert [s.module for s in shapes] == [f"blocks.{i}.attn{j}" for i in range(2) for j in (1, 2)]
-    assert shapes[0] == AttentionShape("blocks.0.attn1", 1, 3, 3, 36, 36, 12, 12)
+    assert shapes[0] == AttentionShape("blocks.0.attn1", 1, 3, 3, 18, 18, 12, 12)
     assert (shapes[1].queries, shapes[1].keys) == (18, 5)
 
 

@@ -14,12 +14,12 @@ from torch.testing import assert_close
 
 from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.conditioning.editing_tokens import Context
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
 from vera_lite.systems import RVEDiT, RVEDiTConfig, build_system, describe_system
 from vera_lite.systems.rvedit import frozen_vlm
-from vera_lite.training.optim import MuonAdamW, parameter_groups
+from vera_lite.training.optim import build_optimizer
 
 SMALL = WanConfig(
     num_attention_heads=2,
@@ -67,16 +67,16 @@ def batch():
     video = torch.rand(2, 2, 9, 3, 32, 32, generator=generator)
     return {
         "source": z[0],
-        "composite": z[1],
+        "target": z[1],
         "source_video": video[0],
-        "composite_video": video[1],
+        "target_video": video[1],
         "instruction": ["remove the red ring", "make the blue square green"],
-        "answer": ["a red ring at the left", "a green square moving up"],
+        "target_caption": ["a red ring at the left", "a green square moving up"],
     }
 
 
 def losses(system, batch, sigma=(0.8, 0.3), step=0) -> dict:
-    return system.training_losses(batch, torch.tensor(sigma), StepDraws(0, step, 2))
+    return system.training_losses(batch, torch.tensor(sigma), StepRandom(0, step, 2))
 
 
 # ---------------------------------------------------------------------- routing
@@ -118,13 +118,13 @@ def test_the_source_fades_with_the_noise(latents, context):
 
 
 def test_pooled_editing_tokens_start_as_no_op_and_reach_blocks_without_cross_attention(latents, context):
-    system = build(backbone=replace(SMALL, pooled_text=True))
+    system = build(backbone=replace(SMALL, summed_text=True))
     plain = build()
     plain.load_state_dict(system.state_dict(), strict=False)
     given = latents[0], torch.tensor([500.0, 100.0]), latents[1], context
     with torch.no_grad():
         assert torch.equal(system(*given), plain(*given))
-        torch.nn.init.normal_(system.transformer.condition_embedder.pooled_text.weight, std=0.2)
+        torch.nn.init.normal_(system.transformer.condition_embedder.summed_text.weight, std=0.2)
         for block in system.transformer.blocks:
             torch.nn.init.zeros_(block.attn2.to_out[0].weight)
         before = system(*given)
@@ -145,11 +145,10 @@ def test_given_wans_text_tokens_it_is_wan(latents):
     system.transformer.load_state_dict(tensors)
     torch.nn.init.zeros_(system.source_embedding.weight)
     text, timestep = torch.randn(2, 5, 6), torch.tensor([700.0, 200.0])
-    embedder = wan.condition_embedder.text_embedder
-    embedded = embedder.linear_2(F.gelu(embedder.linear_1(text[None]), approximate="tanh"))[0]
+    embedded = wan.condition_embedder.text_embedder(text)
     empty = torch.zeros(2, 0, 32)
     with torch.no_grad():
-        theirs = wan(latents[0][None], timestep, text)[0]
+        theirs = wan(latents[0], timestep, text)
         ours = system(latents[0], timestep, latents[1], Context(embedded, empty, empty))
     assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -173,7 +172,7 @@ def test_a_diffusers_checkpoint_starts_the_transformer(tmp_path, latents):
     theirs.save_pretrained(tmp_path)
     system = RVEDiT.from_wan(tmp_path, vlm_dim=96, editing_tokens=5, routed_layers=1)
     assert system.config.backbone.text_dim is None and system.config.routed_layers == 1
-    weight = system.transformer.blocks[2].attn2.to_k.weight[0]
+    weight = system.transformer.blocks[2].attn2.to_k.weight
     assert torch.equal(weight, theirs.blocks[2].attn2.to_k.weight)
 
 
@@ -199,27 +198,27 @@ def test_without_alignment_there_is_one_pass_and_one_term(batch):
     calls = []
     system.transformer.register_forward_hook(lambda *_: calls.append(1))
     found = losses(system, batch)
-    assert found.keys() == {"composite"} and len(calls) == 1
+    assert found.keys() == {"target"} and len(calls) == 1
 
 
 def test_the_flow_term_is_the_objectives(batch):
     system = build()
-    sigma, noise = torch.tensor([0.8, 0.3]), StepDraws(0, 0, 2).noise(batch["composite"][None])[0]
+    sigma, noise = torch.tensor([0.8, 0.3]), StepRandom(0, 0, 2).noise(batch["target"])
     context = system.context(batch["source_video"], batch["instruction"])
-    x = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noise
+    x = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["target"] + sigma.view(-1, 1, 1, 1, 1) * noise
     with torch.no_grad():
         output = system(x, 1000 * sigma, batch["source"], context)
-    expected = (output - (noise - batch["composite"])).square().mean((1, 2, 3, 4))
-    assert_close(losses(system, batch)["composite"], expected)
+    expected = (output - (noise - batch["target"])).square().mean((1, 2, 3, 4))
+    assert_close(losses(system, batch)["target"], expected)
 
 
 def test_the_changed_term_is_the_mean_where_the_edit_changes_pixels(batch):
     changed = torch.zeros(2, 1, 3, 4, 4)
     changed[0, :, 1, :2] = 1  # a sixth of the first clip, nothing of the second
     found = losses(build(alignment_weight=0.0, changed_loss_weight=2.0), batch | {"changed": changed})
-    assert set(found) == {"composite", "changed"} and found["changed"][1] == 0
+    assert set(found) == {"target", "changed"} and found["changed"][1] == 0
     whole = losses(build(alignment_weight=0.0, changed_loss_weight=2.0), batch | {"changed": changed * 0 + 1})
-    assert_close(whole["changed"], 2 * whole["composite"])
+    assert_close(whole["changed"], 2 * whole["target"])
     # Split by halves, the mean of means is the mean.
     halves = [torch.zeros(2, 1, 3, 4, 4) for _ in range(2)]
     halves[0][..., :2], halves[1][..., 2:] = 1, 1
@@ -233,19 +232,19 @@ def test_alignment_compares_with_an_informed_pass(reference_noise, batch):
     """By hand: features of both passes at the drawn depth, cross-entropies of the whole matrix."""
     system = build(alignment_weight=0.5, reference_noise=reference_noise)
     found = losses(system, batch)
-    sigma, draws = torch.tensor([0.8, 0.3]), StepDraws(0, 0, 2)
+    sigma, draws = torch.tensor([0.8, 0.3]), StepRandom(0, 0, 2)
     depth = draws.shared_integer(3)
-    noises = draws.noise(torch.stack([batch["composite"]] * 2))
-    x, other = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["composite"] + sigma.view(-1, 1, 1, 1, 1) * noises
+    noises = draws.noise(torch.stack([batch["target"]] * 2))
+    x, other = (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["target"] + sigma.view(-1, 1, 1, 1, 1) * noises
     other = x if reference_noise == "shared" else other
     features = []
     hook = system.transformer.blocks[depth].attn2.register_forward_hook(
-        lambda _m, _i, out: features.append(F.normalize(out[0], dim=-1))
+        lambda _m, _i, out: features.append(F.normalize(out, dim=-1))
     )
     with torch.no_grad():
         system(x, 1000 * sigma, batch["source"], system.context(batch["source_video"], batch["instruction"]))
-        answer = system.context(batch["composite_video"], batch["answer"])
-        system(other, 1000 * sigma, batch["composite"], answer)
+        answer = system.context(batch["target_video"], batch["target_caption"])
+        system(other, 1000 * sigma, batch["target"], answer)
     hook.remove()
     ours, theirs = features
     logits = ours @ theirs.mT / 0.07
@@ -272,10 +271,10 @@ def test_only_the_first_pass_learns_from_alignment(batch, monkeypatch):
 
 
 def test_every_depth_is_drawn_and_alike_on_all_ranks():
-    drawn = [StepDraws(0, step, 2).shared_integer(3) for step in range(40)]
+    drawn = [StepRandom(0, step, 2).shared_integer(3) for step in range(40)]
     assert set(drawn) == {0, 1, 2}
     for step in range(10):
-        ranks = [StepDraws(0, step, 1, rank, 2) for rank in range(2)]
+        ranks = [StepRandom(0, step, 1, rank, 2) for rank in range(2)]
         for draws in ranks:
             FlowMatching().sample_sigma(draws)
         assert ranks[0].shared_integer(1000) == ranks[1].shared_integer(1000)
@@ -351,12 +350,12 @@ def test_training_moves_the_adapters_and_nothing_of_the_model(name, batch):
     system, frozen = build(vlm=name, lora_rank=2), frozen_vlm(name).model
     base = {n: p.clone() for n, p in frozen.named_parameters()}
     start = {n: p.detach().clone() for n, p in system.adapters.named_parameters()}
-    groups = parameter_groups(system, 1e-3, 0.02, weight_decay=0.0)
-    assert not groups[0]["muon"] and set(system.adapters.parameters()) <= set(groups[0]["params"])
-    optimizer = MuonAdamW(groups)
+    optimizer = build_optimizer(system, 1e-3, 0.02, weight_decay=0.0)
+    _, adamw = optimizer.parts
+    assert set(system.adapters.parameters()) <= set(adamw.param_groups[0]["params"])
     for moving in ({n for n in start if "lora_B" in n}, set(start)):  # while B is 0, A has no gradient
         found = losses(system, batch)
-        (found["composite"] + found["alignment"]).mean().backward()
+        (found["target"] + found["alignment"]).mean().backward()
         optimizer.step()
         assert {n for n, p in system.adapters.named_parameters() if not torch.equal(p, start[n])} == moving
     assert all(torch.equal(p, base[n]) and p.grad is None for n, p in frozen.named_parameters())
@@ -441,15 +440,16 @@ def test_a_saved_config_builds_the_same_system():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    "change",
     [
-        ({"backbone": replace(SMALL, text_dim=8)}, "has no text encoder"),
-        ({"routed_layers": 4}, "lies in 0..3, not 4"),
-        ({"lora_rank": -1}, "lora_rank must not be negative"),
-        ({"alignment_weight": -1.0}, "must not be negative"),
-        ({"reference_noise": "none"}, "is shared or own, not 'none'"),
+        {"backbone": replace(SMALL, text_dim=8)},
+        {"routed_layers": 4},
+        {"lora_rank": -1},
+        {"alignment_weight": -1.0},
+        {"reference_noise": "none"},
     ],
+    ids=lambda change: next(iter(change)),
 )
-def test_bad_choices_are_refused_in_one_sentence(change, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_bad_choices_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
         RVEDiTConfig(**{"backbone": SMALL, "routed_layers": 1} | change)

@@ -144,7 +144,7 @@ BUILD = {
 INPUTS = {
     "vera": OURS | LATENTS,
     "regeneration": OURS | LATENTS | {"latents": LATENTS["latents"][:1]},
-    "wan": OURS | {"latents": LATENTS["latents"][:1]},
+    "wan": OURS | {"latents": LATENTS["latents"][0]},
     "diffusers-wan": wan_inputs(),
     "diffusers-wan-image": wan_inputs(512) | {"encoder_hidden_states_image": draw(2, 3, 8)},
     "diffusers-cogvideox": wan_inputs() | {"hidden_states": draw(2, 2, 4, 4, 4)},
@@ -156,8 +156,13 @@ VLMS = ("qwen3-vl", "qwen2.5-vl", "glm-4.6v")
 VISION_SITES = [(f"model.visual.blocks.{i}.attn", slot) for i in range(2) for slot in range(2)]
 TEXT_SITES = [(f"model.language_model.layers.{i}.self_attn", 0) for i in range(2)]
 WAN_SITES = [(f"blocks.{i}.{name}", 0) for i in range(2) for name in ("attn1", "attn2")]
+VERA_SITES = [
+    (f"blocks.{i}.{name}", 0)
+    for i in range(2)
+    for name in ("attn1", *(f"branches.{k}.attn2" for k in range(3)))
+]
 SITES = {
-    "vera": [(f"transformer.{module}", 0) for module, _ in WAN_SITES],
+    "vera": VERA_SITES,
     "regeneration": [(f"transformer.{module}", 0) for module, _ in WAN_SITES],
     "wan": WAN_SITES,
     "diffusers-wan": WAN_SITES,
@@ -250,11 +255,11 @@ def test_a_step_is_a_call_of_the_model():
         denoise(
             lambda x, sigma: vera(**inputs | {"latents": x, "timestep": 1000 * sigma}), inputs["latents"], 3
         )
-        assert [site.step for site in tap.sites] == [0] * 4 + [1] * 4 + [2] * 4
+        assert [site.step for site in tap.sites] == [step for step in range(3) for _ in VERA_SITES]
         assert {site.call for site in tap.sites} == {0}
     with tap:  # left and entered again
         run("vera")
-    assert [site.step for site in tap.sites] == [0] * 4
+    assert [site.step for site in tap.sites] == [0] * len(VERA_SITES)
 
 
 @pytest.mark.parametrize("name", VLMS)
@@ -382,7 +387,7 @@ def test_only_the_model_is_seen_and_probes_are_not():
 
 @pytest.mark.parametrize("checkpointing", ["none", "full", "attention"])
 def test_gradients_keep_every_bit_and_recomputation_is_not_recorded(checkpointing):
-    transformer, inputs = copy.deepcopy(model("vera")).transformer, OURS | {"latents": LATENTS["latents"]}
+    transformer, inputs = copy.deepcopy(model("vera")), INPUTS["vera"]
     transformer.checkpointing = checkpointing
 
     def gradients():
@@ -397,7 +402,7 @@ def test_gradients_keep_every_bit_and_recomputation_is_not_recorded(checkpointin
     with Tap(transformer, probe) as tap:
         assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
-    assert tap.sites == [Site(*site, step) for step in (0, 1) for site in WAN_SITES]
+    assert tap.sites == [Site(*site, step) for step in (0, 1) for site in VERA_SITES]
 
 
 def test_tensors_have_the_types_that_the_kernel_saw():

@@ -11,7 +11,7 @@ from small_gencompositor import build
 from vera_lite.apps.train import export
 from vera_lite.cli import main
 from vera_lite.diffusion.ddpm import Diffusion
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor
@@ -39,7 +39,7 @@ def test_the_loss_falls_under_every_objective(objective):
     data.setup()
     losses = []
     for trained in (system(objective=objective), train(40, objective=objective).system):
-        draws = StepDraws(0, 0, 16)
+        draws = StepRandom(0, 0, 16)
         with torch.no_grad():
             sigma = objective.sample_sigma(draws)
             losses.append(float(sum(trained.training_losses(data.train[0], sigma, draws).values()).mean()))

@@ -1,4 +1,4 @@
-"""RVEDiT trains on toy edits: what a batch holds, and what is minimised and what only watched."""
+"""RVEDiT trains on toy edits: what a batch holds, and what is minimised and what is only logged."""
 
 from dataclasses import replace
 
@@ -26,14 +26,14 @@ def test_batches_hold_latents_pixels_and_words():
     batch, edits = data(3).train[2], render_edits(1, range(6, 9))
     codec = PatchCodec.load(SHIPPED_CODEC)
     assert torch.equal(batch["source_video"], edits.source)
-    assert torch.equal(batch["composite_video"], edits.target)
-    torch.testing.assert_close(batch["composite"], codec.encode(edits.target))
+    assert torch.equal(batch["target_video"], edits.target)
+    torch.testing.assert_close(batch["target"], codec.encode(edits.target))
     torch.testing.assert_close(batch["source"], codec.encode(edits.source))
-    assert batch["instruction"] == edits.instruction and batch["answer"] == edits.answer
+    assert batch["instruction"] == edits.instruction and batch["target_caption"] == edits.answer
     assert batch["step"] == 2
 
 
-def test_watched_terms_are_logged_and_not_minimised(tmp_path):
+def test_logged_only_terms_are_logged_and_not_minimised(tmp_path):
     backbone = replace(SMALL, in_channels=24, out_channels=24)
     system = build(backbone=backbone, objective=FlowMatching("x_0"), text_tokens=40)
     seen = []
@@ -45,9 +45,9 @@ def test_watched_terms_are_logged_and_not_minimised(tmp_path):
     finally:
         patch.undo()
     losses = seen[0][1]
-    assert set(losses) == {"composite", "alignment", "positive_rank"}
+    assert set(losses) == {"target", "alignment", "positive_rank"}
     total = module._total(losses)
-    assert torch.equal(total, losses["composite"] + losses["alignment"])
+    assert torch.equal(total, losses["target"] + losses["alignment"])
     assert losses["positive_rank"].min() >= 1
     assert module.system.tokens.queries.grad is not None
     assert not any(p.requires_grad for p in frozen_vlm(None).model.parameters())

@@ -14,13 +14,13 @@ from torch import nn
 
 from vera_lite.cli import main
 from vera_lite.codecs import PatchCodec
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.toy.world import WorldConfig
 from vera_lite.training.data import LatentCache, StepBatches
-from vera_lite.training.optim import MuonAdamW, orthogonalise, parameter_groups
+from vera_lite.training.optim import MuonAdamW, build_optimizer, scheduled
 from vera_lite.training.toy.layers import SHIPPED_CODEC, build_toy_cache
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -253,67 +253,81 @@ def test_batches_are_pure_functions_of_the_step_and_split_over_ranks():
 
 
 def test_draws_do_not_depend_on_the_number_of_ranks():
-    whole = StepDraws(7, 3, 4)
-    parts = [StepDraws(7, 3, 2, rank=r, ranks=2) for r in range(2)]
+    whole = StepRandom(7, 3, 4)
+    parts = [StepRandom(7, 3, 2, rank=r, ranks=2) for r in range(2)]
     like = torch.zeros(3, 2, 4, 1, 2, 2)
     noise = whole.noise(torch.zeros(3, 4, 4, 1, 2, 2))
     assert torch.equal(noise, torch.cat([p.noise(like) for p in parts], dim=1))
     assert torch.equal(whole.uniform(2), torch.cat([p.uniform(2) for p in parts]))
     assert torch.equal(whole.permutation(), torch.cat([p.permutation() for p in parts]))
-    assert not torch.equal(StepDraws(7, 4, 4).uniform(), StepDraws(7, 3, 4).uniform())
-    sigma = FlowMatching(shift=1.0).sample_sigma(StepDraws(0, 0, 8))
+    assert not torch.equal(StepRandom(7, 4, 4).uniform(), StepRandom(7, 3, 4).uniform())
+    sigma = FlowMatching(shift=1.0).sample_sigma(StepRandom(0, 0, 8))
     assert sorted((sigma * 8).long().tolist()) == list(range(8))  # one a stratum
 
 
 # --- optimizer -----------------------------------------------------------------------------------
 
 
-def test_muon_equals_torchs_on_each_slice_and_adamw_equals_torchs():
+def test_one_optimizer_does_what_muon_and_adamw_do_and_goes_on_from_its_state():
     torch.manual_seed(0)
-    start, gradients = torch.randn(3, 16, 24), torch.randn(4, 3, 16, 24)
-    stacked, vector = nn.Parameter(start.clone()), nn.Parameter(torch.ones(5))
-    ours = MuonAdamW(
-        [
-            {"params": [stacked], "muon": True, "lr": 0.02, "weight_decay": 0.0},
-            {"params": [vector], "muon": False, "lr": 1e-2, "weight_decay": 0.1},
-        ]
-    )
-    slices = [nn.Parameter(s.clone()) for s in start]
-    same = nn.Parameter(torch.ones(5))
-    muon = torch.optim.Muon(slices, lr=0.02, weight_decay=0.0, momentum=0.95, nesterov=True)
-    adamw = torch.optim.AdamW([same], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.97))
-    for gradient in gradients:
-        stacked.grad, vector.grad = gradient.clone(), gradient[0, 0, :5].clone()
-        for p, g in zip(slices, gradient, strict=True):
-            p.grad = g.clone()
-        same.grad = vector.grad.clone()
-        for optimizer in (ours, muon, adamw):
-            optimizer.step()
-    assert (stacked - start).abs().max() > 0.01
-    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in slices]), atol=2e-3, rtol=0)
-    torch.testing.assert_close(vector.detach(), same.detach(), atol=1e-7, rtol=0)
+    start, gradients = torch.randn(16, 24), torch.randn(4, 16, 24)
+
+    def weights():
+        return nn.Parameter(start.clone()), nn.Parameter(torch.ones(5))
+
+    def both(matrix, vector):
+        return MuonAdamW(
+            [{"params": [matrix], "lr": 0.02, "weight_decay": 0.0}],
+            [{"params": [vector], "lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.97)}],
+        )
+
+    ours, theirs = weights(), weights()
+    optimizer = both(*ours)
+    muon = torch.optim.Muon(theirs[:1], lr=0.02, weight_decay=0.0)
+    adamw = torch.optim.AdamW(theirs[1:], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.97))
+    for step, gradient in enumerate(gradients):
+        for matrix, vector in (ours, theirs):
+            matrix.grad, vector.grad = gradient.clone(), gradient[0, :5].clone()
+        for one in (optimizer, muon, adamw):
+            one.step()
+        if step == 1:  # begun anew from what was saved
+            saved = optimizer.state_dict()
+            optimizer = both(*ours)
+            optimizer.load_state_dict(saved)
+            assert [g["lr"] for g in optimizer.param_groups] == [0.02, 1e-2]
+    assert (ours[0] - start).abs().max() > 0.01
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
 
 
-def test_orthogonalise_flattens_singular_values():
-    torch.manual_seed(0)
-    for shape in ((2, 16, 32), (2, 32, 16)):
-        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
-        assert values.min() > 0.5 and values.max() < 1.4
+def test_the_rate_warms_up_stays_and_falls():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=2.0)
+    schedule = scheduled(optimizer, 100, warmup_steps=10, decay_from=0.5)["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] < rates[5] < rates[10] == rates[49] == 2.0
+    assert rates[75] == pytest.approx(1.0) and 0 < rates[99] < 0.1
 
 
 def test_muon_gets_the_matrices_of_the_blocks_only():
     from test_rvedit import build
     from test_vera import vera
 
+    def names(system, part):
+        known = {id(p): n for n, p in system.named_parameters()}
+        return {known[id(p)] for group in part.param_groups for p in group["params"]}
+
     editor = build(lora_rank=2)
-    first = {id(p) for g in parameter_groups(editor, 1e-3, 0.02, 0.0) if g["muon"] for p in g["params"]}
-    assert all("blocks" in name for name, p in editor.named_parameters() if id(p) in first)
+    muon, _ = build_optimizer(editor, 1e-3, 0.02, 0.0).parts
+    assert all("blocks" in name for name in names(editor, muon))
 
     system = vera()
-    groups = parameter_groups(system, 1e-3, 0.02, 0.0)
-    names = {id(p): n for n, p in system.named_parameters()}
-    muon = {names[id(p)] for g in groups if g["muon"] for p in g["params"]}
-    assert "transformer.blocks.0.attn1.to_q.weight" in muon
+    muon, adamw = (names(system, part) for part in build_optimizer(system, 1e-3, 0.02, 0.0).parts)
+    assert "blocks.0.branches.2.attn1.to_q.weight" in muon
     assert not any("scale_shift" in n or "norm" in n or "embed" in n or n.endswith("bias") for n in muon)
-    assert sum(len(g["params"]) for g in groups) == len(names)
-    assert [g["muon"] for g in parameter_groups(system, 1e-3, None, 0.0)] == [False]
+    assert muon | adamw == {n for n, _ in system.named_parameters()} and not muon & adamw
+    assert isinstance(build_optimizer(system, 1e-3, None, 0.0), torch.optim.AdamW)

@@ -1,5 +1,6 @@
 """Vera: the invariants that its architecture promises, and its parameter counts."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.systems.vera import drop_conditions
 
@@ -97,13 +97,29 @@ def test_joint_attention_lets_branches_see_each_other(inputs):
 
 def test_permuting_branches_permutes_outputs(inputs):
     model = vera(share_text_kv=False, share_condition_embedder=False)
-    transformer, order = model.transformer, [2, 0, 1]
-    expected = transformer(inputs["latents"], inputs["timestep"], inputs["text"])[order]
-    with torch.no_grad():
-        for p in transformer.parameters():
-            p.copy_(p[order].clone())
-    result = transformer(inputs["latents"][order], inputs["timestep"], inputs["text"])
+    with torch.no_grad():  # nothing but their weights tells the branches apart
+        for p in (model.layer_embedding, *model.source_embedding.parameters()):
+            p.zero_()
+    given, order = inputs | {"mask": None}, [2, 0, 1]
+    expected = model(**given)[order]
+    weights = [model.branch(layer) for layer in order]
+    model.load_branches([{name: v.clone() for name, v in state.items()} for state in weights])
+    result = model(**given | {"latents": inputs["latents"][order]})
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_branch_goes_back_to_diffusers(wan, share):
+    theirs, _ = wan
+    model = vera(share_text_kv=share, share_condition_embedder=share)
+    states = [{n: v + i for n, v in theirs.state_dict().items()} for i in range(3)]
+    model.load_branches(states)
+    for i in range(3):
+        state = model.branch(i)
+        theirs.load_state_dict(state)  # diffusers accepts names and shapes
+        for name, value in state.items():
+            common = share and ("condition_embedder" in name or re.search("attn2.(to_k|to_v|norm_k)", name))
+            assert torch.equal(value, states[0 if common else i][name]), name
 
 
 def test_the_source_enters_through_the_composite_branch_only(inputs):
@@ -125,7 +141,7 @@ def test_the_mask_enters_through_the_alpha_branch_only_and_can_be_withheld(input
 
 def test_shared_weights_ablation_tells_branches_apart_by_conditions_only(inputs):
     model = vera(mixture=False)
-    assert model.transformer.blocks[0].attn1.to_q.weight.shape[0] == 1
+    assert len(model.towers) == len(model.blocks[0].branches) == 1
     same = inputs["latents"][:1].expand(3, -1, -1, -1, -1, -1)
     edit, alpha, composite = model(**inputs | {"latents": same})
     assert not torch.allclose(edit, alpha) and not torch.allclose(alpha, composite)
@@ -155,7 +171,7 @@ def batch(inputs: dict) -> dict:
 def test_training_losses_follow_the_config(inputs):
     def losses(model):
         sigma = torch.tensor([0.9, 0.25])
-        return model.training_losses(batch(inputs), sigma, StepDraws(5, 0, 2))
+        return model.training_losses(batch(inputs), sigma, StepRandom(5, 0, 2))
 
     full = losses(vera())
     assert set(full) == {"edit", "alpha", "composite"}
@@ -169,7 +185,7 @@ def test_conditions_are_dropped_at_their_rates(inputs):
     text = torch.ones(400, 5, 16)
 
     def dropped(**rates):
-        features, mask_given = drop_conditions(text, replace(config, **rates), StepDraws(1, 0, 400))
+        features, mask_given = drop_conditions(text, replace(config, **rates), StepRandom(1, 0, 400))
         return float((features == 0).float().mean()), float(1 - mask_given.mean())
 
     assert dropped() == (0.0, 0.0)
@@ -177,12 +193,12 @@ def test_conditions_are_dropped_at_their_rates(inputs):
     assert dropped(phrase_drop=1.0) == (1.0, 0.0)
     assert dropped(mask_drop=0.3)[1] == pytest.approx(0.3, abs=0.07)
     assert dropped(text_drop=0.3)[0] == pytest.approx(0.3, abs=0.07)
-    whole = drop_conditions(text, replace(config, text_drop=0.3), StepDraws(1, 0, 400))[0]
+    whole = drop_conditions(text, replace(config, text_drop=0.3), StepRandom(1, 0, 400))[0]
     assert set(whole.mean((1, 2)).tolist()) == {0.0, 1.0}  # all phrases of a prompt, or none
     # A dropped mask is no mask.
     model, sigma = vera(mask_drop=1.0), torch.tensor([0.9, 0.25])
-    one = model.training_losses(batch(inputs), sigma, StepDraws(5, 0, 2))
-    other = model.training_losses(batch(inputs) | {"mask": inputs["mask"] + 1}, sigma, StepDraws(5, 0, 2))
+    one = model.training_losses(batch(inputs), sigma, StepRandom(5, 0, 2))
+    other = model.training_losses(batch(inputs) | {"mask": inputs["mask"] + 1}, sigma, StepRandom(5, 0, 2))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -202,13 +218,13 @@ def test_regeneration_uses_source_mask_and_text(inputs):
     before = model(**single)
     for name in ("source", "mask", "text"):
         assert not torch.allclose(model(**single | {name: single[name] + 1}), before), name
-    assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepDraws(0, 0, 2))) == {
+    assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepRandom(0, 0, 2))) == {
         "composite"
     }
 
 
 def test_odd_latents_are_refused_in_one_sentence(inputs):
-    with pytest.raises(UserError, match="do not divide into patches"):
+    with pytest.raises(ValueError, match="do not divide into patches"):
         vera()(**inputs | {"latents": inputs["latents"][..., :3]})
-    with pytest.raises(UserError, match="prediction is velocity or x_0"):
+    with pytest.raises(ValueError, match="prediction is velocity or x_0"):
         replace(VeraConfig(backbone=TINY), objective=FlowMatching("noise"))

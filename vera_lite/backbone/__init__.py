@@ -1,8 +1,8 @@
-"""Diffusion transformers, readable: Wan's, for one stream or several, and CogVideoX's."""
+"""Diffusion transformers, readable: Wan's and CogVideoX's."""
 
 from vera_lite.backbone.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from vera_lite.backbone.loading import load_wan, read_wan, split_wan
-from vera_lite.backbone.rotary import rotary_table, rotate
+from vera_lite.backbone.loading import load_weights, read_wan
+from vera_lite.backbone.rotary import grid_positions, rotary_table, rotate
 from vera_lite.backbone.wan import (
     WAN_1_3B,
     WAN_14B,
@@ -21,9 +21,9 @@ __all__ = [
     "WanBlock",
     "WanConfig",
     "WanTransformer",
-    "load_wan",
+    "grid_positions",
+    "load_weights",
     "read_wan",
     "rotary_table",
     "rotate",
-    "split_wan",
 ]

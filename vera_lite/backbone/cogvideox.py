@@ -4,22 +4,23 @@ Unlike Wan's block it has no cross-attention: text tokens stand before the video
 the same attention and feed-forward layers, and only the modulation by the timestep differs. Built without
 text (``text_embed_dim=None``) it is a plain DiT over video tokens.
 
-The system that uses it walks through ``blocks`` itself, because papers differ in what they put between.
+As with :class:`~vera_lite.backbone.wan.WanTransformer`, a system walks the three steps embed, blocks and
+head itself, because papers differ in what they put between.
 
 Axis letters: B batch, T text tokens, S video tokens, D width, H heads, d = D / H. Parameter names and
 shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid, get_timestep_embedding
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone.rotary import rotate
-from vera_lite.backbone.wan import attend
+from vera_lite.backbone.rotary import Grid, rotary_table, rotate
+from vera_lite.backbone.wan import attend, sinusoids
 from vera_lite.errors import UserError
 
 
@@ -58,47 +59,32 @@ class CogVideoXConfig:
 
     def __post_init__(self):
         if self.attention_head_dim % 16:
-            raise UserError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
+            raise ValueError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
 
     @property
     def dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def sample_grid(self) -> tuple[int, int, int]:
+    def sample_grid(self) -> Grid:
         """Token grid (t, h, w) of the sample sizes; the codec has a temporal stride of 4."""
-        return self.grid(((self.sample_frames - 1) // 4 + 1, self.sample_height, self.sample_width))
+        frames = (self.sample_frames - 1) // 4 + 1
+        return frames, self.sample_height // self.patch_size, self.sample_width // self.patch_size
 
-    def grid(self, latent_size: tuple[int, ...]) -> tuple[int, int, int]:
-        """Token grid (t, h, w) of latents whose last three sizes are ``latent_size``."""
-        (t, h, w), p = latent_size, self.patch_size
+    def grid(self, latent_size: Sequence[int]) -> Grid:
+        """Token grid (t, h, w) of latents of size (..., t, h, w); ValueError if patches do not fit."""
+        (t, h, w), p = latent_size[-3:], self.patch_size
         if h % p or w % p:
-            raise UserError(f"latents of {tuple(latent_size)} do not divide into patches of {p}x{p}.")
+            raise ValueError(f"latents of {(t, h, w)} do not divide into patches of {p}x{p}.")
         return t, h // p, w // p
 
 
 # --- positions -----------------------------------------------------------------------------------
 
 
-def rotary_at(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Rotary table for any list of positions, for :func:`vera_lite.backbone.rotate`.
-
-    CogVideoX gives a quarter of the channels to time and three eighths each to height and width.
-
-    Args:
-        positions: (S, 3) of t, h, w.
-        head_dim: channels of one head, d.
-        theta: base of the frequencies.
-
-    Returns:
-        (S, d / 2) complex64, e^{i p w_k}.
-    """
-    angles = []
-    for p, dim in zip(positions.double().unbind(1), _axis_widths(head_dim), strict=True):
-        frequency = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=p.device) / dim)
-        angles.append(torch.outer(p, frequency))
-    angle = torch.cat(angles, 1)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+def axis_widths(channels: int) -> Grid:
+    """How many of some channels belong to t, h and w: a quarter to time, three eighths each to the sides."""
+    return channels // 4, channels // 8 * 3, channels // 8 * 3
 
 
 def sinusoids_at(positions: Tensor, dim: int, spatial_scale: float = 1.875) -> Tensor:
@@ -107,12 +93,11 @@ def sinusoids_at(positions: Tensor, dim: int, spatial_scale: float = 1.875) -> T
     Rows and columns are divided by ``spatial_scale``, the released models' interpolation.
     """
     t, h, w = positions.float().unbind(1)
-    axes = zip((t, w / spatial_scale, h / spatial_scale), _axis_widths(dim), strict=True)
-    return torch.cat([get_1d_sincos_pos_embed_from_grid(n, p) for p, n in axes], 1).float()
-
-
-def _axis_widths(dim: int) -> tuple[int, int, int]:
-    return dim // 4, dim // 8 * 3, dim // 8 * 3
+    waves = [
+        sinusoids(p, n).roll(n // 2, -1)  # here sines come first
+        for p, n in zip((t, w / spatial_scale, h / spatial_scale), axis_widths(dim), strict=True)
+    ]
+    return torch.cat(waves, 1)
 
 
 # --- the block -----------------------------------------------------------------------------------
@@ -157,7 +142,7 @@ class Attention(nn.Module):
         """
         Args:
             x: (B, S, D), which asks.
-            rotary: (R, d/2) for the last R tokens of x; those before (text) have no position.
+            rotary: (2, R, d) for the last R tokens of x; those before (text) have no position.
             memory, memory_rotary: what is attended to, if not x itself.
 
         Returns:
@@ -176,8 +161,8 @@ class Attention(nn.Module):
 
 
 def rotate_last(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate the last R of the tokens x (B, S, H, d) by rotary (R, d/2)."""
-    unplaced = x.shape[1] - len(rotary)
+    """Rotate the last R of the tokens x (B, S, H, d) by rotary (2, R, d)."""
+    unplaced = x.shape[1] - rotary.shape[1]
     if not unplaced:
         return rotate(x, rotary)
     return torch.cat([x[:, :unplaced], rotate(x[:, unplaced:], rotary)], 1)
@@ -215,7 +200,7 @@ class CogVideoXBlock(nn.Module):
         Args:
             streams: [text (B, T, D), video (B, S, D)] or [video].
             time: embedded timestep (B, time_embed_dim).
-            rotary: (S, d/2) complex, of the video tokens.
+            rotary: (2, S, d), of the video tokens.
 
         Returns:
             The streams, updated.
@@ -262,7 +247,7 @@ class PatchEmbed(nn.Module):
             [text (B, T, D), video (B, S or 2S, D)] or [video]; foreground tokens stand last.
         """
         if (text is None) != (self.text_proj is None):
-            raise UserError(
+            raise ValueError(
                 "this model was built without text: give none."
                 if self.text_proj is None
                 else "this model needs text features: give those of an empty prompt if there is none."
@@ -272,7 +257,7 @@ class PatchEmbed(nn.Module):
             tokens = torch.cat([tokens, self._patches(foreground, self.fg_proj or self.proj)], 1)
         streams = [tokens] if text is None else [self.text_proj(text), tokens]
         if self.config.use_learned_positional_embeddings:
-            return self._placed(streams, self.config.grid(video.shape[-3:]))
+            return self._placed(streams, self.config.grid(video.shape))
         return streams
 
     def _patches(self, latents: Tensor, proj: nn.Conv2d) -> Tensor:
@@ -282,16 +267,16 @@ class PatchEmbed(nn.Module):
         patches = rearrange(latents, "b c t (h p) (w q) -> b (t h w) (c p q)", p=p, q=p)
         return F.linear(patches, proj.weight.flatten(1), proj.bias).to(proj.weight.dtype)
 
-    def _placed(self, streams: list[Tensor], grid: tuple[int, int, int]) -> list[Tensor]:
+    def _placed(self, streams: list[Tensor], grid: Grid) -> list[Tensor]:
         if grid != self.config.sample_grid:
-            raise UserError(
+            raise ValueError(
                 f"this model's position table is for {self.config.sample_grid} tokens, these are {grid}: use "
                 "the sample size, or a config with use_learned_positional_embeddings=False."
             )
         words = self.config.max_text_seq_length
         *text, video = streams
         if text and text[0].shape[1] != words:
-            raise UserError(
+            raise ValueError(
                 f"this model takes exactly {words} text tokens, got {text[0].shape[1]}: pad them."
             )
         text = [x + self.pos_embedding[:, :words] for x in text]
@@ -307,8 +292,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(config.time_embed_dim, config.time_embed_dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        width = self.linear_1.in_features
-        waves = get_timestep_embedding(timestep, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        waves = sinusoids(timestep, self.linear_1.in_features)
         return self.linear_2(F.silu(self.linear_1(waves.type_as(self.linear_1.weight))))
 
 
@@ -326,7 +310,7 @@ class AdaptiveNormOut(nn.Module):
 
 
 class CogVideoXTransformer(nn.Module):
-    """The parts of the transformer; see the module's docstring for who runs the blocks.
+    """Embedding, blocks and head; see the module's docstring for who runs them.
 
     Args:
         config, positions, foreground_channels: see :class:`PatchEmbed`.
@@ -335,6 +319,8 @@ class CogVideoXTransformer(nn.Module):
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
         self.config = config
+        #: What a backward pass keeps, see :func:`vera_lite.backbone.checkpointing.run_block`.
+        self.checkpointing = "none"
         self.patch_embed = PatchEmbed(config, positions, foreground_channels)
         self.time_embedding = TimeEmbedding(config)
         self.transformer_blocks = nn.ModuleList(CogVideoXBlock(config) for _ in range(config.num_layers))
@@ -348,7 +334,11 @@ class CogVideoXTransformer(nn.Module):
     def blocks(self) -> nn.ModuleList:
         return self.transformer_blocks
 
-    def decode(self, tokens: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def rotary(self, positions: Tensor) -> Tensor:
+        """Rotary table (2, S, d) of positions (S, 3), for the blocks."""
+        return rotary_table(positions, axis_widths(self.config.attention_head_dim))
+
+    def head(self, tokens: Tensor, time: Tensor, grid: Grid) -> Tensor:
         """Video tokens (B, S, D) of a (t, h, w) grid -> prediction (B, out_channels, t, h, w)."""
         patches = self.proj_out(self.norm_out(self.norm_final(tokens), time))
         (t, h, w), p = grid, self.config.patch_size

@@ -1,96 +1,73 @@
-"""Weights between diffusers' Wan checkpoints and our stacked parameters.
-
-Our parameter of a name is the stack, over experts, of diffusers' parameters of that name; shapes
-differ only by singleton axes and by the patch convolution, which is a matrix here.
-"""
+"""Wan checkpoints as diffusers saves them."""
 
 import json
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from vera_lite.backbone.wan import WanConfig, WanTransformer
+from vera_lite.backbone.wan import WanConfig
 from vera_lite.errors import UserError
 
 StateDict = dict[str, Tensor]
 
-#: Ours only: zero at the start, absent from Wan checkpoints.
-_OURS_ONLY = ("condition_embedder.pooled_text.",)
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
     """Read a folder written by ``diffusers.WanTransformer3DModel.save_pretrained``, sharded or not.
 
+    Of several weight files side by side (an average beside the weights) it reads the one that diffusers
+    would read.
+
     Raises:
-        UserError: the folder holds no such model, or one with image conditioning (I2V), which our
-            block does not have.
+        UserError: the folder holds no such model, or one with image conditioning, which our block lacks.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: give the folder of a Wan transformer.")
     saved = json.loads((folder / "config.json").read_text())
-    if saved.get("added_kv_proj_dim") is not None or saved.get("image_dim") is not None:
+    image = saved.get("added_kv_proj_dim") is not None or saved.get("image_dim") is not None
+    if image or saved.get("in_channels") != saved.get("out_channels"):
         raise UserError(f"{folder} is an image-to-video Wan; use a text-to-video or TI2V checkpoint.")
     known = {f.name for f in fields(WanConfig)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no .safetensors file; other formats are not read.")
+    index = folder / f"{_WEIGHTS}.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = [_WEIGHTS]
     tensors: StateDict = {}
-    for file in files:
-        tensors.update(load_file(file))
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; other formats are not read.")
+        tensors.update(load_file(folder / name))
     return WanConfig(**values), tensors
 
 
-def load_wan(model: WanTransformer, checkpoints: list[StateDict]) -> None:
-    """Copy diffusers state dicts into ``model``: one for all branches, or one a branch.
+def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("summed_text.",)) -> None:
+    """Copy a checkpoint into a model.
 
-    Where the model shares a parameter between branches, the first checkpoint's is taken.
+    Args:
+        model: takes the weights, in its own precision.
+        tensors: by the model's names.
+        new: parameters whose names contain one of these may be missing: they are ours alone and keep
+            what they start with.
 
     Raises:
         UserError: names or shapes do not fit.
     """
-    if len(checkpoints) not in (1, model.branches):
-        raise UserError(
-            f"{model.branches} branches take 1 or {model.branches} checkpoints, not {len(checkpoints)}."
-        )
-    target = model.state_dict()
-    wanted = {n for n in target if not n.startswith(_OURS_ONLY)}
-    missing, foreign = wanted - checkpoints[0].keys(), checkpoints[0].keys() - wanted
-    if missing or foreign:
+    own = model.state_dict()
+    missing = {n for n in own.keys() - tensors.keys() if not any(part in n for part in new)}
+    unknown = tensors.keys() - own.keys()
+    if missing or unknown:
         raise UserError(
             f"the checkpoint does not fit: {len(missing)} parameters are missing {sorted(missing)[:3]}, "
-            f"{len(foreign)} are unknown {sorted(foreign)[:3]}."
+            f"{len(unknown)} are unknown {sorted(unknown)[:3]}."
         )
-    with torch.no_grad():
-        for name in wanted:
-            for expert, slot in enumerate(target[name]):
-                value = checkpoints[expert % len(checkpoints)][name]
-                if value.numel() != slot.numel():
-                    raise UserError(
-                        f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(slot.shape)} here."
-                    )
-                slot.copy_(value.reshape(slot.shape))
-
-
-def split_wan(model: WanTransformer) -> list[StateDict]:
-    """The inverse: one diffusers-named state dict a branch; shared parameters appear in each.
-
-    Patch embedding and tables get back the shapes that diffusers gives them.
-    """
-    config = model.config
-    states: list[StateDict] = [{} for _ in range(model.branches)]
-    for name, stack in model.state_dict().items():
-        if name.startswith(_OURS_ONLY):
-            continue
-        for branch, state in enumerate(states):
-            value = stack[min(branch, len(stack) - 1)].clone()
-            if name == "patch_embedding.weight":
-                value = value.view(config.dim, config.in_channels, *config.patch_size)
-            elif name.endswith("scale_shift_table"):
-                value = value[None]
-            state[name] = value
-    return states
+    for name, value in tensors.items():
+        theirs, ours = tuple(value.shape), tuple(own[name].shape)
+        if theirs != ours:
+            raise UserError(f"{name} is {theirs} in the checkpoint, {ours} here.")
+    model.load_state_dict(own | tensors)

@@ -44,7 +44,8 @@ def forward_flops(
     share_text_kv: bool = False,
     share_condition_embedder: bool = False,
 ) -> ForwardFlops:
-    """Predict the FLOPs of one forward pass of :class:`~vera_lite.backbone.wan.WanTransformer`.
+    """Predict the FLOPs of one forward pass of :class:`~vera_lite.backbone.wan.WanTransformer`, or of
+    N of them that attend jointly.
 
     Only matrix products count, as in ``torch.utils.flop_counter``. With N branches, B clips, S
     tokens a branch, T text tokens, width D, feed-forward width F, L blocks and M text memories (1
@@ -63,7 +64,7 @@ def forward_flops(
 
         embedding = 2 B N S c D (C + O) + 2 B E (G (P D + 7 D^2) + T (W D + D^2))
 
-    ``config.pooled_text`` adds 2 B E D^2. Without text embedding T is the length of every block's context,
+    ``config.summed_text`` adds 2 B E D^2. Without text embedding T is the length of every block's context,
     and its own terms are missing here. Without cross-attention 12 becomes 8, and the blocks' terms with T go.
 
     Args:
@@ -74,7 +75,8 @@ def forward_flops(
         batch: B.
         timesteps: G, runs of tokens with equal timestep; 1 unless timesteps are given per token.
         context_tokens: how many of S are no patches, and so not in the embedding: MiVE's context.
-        experts, joint, share_text_kv, share_condition_embedder: as for the transformer.
+        experts: sets of weights, N or 1.
+        joint, share_text_kv, share_condition_embedder: see :class:`vera_lite.systems.vera.VeraConfig`.
     """
     experts = branches if experts is None else experts
     depth, dim, inner = config.num_layers, config.dim, config.ffn_dim
@@ -88,7 +90,7 @@ def forward_flops(
 
     time = timesteps * (config.freq_dim * dim + 7 * dim**2)
     text = 0 if config.text_dim is None else text_tokens * (config.text_dim * dim + dim**2)
-    pooled = dim**2 if config.pooled_text else 0
+    pooled = dim**2 if config.summed_text else 0
     embedding = 2 * branches * tokens * channels * dim + 2 * embedders * (time + text + pooled)
     tokens += context_tokens  # S
     if not config.cross_attention:

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vera_lite.diffusion.draws import StepDraws
-from vera_lite.errors import UserError
+from vera_lite.diffusion.draws import StepRandom
 
 
 @dataclass(frozen=True)
@@ -31,32 +30,31 @@ class Diffusion:
 
     def __post_init__(self):
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise UserError(f"prediction is epsilon or v_prediction, not {self.prediction!r}.")
+            raise ValueError(f"prediction is epsilon or v_prediction, not {self.prediction!r}.")
 
-    def sample_sigma(self, draws: StepDraws) -> Tensor:
+    def sample_sigma(self, random: StepRandom) -> Tensor:
         """(B,) of t / 1000, t uniform in 0 .. 999 and stratified as in :class:`FlowMatching`."""
-        u = (draws.permutation() + draws.uniform()) / draws.global_batch
-        return (1000 * u).floor().clamp(max=999) / 1000
+        return (1000 * random.stratified()).floor().clamp(max=999) / 1000
 
     def quantile(self, sigma: Tensor) -> Tensor:
         """Where each sigma lies in the distribution that training draws from: uniform."""
         return sigma
 
-    def signal(self, sigma: Tensor) -> Tensor:
+    def alphas_cumprod(self, sigma: Tensor) -> Tensor:
         """abar_t, (B,) -> (B, 1, 1, 1, 1)."""
         # Without any signal left at t = 999, noise could not be turned into clean latents.
         table = _signal_table(zero_terminal_snr=self.prediction == "v_prediction")
         steps = (1000 * sigma).round().long().clamp(0, 999)
         return table.to(sigma.device)[steps].view(-1, 1, 1, 1, 1)
 
-    def noised(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def add_noise(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """x_t; sigma (B,) against x_0 (..., B, C, t, h, w)."""
-        signal = self.signal(sigma)
-        return (signal.sqrt() * x_0 + (1 - signal).sqrt() * noise).to(x_0.dtype)
+        signal = self.alphas_cumprod(sigma)
+        return signal.sqrt() * x_0 + (1 - signal).sqrt() * noise
 
-    def clean(self, output: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
+    def predict_x0(self, output: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
         """The network's guess of x_0, (..., B, C, t, h, w) in float32."""
-        signal = self.signal(sigma)
+        signal = self.alphas_cumprod(sigma)
         if self.prediction == "epsilon":
             return (x_t - (1 - signal).sqrt() * output) / signal.sqrt()
         return signal.sqrt() * x_t - (1 - signal).sqrt() * output
@@ -65,8 +63,10 @@ class Diffusion:
         """Mean over each clip, (..., B, C, t, h, w) -> (..., B)."""
         if self.prediction == "epsilon":
             return (output - noise).float().square().mean((-4, -3, -2, -1))
-        error = self.clean(output.float(), self.noised(x_0.float(), noise.float(), sigma), sigma) - x_0
-        return (error.square() / (1 - self.signal(sigma))).mean((-4, -3, -2, -1))
+        error = (
+            self.predict_x0(output.float(), self.add_noise(x_0.float(), noise.float(), sigma), sigma) - x_0
+        )
+        return (error.square() / (1 - self.alphas_cumprod(sigma))).mean((-4, -3, -2, -1))
 
 
 @functools.cache

@@ -1,10 +1,10 @@
-"""Everything random in training, as a function of (seed, step, place in the global batch)."""
+"""Randomness as pure functions: an interrupted run goes on as if it had not been interrupted."""
 
 import torch
 from torch import Tensor
 
 
-class StepDraws:
+class StepRandom:
     """Everything random in one training step, as a function of (seed, step, place in the global batch).
 
     A rank draws what its clips would get if one process trained on the whole batch, so neither an
@@ -32,19 +32,27 @@ class StepDraws:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape)."""
-        return self._mine(torch.rand(self.global_batch, *shape, generator=self._generator))
+        return self._mine(
+            torch.rand(self.global_batch, *shape, generator=self._generator, dtype=torch.float32)
+        )
+
+    def stratified(self) -> Tensor:
+        """One uniform number in each slice [i / n, (i + 1) / n) of the global batch of n clips, in random
+        order: this rank's part, (B,)."""
+        return (self.permutation() + self.uniform()) / self.global_batch
 
     def shared_integer(self, below: int) -> int:
         """One number in 0 .. below - 1 for the whole global batch: every rank draws the same."""
         return int(torch.randint(below, (), generator=self._generator))
 
     def noise(self, like: Tensor) -> Tensor:
-        """Normal noise shaped like (layers, B, C, t, h, w), from one generator a clip."""
+        """Normal noise in float32 of the shape (..., B, C, t, h, w), from one generator per clip."""
         clips = []
         for slot in range(self.first, self.first + self.batch):
             generator = torch.Generator().manual_seed(mix_seed(self._seed, self._step, slot))
-            clips.append(torch.randn(like.shape[0], *like.shape[2:], generator=generator))
-        return torch.stack(clips, dim=1).to(like)
+            shape = (*like.shape[:-5], *like.shape[-4:])
+            clips.append(torch.randn(shape, generator=generator, dtype=torch.float32))
+        return torch.stack(clips, dim=like.ndim - 5).to(like.device)
 
 
 def mix_seed(*numbers: int) -> int:

@@ -11,15 +11,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from vera_lite.diffusion.draws import StepDraws
-from vera_lite.errors import UserError
+from vera_lite.diffusion.draws import StepRandom
 
 Prediction = Literal["velocity", "x_0"]
 
 
-def noised(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma on the straight path; sigma (B,) against x_0 (..., B, C, t, h, w)."""
-    sigma = sigma.view(-1, 1, 1, 1, 1)
+def add_noise(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_sigma on the straight path, in float32; sigma (B,) against x_0 (..., B, C, t, h, w)."""
+    sigma = sigma.float().view(-1, 1, 1, 1, 1)
     return (1 - sigma) * x_0 + sigma * noise
 
 
@@ -38,8 +37,8 @@ class FlowMatching:
     """The training objective.
 
     Attributes:
-        prediction: what the network outputs. "velocity" is Wan's; "x_0" lets a network narrower than
-            its token (toy scale) leave the noise to the formula instead of passing it through.
+        prediction: what the network outputs. "velocity" is Wan's. "x_0" lets a network that is narrower
+            than its token (toy scale) leave the noise to the formula instead of passing it through.
         shift: moves uniform sigma towards noise, sigma' = shift * sigma / (1 + (shift - 1) * sigma),
             where layout is decided. 1 is uniform.
         min_sigma_weight: with x_0, the loss is that of the velocity, (x_0 error)^2 / sigma^2, with
@@ -52,36 +51,35 @@ class FlowMatching:
 
     def __post_init__(self):
         if self.prediction not in ("velocity", "x_0"):
-            raise UserError(f"prediction is velocity or x_0, not {self.prediction!r}.")
-        if self.shift <= 0 or self.min_sigma_weight <= 0:
-            raise UserError("shift and min_sigma_weight must be positive.")
+            raise ValueError(f"prediction is velocity or x_0, not {self.prediction!r}.")
+        if not (self.shift > 0 and self.min_sigma_weight > 0):
+            raise ValueError("shift and min_sigma_weight must be positive.")
 
-    def sample_sigma(self, draws: "StepDraws") -> Tensor:
-        """(B,) noise levels, stratified: one uniform number a slice of [0, 1], in random order.
+    def sample_sigma(self, random: StepRandom) -> Tensor:
+        """(B,) noise levels, stratified: one uniform number per slice of [0, 1], in random order.
 
         Strata take out most of the variance that a batch's loss owes to its noise levels.
         """
-        slices = draws.permutation() + draws.uniform()
-        u = slices / draws.global_batch
+        u = random.stratified()
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def quantile(self, sigma: Tensor) -> Tensor:
         """Where each sigma lies in the distribution that training draws from, in [0, 1]."""
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
-    def noised(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """:func:`noised`, for systems that leave the path to their objective."""
-        return noised(x_0, noise, sigma)
+    def add_noise(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """:func:`add_noise`."""
+        return add_noise(x_0, noise, sigma)
 
     def loss(self, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Mean squared velocity error of each clip, (..., B, C, t, h, w) -> (..., B)."""
-        if self.prediction == "velocity":
-            return (output - (noise - x_0)).float().square().mean((-4, -3, -2, -1))
-        error = (output - x_0).float().square().mean((-4, -3, -2, -1))
-        return error / sigma.clamp_min(self.min_sigma_weight) ** 2
+        """Mean squared velocity error of each clip in float32, (..., B, C, t, h, w) -> (..., B)."""
+        velocity = self.prediction == "velocity"
+        target = noise.float() - x_0.float() if velocity else x_0.float()
+        error = (output.float() - target).square().mean((-4, -3, -2, -1))
+        return error if velocity else error / sigma.clamp_min(self.min_sigma_weight) ** 2
 
     def loss_where(self, mask: Tensor, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """:meth:`loss`, its mean taken where ``mask`` (B, 1, t, h, w) is 1: a small edit counts as much as a
-        large one. 0 where nothing is marked."""
+        """:meth:`loss`, its mean taken where ``mask`` (B, 1, t, h, w) is 1, so that a small edit counts as
+        much as a large one. 0 where nothing is marked."""
         share = mask.mean((1, 2, 3, 4)).clamp_min(1e-6)
         return self.loss(mask * output, mask * x_0, mask * noise, sigma) / share

@@ -94,9 +94,9 @@ def _ddim(predict: Predict, x: Tensor, steps: int, objective: Diffusion) -> _Wal
     timesteps = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)]
     levels = (torch.tensor(timesteps) / 1000).to(x.device)[:, None].expand(-1, x.shape[-5])
     for step, sigma in enumerate(levels):
-        x_0 = objective.clean(predict(x, sigma).to(x.dtype), x, sigma)
+        x_0 = objective.predict_x0(predict(x, sigma).to(x.dtype), x, sigma)
         # The same x_0 and the same noise, at the next level.
-        signal = objective.signal(sigma)
+        signal = objective.alphas_cumprod(sigma)
         noise = (x - signal.sqrt() * x_0) / (1 - signal).sqrt()
-        x = objective.noised(x_0, noise, levels[step + 1]) if step + 1 < steps else x_0
+        x = objective.add_noise(x_0, noise, levels[step + 1]) if step + 1 < steps else x_0
         yield sigma, x, x_0

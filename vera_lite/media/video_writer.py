@@ -70,7 +70,7 @@ class VideoWriter:
         """
         if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) not in (1, 3):
             raise ValueError(
-                f"a frame is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (3 or 1, H, W), see to_uint8."
+                f"a frame is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (3 or 1, H, W)."
             )
         if self._container is None:
             self._start(frame)

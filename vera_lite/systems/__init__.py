@@ -47,7 +47,7 @@ def build_system(saved: dict) -> nn.Module:
             "objective": (Diffusion if classic else FlowMatching)(**config["objective"]),
         }
         return build(config_type(**config))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"this {saved['system']} config does not fit this version: {error}.") from error
 
 

@@ -22,15 +22,15 @@ background branch, W_j   ``branch``, ``branch.branch_blocks``
 ERoPE                    :func:`stream_positions`
 """
 
-import functools
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.cogvideox import (
     AdaptiveNormOut,
     Attention,
@@ -40,17 +40,16 @@ from vera_lite.backbone.cogvideox import (
     PatchEmbed,
     TimeEmbedding,
     config_of,
-    rotary_at,
 )
+from vera_lite.backbone.rotary import Grid, grid_positions
 from vera_lite.codecs import Codec, latent_mask
 from vera_lite.diffusion.ddpm import Diffusion
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, check_choice
 
 AXES = ("t", "h", "w")
 ROPES = ("paper", "released", "shared")
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -92,18 +91,36 @@ class GenCompositorConfig:
     blank_foreground: float = 0.2
 
     def __post_init__(self):
-        for name, choices in (("rope", ROPES), ("rope_axis", AXES), ("fusion", ("self", "cross"))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        check_choice("rope", self.rope, ROPES)
+        check_choice("rope_axis", self.rope_axis, AXES)
+        check_choice("fusion", self.fusion, ("self", "cross"))
         if self.backbone.in_channels != 2 * self.backbone.out_channels:
-            raise UserError(
+            raise ValueError(
                 "the backbone must read twice the channels that it predicts (noisy latents and masked "
                 f"background), got {self.backbone.in_channels} and {self.backbone.out_channels}."
             )
         if not 0 <= self.branch_layers <= self.backbone.num_layers:
-            raise UserError(f"branch_layers lies in 0..{self.backbone.num_layers}, not {self.branch_layers}.")
+            raise ValueError(
+                f"branch_layers lies in 0..{self.backbone.num_layers}, not {self.branch_layers}."
+            )
         if self.rope_offset is not None and self.rope != "paper":
-            raise UserError(f"rope_offset is a choice of rope='paper' only, not of {self.rope!r}.")
+            raise ValueError(f"rope_offset is a choice of rope='paper' only, not of {self.rope!r}.")
+
+
+class CompositionBatch(TypedDict):
+    """What :meth:`GenCompositor.training_losses` learns from: latents (B, C, t, h, w).
+
+    ``blank`` is a white video; ``mask`` is (B, 1, t, h, w) of 0 and 1; ``text``, (B, T, text_embed_dim), is
+    for a backbone that reads text.
+    """
+
+    composite: Tensor
+    background: Tensor
+    masked_background: Tensor
+    foreground: Tensor
+    blank: Tensor
+    mask: Tensor
+    text: NotRequired[Tensor]
 
 
 #: The choices of the released code.
@@ -136,25 +153,11 @@ def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: i
     """
     which = AXES.index(axis)
     if rope == "released":
-        return _cells([2 * n if i == which else n for i, n in enumerate(grid)])
-    cells = _cells(grid)
-    shift = torch.zeros(3, dtype=torch.long)
+        return grid_positions(tuple(2 * n if i == which else n for i, n in enumerate(grid)))
+    cells, shift = grid_positions(grid), torch.zeros(3, dtype=torch.long)
     if rope == "paper":
         shift[which] = grid[which] if offset is None else offset
     return torch.cat([cells, cells + shift])
-
-
-def _cells(grid) -> Tensor:
-    return torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3)
-
-
-@functools.lru_cache(maxsize=64)
-def _rotary(head_dim: int, device: torch.device, grid: Grid, *reading) -> Tensor:
-    """Rotary table of two streams under a reading (rope, axis, offset) or, without one, of one stream."""
-    # Kept by the cache beyond this call: it must not be born as an inference tensor.
-    with torch.inference_mode(False):
-        positions = stream_positions(grid, *reading) if reading else _cells(grid)
-        return rotary_at(positions.to(device), head_dim)
 
 
 # --- the background branch -----------------------------------------------------------------------
@@ -167,7 +170,7 @@ class BackgroundBranch(nn.Module):
         super().__init__()
         size, dim = config.backbone, config.backbone.dim
         wider = replace(size, in_channels=size.in_channels + 1)  # noisy ‖ masked background ‖ mask
-        self.patch_embed = PatchEmbed(wider, _cells(size.sample_grid))
+        self.patch_embed = PatchEmbed(wider, grid_positions(size.sample_grid))
         self.time_embedding = TimeEmbedding(size)
         self.transformer_blocks = nn.ModuleList(CogVideoXBlock(size) for _ in range(config.branch_layers))
         self.branch_blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(config.branch_layers))  # W_j
@@ -184,7 +187,7 @@ class BackgroundBranch(nn.Module):
             video: noisy latents, masked background and mask (B, 2C + 1, t, h, w).
             timestep: (B,).
             text: as for the main stream.
-            rotary: (S, d/2), plain positions.
+            rotary: (2, S, d), plain positions.
 
         Returns:
             s_j, (B, S, D) each.
@@ -287,7 +290,7 @@ class GenCompositor(nn.Module):
             Prediction for the composite (B, C, t, h, w).
 
         Raises:
-            UserError: a condition's size is not that of the latents.
+            ValueError: a condition's size is not that of the latents.
         """
         for name, condition, channels in (
             ("masked_background", masked_background, latents.shape[1]),
@@ -296,16 +299,17 @@ class GenCompositor(nn.Module):
         ):
             expected = (len(latents), channels, *latents.shape[2:])
             if condition is not None and condition.shape != expected:
-                raise UserError(
+                raise ValueError(
                     f"{name} is {tuple(condition.shape)}; for these latents it must be {expected}."
                 )
         config, main = self.config, self.transformer
-        grid = config.backbone.grid(latents.shape[2:])
+        grid = config.backbone.grid(latents.shape)
         S = math.prod(grid)
-        table = functools.partial(_rotary, config.backbone.attention_head_dim, latents.device, grid)
-        one_stream = rotary = table()
-        if foreground is not None:
-            rotary = table(config.rope, config.rope_axis, config.rope_offset)
+        positions = stream_positions(grid, config.rope, config.rope_axis, config.rope_offset)
+        rotary = main.rotary(positions.to(latents.device))  # z, then f
+        one_stream = main.rotary(grid_positions(grid, device=latents.device))
+        if foreground is None:
+            rotary = one_stream
 
         # [z; f] = [P(x_t ‖ b); P_f(f)]
         if config.shared_projection and foreground is not None:
@@ -325,35 +329,36 @@ class GenCompositor(nn.Module):
         streams = [*text_tokens, video]
         for i, block in enumerate(main.blocks):
             # [z; f] <- Block_i([z; f])
-            streams = block(streams, time, rotary[: streams[-1].shape[1]])
+            here = rotary[:, : streams[-1].shape[1]]
+            streams = run_block(main.checkpointing, block, streams, time, here)
             if self.cross_attention is not None and foreground is not None:
-                streams[-1] = self.cross_attention[i](streams[-1], rotary[:S], f, rotary[S:])
+                streams[-1] = self.cross_attention[i](streams[-1], rotary[:, :S], f, rotary[:, S:])
             # z <- z + (1 - m) * s_j
             if features:
                 s = features[i // math.ceil(len(main.blocks) / len(features))]
                 z, rest = streams[-1][:, :S], streams[-1][:, S:]
                 streams[-1] = torch.cat([torch.where(keep, z + s, z), rest], 1)
-        return main.decode(streams[-1][:, :S], time, grid)
+        return main.head(streams[-1][:, :S], time, grid)
 
-    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+    def training_losses(
+        self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
+    ) -> dict[str, Tensor]:
         """Loss of each clip.
 
         Args:
-            batch: latents ``composite, background, masked_background, foreground`` and ``blank`` (a white
-                video), (B, C, t, h, w) each; ``mask`` (B, 1, t, h, w) of 0 and 1; ``text`` if the backbone
-                reads text.
+            batch: see :class:`CompositionBatch`.
             sigma: (B,).
-            draws: source of noise and of blank foregrounds.
+            random: source of noise and of blank foregrounds.
 
         Returns:
             ``{"composite": (B,)}``, and ``"masked"`` if ``mask_loss_weight`` is set; the sum of both is
             the objective.
         """
         objective, weight = self.config.objective, self.config.mask_loss_weight
-        x_0, foreground = blanked(batch, self.config.blank_foreground, draws)
-        noise = draws.noise(x_0[None])[0]
+        x_0, foreground = blanked(batch, self.config.blank_foreground, random)
+        noise = random.noise(x_0)
         output = self(
-            objective.noised(x_0, noise, sigma),
+            objective.add_noise(x_0, noise, sigma),
             1000 * sigma,
             batch["masked_background"],
             batch["mask"],
@@ -372,9 +377,9 @@ def token_mask(mask: Tensor, patch_size: int) -> Tensor:
     return F.max_pool3d(mask.float(), (1, patch_size, patch_size)).flatten(2).mT > 0
 
 
-def blanked(batch: dict[str, Tensor], rate: float, draws: StepDraws) -> tuple[Tensor, Tensor]:
+def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[Tensor, Tensor]:
     """Target and foreground; with chance ``rate`` a clip's are the background and a blank video."""
-    blank = (draws.uniform() < rate).to(batch["composite"].device).view(-1, 1, 1, 1, 1)
+    blank = (random.uniform() < rate).to(batch["composite"].device).view(-1, 1, 1, 1, 1)
     target = torch.where(blank, batch["background"], batch["composite"])
     return target, torch.where(blank, batch["blank"], batch["foreground"])
 
@@ -388,7 +393,7 @@ def encode_conditions(
         codec: pixels to latents.
         background: (B, T, 3, H, W) in [0, 1].
         foreground: (B, T, 3, H, W), the centred object on its white canvas.
-        mask: (B, T, 1, H, W); above 0.5 the background is painted black, and the model draws.
+        mask: (B, T, 1, H, W); above 0.5 the background is painted black, and the model random.
 
     Returns:
         Its arguments ``masked_background``, ``mask`` and ``foreground``.

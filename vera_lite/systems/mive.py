@@ -24,23 +24,31 @@ c                        ``adapter``, an :class:`~vera_lite.conditioning.multisc
 P blocks, PatchEmbed     ``transformer``
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, load_wan, read_wan, rotary_table
+from vera_lite.backbone import (
+    WAN_14B,
+    WanConfig,
+    WanTransformer,
+    grid_positions,
+    load_weights,
+    read_wan,
+)
+from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.rotary import Grid
 from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError
+from vera_lite.errors import check_choice
 from vera_lite.systems.baselines.mive_cross_attention import CROSS_ATTENTION, Context, read_apart
 
 
@@ -51,7 +59,7 @@ class MiVEConfig:
     Attributes:
         backbone: of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
             embedding reads twice as many. Text embedding and cross-attention are left out, whatever it says.
-            With ``pooled_text`` the context's text tokens are also summed into the time embedding; not in
+            With ``summed_text`` the context's text tokens are also summed into the time embedding; not in
             the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy one in
@@ -88,16 +96,32 @@ class MiVEConfig:
     changed_loss_weight: float = 0.0
 
     def __post_init__(self):
-        choices = {
-            "context_positions": ("none", "index", "before"),
-            "reference_position": ("before", "first"),
-            "conditioning": ("self", *CROSS_ATTENTION),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        check_choice("context_positions", self.context_positions, ("none", "index", "before"))
+        check_choice("reference_position", self.reference_position, ("before", "first"))
+        check_choice("conditioning", self.conditioning, ("self", *CROSS_ATTENTION))
         if self.vlm_frames is not None and self.vlm_frames < 1:
-            raise UserError(f"vlm_frames must be positive, got {self.vlm_frames}.")
+            raise ValueError(f"vlm_frames must be positive, got {self.vlm_frames}.")
+
+
+class MiVEBatch(TypedDict):
+    """What :meth:`MiVE.training_losses` learns from.
+
+    Attributes:
+        source, target: latents of the video and of the edited video (B, C, t, h, w).
+        reference: latents of the edited first frame, coded as a clip of its own (B, C, 1, h, w).
+        source_video: pixels (B, T, 3, H, W) in [0, 1], for the VLM.
+        reference_image: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
+        instruction: what to do, B strings.
+        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
+    """
+
+    source: Tensor
+    target: Tensor
+    reference: Tensor
+    source_video: Tensor
+    reference_image: Tensor
+    instruction: Sequence[str]
+    changed: NotRequired[Tensor]
 
 
 class MiVE(nn.Module):
@@ -107,8 +131,6 @@ class MiVE(nn.Module):
         config: see :class:`MiVEConfig`.
     """
 
-    layers = ("composite",)
-
     def __init__(self, config: MiVEConfig):
         super().__init__()
         self.config = config
@@ -116,8 +138,8 @@ class MiVE(nn.Module):
         self.transformer = WanTransformer(
             replace(wan, in_channels=2 * wan.in_channels, text_dim=None, cross_attention=crossed)
         )
-        weight = self.transformer.patch_embedding.weight  # (1, D, C * cells), channel by channel
-        nn.init.zeros_(weight[..., weight.shape[-1] // 2 :])  # new channels say nothing yet
+        # New channels say nothing yet.
+        nn.init.zeros_(self.transformer.patch_embedding.weight[:, wan.in_channels :])
         apart = config.conditioning == "decoupled"
         self.adapter = MultiscaleContext(config.vlm_dim, wan.dim, 1 if apart else len(config.vlm_layers))
         self.visual_adapter = MultiscaleContext(config.vlm_dim, wan.dim, 1) if apart else None
@@ -139,7 +161,7 @@ class MiVE(nn.Module):
         tensors = {n: v for n, v in tensors.items() if not any(part in n for part in left_out)}
         weight = tensors["patch_embedding.weight"]  # (D, C, p, q, r)
         tensors["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], 1)
-        load_wan(system.transformer, [tensors])
+        load_weights(system.transformer, tensors)
         return system
 
     @property
@@ -175,30 +197,30 @@ class MiVE(nn.Module):
             Prediction (B, C, t, h, w).
         """
         wan, context = self.transformer, self.context(reading)
-        grid = wan.config.grid(latents.shape[-3:])
+        grid = wan.config.grid(latents.shape)
         halves = latents, source
         if reference is not None:
-            halves = [torch.cat([reference, half], 2) for half in halves]
+            halves = [torch.cat([reference.to(half), half], 2) for half in halves]
         z = torch.cat(tuple(halves), 1)  # (6): (B, 2C, t + 1, h, w)
-        u = wan.patch_embedding(wan.patchify(z)[None])  # v, (1, B, S, D)
-        before, given = 0, None  # tokens before v, and which tokens are no padding
+        u = wan.patch_embedding(z)  # v
+        before, key_padding_mask = 0, None  # tokens before v, and which tokens are no padding
         if self.config.conditioning == "self":
             before = context.tokens.shape[1]  # N_c
-            u = torch.cat([context.tokens[None].type_as(u), u], 2)  # (7): (1, B, N_c + S, D)
+            u = torch.cat([context.tokens.type_as(u), u], 1)  # (7): (B, N_c + S, D)
             words = context.text | context.visual
             if len(words) > 1 and not words.all():  # one prompt alone is never padded
-                given = F.pad(words, (0, u.shape[2] - before), value=True)
-        u = u.to(wan.scale_shift_table.dtype)  # under autocast the residual stream keeps float32
+                key_padding_mask = F.pad(words, (0, u.shape[1] - before), value=True)
 
         noisy = math.prod(grid)
-        runs = [u.shape[2] - noisy, noisy]
+        runs = [u.shape[1] - noisy, noisy]
         times = torch.stack([torch.zeros_like(timestep), timestep], 1)  # (B, 2): clean, and noisy
-        pooled = context.tokens * context.text[..., None] if wan.config.pooled_text else None
-        time, modulation, _ = wan.condition_embedder(times, None, pooled)
-        rotary = self.rotary(before, reference is not None, grid, u.device)
+        summed = context.tokens * context.text[..., None] if wan.config.summed_text else None
+        time, modulation, _ = wan.condition_embedder(times, None, summed)
+        rotary = wan.rotary(self.positions(before, reference is not None, grid).to(u.device))
         for block in wan.blocks:
-            u = wan.run(block, u, context, modulation, runs, rotary, given)
-        return wan.head(u[:, :, runs[0] :], time[:, :, 1:], [noisy], grid)[0]  # (8)
+            inputs = u, context, modulation, runs, rotary, key_padding_mask
+            u = run_block(wan.checkpointing, block, *inputs)
+        return wan.head(u[:, runs[0] :], time[:, 1:], [noisy], grid)  # (8)
 
     def context(self, reading: Reading) -> Context:
         """c (Eq. 3-5), (B, N_c, D), and which of its tokens are words or pixels."""
@@ -207,43 +229,37 @@ class MiVE(nn.Module):
             tokens = torch.where(reading.visual[..., None], self.visual_adapter(reading.layers), tokens)
         return Context(tokens, reading.text, reading.visual)
 
-    def rotary(
-        self, context: int, reference: bool, grid: tuple[int, int, int], device: torch.device | None = None
-    ) -> Tensor:
-        """Positions of N_c context tokens, of the reference frame if there is one, and of the video's
-        (t, h, w) tokens, as :func:`~vera_lite.backbone.rotary.rotary_table`: (N_c + S, d / 2)."""
-        table = functools.partial(rotary_table, self.config.backbone.attention_head_dim, device=device)
-        if self.config.context_positions == "none":
-            tables = [table((1, 1, 1)).expand(context, -1)]
-        else:
-            start = -context if self.config.context_positions == "before" else 0
-            tables = [table((context, 1, 1), (start, 0, 0))]
+    def positions(self, context: int, reference: bool, grid: Grid) -> Tensor:
+        """Rotary positions of N_c context tokens, of the reference frame if there is one, and of the video's
+        (t, h, w) tokens: (N_c + S, 3)."""
+        places = torch.zeros(context, 3, dtype=torch.long)
+        if self.config.context_positions == "index":
+            places[:, 0] = torch.arange(context)
+        elif self.config.context_positions == "before":
+            places[:, 0] = torch.arange(-context, 0)
+        parts = [places]
         if reference:
-            tables.append(table((1, *grid[1:])))
+            parts.append(grid_positions((1, *grid[1:])))
         shift = int(reference and self.config.reference_position == "before")
-        return torch.cat([*tables, table(grid, (shift, 0, 0))])
+        return torch.cat([*parts, grid_positions(grid, (shift, 0, 0))])
 
-    def training_losses(self, batch: dict, sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+    def training_losses(self, batch: MiVEBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow matching of each clip.
 
         Args:
-            batch: latents ``source`` and ``composite`` (the edited video) (B, C, t, h, w) and ``reference``
-                (its first frame, a clip of its own) (B, C, 1, h, w); for the VLM pixels ``source_video``
-                (B, T, 3, H, W) and ``reference_image`` (B, 3, H, W) in [0, 1], and ``instruction``, B
-                strings; with a ``changed_loss_weight`` also ``changed`` (B, 1, t, h, w), 1 where the edit
-                changes pixels.
+            batch: see :class:`MiVEBatch`.
             sigma: (B,).
-            draws: source of noise.
+            random: source of noise.
 
         Returns:
-            ``composite`` (B,); with its weight also ``changed`` (B,).
+            ``target`` (B,); with its weight also ``changed`` (B,).
         """
-        objective, x_0 = self.config.objective, batch["composite"]
-        noise = draws.noise(x_0[None])[0]
+        objective, x_0 = self.config.objective, batch["target"]
+        noise = random.noise(x_0)
         reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])
-        x_sigma = objective.noised(x_0, noise, sigma)
+        x_sigma = objective.add_noise(x_0, noise, sigma)
         output = self(x_sigma, 1000 * sigma, batch["source"], reading, batch["reference"])
-        losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        losses = {"target": objective.loss(output, x_0, noise, sigma)}
         if self.config.changed_loss_weight:
             inside = objective.loss_where(batch["changed"], output, x_0, noise, sigma)
             losses["changed"] = self.config.changed_loss_weight * inside

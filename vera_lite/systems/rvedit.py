@@ -29,19 +29,19 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
-from vera_lite.backbone.wan import WAN_TI2V_5B, StackedLinear
+from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
+from vera_lite.backbone.wan import patchify
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.diffusion.infonce import info_nce
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RVEDiTConfig:
     Attributes:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
-            its ``pooled_text``, X_e is also summed into the time embedding; not in the paper.
+            its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and no part of the weights.
@@ -91,15 +91,33 @@ class RVEDiTConfig:
     def __post_init__(self):
         layers = self.backbone.num_layers
         if self.backbone.text_dim is not None:
-            raise UserError("RVEDiT has no text encoder: set text_dim of its backbone to null.")
+            raise ValueError("RVEDiT has no text encoder: set text_dim of its backbone to null.")
         if not 0 <= self.routed_layers <= layers:
-            raise UserError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
+            raise ValueError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
         if self.lora_rank < 0:
-            raise UserError(f"lora_rank must not be negative, got {self.lora_rank}.")
-        if self.reference_noise not in ("shared", "own"):
-            raise UserError(f"reference_noise is shared or own, not {self.reference_noise!r}.")
+            raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
+        check_choice("reference_noise", self.reference_noise, ("shared", "own"))
         if self.alignment_weight < 0:
-            raise UserError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
+            raise ValueError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
+
+
+class RVEDiTBatch(TypedDict):
+    """What :meth:`RVEDiT.training_losses` learns from.
+
+    Attributes:
+        source, target: latents of the video and of the edited video (B, C, t, h, w).
+        source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
+        instruction, target_caption: what to do, and what the edited video shows; B strings each.
+        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
+    """
+
+    source: Tensor
+    target: Tensor
+    source_video: Tensor
+    target_video: Tensor
+    instruction: Sequence[str]
+    target_caption: Sequence[str]
+    changed: NotRequired[Tensor]
 
 
 class AdaptedVLM(VisionLanguageModel):
@@ -136,9 +154,8 @@ class RVEDiT(nn.Module):
         config: see :class:`RVEDiTConfig`.
     """
 
-    layers = ("composite",)
-    #: Entries of :meth:`training_losses` that are watched and not minimised.
-    watched = ("positive_rank",)
+    #: Entries of :meth:`training_losses` that are logged and not minimised.
+    logged_only = ("positive_rank",)
 
     def __init__(self, config: RVEDiTConfig):
         super().__init__()
@@ -147,9 +164,9 @@ class RVEDiT(nn.Module):
         self.tokens = EditingTokens(
             config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
         )
-        token = self.transformer.patch_embedding.weight.shape[-1]
-        self.source_embedding = StackedLinear(1, token, config.backbone.dim)  # E
+        self.source_embedding = nn.Linear(config.backbone.token_width, config.backbone.dim)  # E
         nn.init.zeros_(self.source_embedding.weight)
+        nn.init.zeros_(self.source_embedding.bias)
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
             self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
@@ -169,7 +186,7 @@ class RVEDiT(nn.Module):
         backbone, tensors = read_wan(folder)
         system = cls(RVEDiTConfig(backbone=replace(backbone, text_dim=None), **changes))
         text = "condition_embedder.text_embedder."
-        load_wan(system.transformer, [{n: v for n, v in tensors.items() if not n.startswith(text)}])
+        load_weights(system.transformer, {n: v for n, v in tensors.items() if not n.startswith(text)})
         return system
 
     @property
@@ -213,46 +230,43 @@ class RVEDiT(nn.Module):
         Returns:
             Prediction (B, C, t, h, w).
         """
-        tokens = self.source_embedding(self.transformer.patchify(source)[None])
-        added = (timestep / 1000).view(1, -1, 1, 1).to(tokens) * tokens
-        pooled = context.editing if self.config.backbone.pooled_text else None
-        return self.transformer(latents[None], timestep, self.contexts(context), added, pooled)[0]
+        patches = patchify(source, self.config.backbone.patch_size).to(self.source_embedding.weight)
+        added = (timestep / 1000).view(-1, 1, 1) * self.source_embedding(patches)
+        summed = context.editing if self.config.backbone.summed_text else None
+        return self.transformer(latents, timestep, self.contexts(context), added, summed)
 
-    def training_losses(self, batch: dict, sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+    def training_losses(self, batch: RVEDiTBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow matching and alignment of each clip.
 
         Args:
-            batch: latents ``source`` and ``composite`` (the edited video) (B, C, t, h, w); for the VLM
-                their pixels ``source_video`` and ``composite_video`` (B, T, 3, H, W) in [0, 1], the
-                ``instruction`` and the ``answer`` (a caption of the edited video), B strings each; with a
-                ``changed_loss_weight`` also ``changed`` (B, 1, t, h, w), 1 where the edit changes pixels.
+            batch: see :class:`RVEDiTBatch`.
             sigma: (B,).
-            draws: source of noise and of the aligned depth.
+            random: source of noise and of the aligned depth.
 
         Returns:
-            ``composite`` (B,); with its weight also ``changed`` (B,); with an alignment weight also
+            ``target`` (B,); with its weight also ``changed`` (B,); with an alignment weight also
             ``alignment`` (B,), which is -lambda times the bound and so starts near lambda * ln S, and
             ``positive_rank`` (B,): the mean rank of a position's own counterpart among all S, at chance
             (S + 1) / 2.
         """
         objective, weight = self.config.objective, self.config.alignment_weight
-        x_0 = batch["composite"]
-        noise = draws.noise(x_0[None])[0]
-        x_sigma, timestep = objective.noised(x_0, noise, sigma), 1000 * sigma
-        depth = draws.shared_integer(self.config.backbone.num_layers) if weight else None
+        x_0 = batch["target"]
+        noise = random.noise(x_0)
+        x_sigma, timestep = objective.add_noise(x_0, noise, sigma), 1000 * sigma
+        depth = random.shared_integer(self.config.backbone.num_layers) if weight else None
 
         context = self.context(batch["source_video"], batch["instruction"])
         with _CrossAttention(self, depth) as ours:
             output = self(x_sigma, timestep, batch["source"], context)
-        losses = {"composite": objective.loss(output, x_0, noise, sigma)}
+        losses = {"target": objective.loss(output, x_0, noise, sigma)}
         if self.config.changed_loss_weight:
             inside = objective.loss_where(batch["changed"], output, x_0, noise, sigma)
             losses["changed"] = self.config.changed_loss_weight * inside
         if weight:
             with torch.no_grad(), _CrossAttention(self, depth) as theirs:
-                answer = self.context(batch["composite_video"], batch["answer"])
+                answer = self.context(batch["target_video"], batch["target_caption"])
                 if self.config.reference_noise == "own":  # the second of two independent draws
-                    x_sigma = objective.noised(x_0, draws.noise(torch.stack([x_0, x_0]))[1], sigma)
+                    x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, answer)
             bound, rank = info_nce(ours.features, theirs.features, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
@@ -272,7 +286,7 @@ class _CrossAttention:
         return self
 
     def _keep(self, _module, _inputs, output: Tensor) -> None:
-        self.features = output[0]
+        self.features = output
 
     def __exit__(self, *_exception):
         if self.module is not None:

@@ -7,9 +7,9 @@ The result that a person gets uses only E, A and the source:
 
 so whatever the matte leaves out is the source itself.
 
-Three diffusion transformers ("branches"), one a layer and each started from the same text-to-video
+Three diffusion transformers ("branches"), one per layer and each started from the same text-to-video
 model, keep their own projections and feed-forward layers and attend jointly over all 3S tokens
-(a Mixture of Transformers). Conditioning is by addition, and only where the layer concerns it:
+(a Mixture of Transformers, arXiv 2411.04996). Conditioning is by addition, where the layer needs it:
 
     h_E = P_E(x_E)
     h_A = P_A(x_A) + P_M(z_mask) + e_A          z_mask optional, dropped at random in training
@@ -18,23 +18,26 @@ model, keep their own projections and feed-forward layers and attend jointly ove
 x_k = (1 - sigma) z_k + sigma noise_k with one sigma and independent noise; e_A, e_C are layer
 embeddings, zero at the start; all branches use the same rotary positions.
 
-paper      here
-E, A, C    LAYERS, in this order along the branch axis
-P_E,P_A,P_C  ``transformer.patch_embedding``
-P_S, P_M   ``source_embedding``, ``mask_embedding``
-e_A, e_C   ``layer_embedding``
+paper        here
+E, A, C      LAYERS, in this order along the first axis
+P_E,P_A,P_C  ``towers[k].patch_embedding``
+P_S, P_M     ``source_embedding``, ``mask_embedding``
+e_A, e_C     ``layer_embedding``
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from vera_lite.backbone import WanConfig, WanTransformer, load_wan, read_wan
-from vera_lite.backbone.wan import StackedLinear
-from vera_lite.diffusion.draws import StepDraws
-from vera_lite.diffusion.flow_matching import FlowMatching, noised
+from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
+from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.wan import SelfAttention, attend, patchify
+from vera_lite.diffusion.draws import StepRandom
+from vera_lite.diffusion.flow_matching import FlowMatching
 
 LAYERS = ("edit", "alpha", "composite")
 EDIT, ALPHA, COMPOSITE = range(3)
@@ -47,7 +50,7 @@ class VeraConfig:
     Attributes:
         backbone: size of one branch.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
-        mixture: a set of weights for each branch (the paper) or, False, one set for all (ablation).
+        mixture: a set of weights per branch (the paper) or, False, one set for all (ablation).
         joint_attention: branches see each other (the paper) or, False, not (ablation).
         composite_weight: weight of the composite's loss; 1 is the paper's plain sum, 0 is the
             ablation "without composite supervision". The branch itself stays: the source enters there.
@@ -73,6 +76,72 @@ class VeraConfig:
     phrase_drop: float = 0.0
 
 
+class VeraBatch(TypedDict):
+    """What :meth:`Vera.training_losses` learns from: latents (B, C, t, h, w), text (B, T, text_dim)."""
+
+    source: Tensor
+    mask: Tensor
+    edit: Tensor
+    alpha: Tensor
+    composite: Tensor
+    text: Tensor
+
+
+class JointAttention(nn.Module):
+    """One self-attention over the tokens of all branches; projections are each branch's own."""
+
+    def forward(self, branches: list[SelfAttention], xs: list[Tensor], rotary: Tensor) -> list[Tensor]:
+        """xs: (B, S, D) per branch, rotary (2, S, d) for each of them -> (B, S, D) per branch."""
+        projected = [branch.project(x, rotary) for branch, x in zip(branches, xs, strict=True)]
+        q, k, v = (torch.cat(parts, 2) for parts in zip(*projected, strict=True))  # (B, H, 3S, d)
+        attended = attend(q, k, v).chunk(len(branches), 2)
+        return [branch.out(y) for branch, y in zip(branches, attended, strict=True)]
+
+
+class JointBlock(nn.Module):
+    """Block i of all branches: they meet in self-attention, all else each does alone."""
+
+    def __init__(self, config: VeraConfig):
+        super().__init__()
+        experts = len(LAYERS) if config.mixture else 1
+        self.branches = nn.ModuleList(WanBlock(config.backbone) for _ in range(experts))
+        self.attn1 = JointAttention() if config.joint_attention else None
+        self.shared_text = config.share_text_kv or not config.mixture
+        if self.shared_text:
+            for branch in self.branches[1:]:  # the first one's serve all
+                branch.attn2.to_k = branch.attn2.to_v = branch.attn2.norm_k = None
+
+    def forward(
+        self, xs: list[Tensor], texts: list[Tensor], modulations: list[Tensor], rotary: Tensor
+    ) -> list[Tensor]:
+        """
+        Args:
+            xs: hidden states (B, S, D) per branch.
+            texts: text features (B, T, D), one for all branches or one per branch.
+            modulations: projected time embeddings (B, 1, 6, D), likewise.
+            rotary: (2, S, d).
+
+        Returns:
+            The hidden states, updated.
+        """
+        blocks, runs = per_branch(self.branches), [xs[0].shape[1]]
+        before = [b.before(x, m, runs) for b, x, m in zip(blocks, xs, per_branch(modulations), strict=True)]
+        normed, vectors = zip(*before, strict=True)
+        if self.attn1 is None:
+            attended = [b.attn1(x, rotary) for b, x in zip(blocks, normed, strict=True)]
+        else:
+            attended = self.attn1([b.attn1 for b in blocks], normed, rotary)
+        if self.shared_text:
+            texts = [blocks[0].attn2.memory(text) for text in texts]
+        after = zip(blocks, xs, attended, vectors, per_branch(texts), strict=True)
+        return [b.after(x, y, v, text, runs) for b, x, y, v, text in after]
+
+
+def per_branch(one_or_all: Sequence) -> list:
+    """Something for each branch: its own, or the only one there is."""
+    return list(one_or_all) * (len(LAYERS) // len(one_or_all))
+
+
 class Vera(nn.Module):
     """Vera's denoiser and its training loss.
 
@@ -86,35 +155,23 @@ class Vera(nn.Module):
 
     def __init__(self, config: VeraConfig):
         super().__init__()
-        self.config = config
-        self.transformer = WanTransformer(
-            config.backbone,
-            branches=3,
-            experts=3 if config.mixture else 1,
-            joint=config.joint_attention,
-            share_text_kv=config.share_text_kv,
-            share_condition_embedder=config.share_condition_embedder,
-        )
-        token = self.transformer.patch_embedding.weight.shape[-1]
-        self.source_embedding = StackedLinear(1, token, config.backbone.dim)
-        self.mask_embedding = StackedLinear(1, token, config.backbone.dim)
-        self.layer_embedding = nn.Parameter(torch.zeros(2, config.backbone.dim))  # e_A, e_C
+        self.config, wan = config, config.backbone
+        #: What a backward pass keeps, see :func:`vera_lite.backbone.checkpointing.run_block`.
+        self.checkpointing = "none"
+        # The branches' embeddings and heads; their blocks stand together, layer by layer.
+        ends = replace(wan, num_layers=0)
+        self.towers = nn.ModuleList(WanTransformer(ends) for _ in range(len(LAYERS) if config.mixture else 1))
+        if config.share_condition_embedder:
+            for tower in self.towers[1:]:
+                tower.condition_embedder = None
+        self.blocks = nn.ModuleList(JointBlock(config) for _ in range(wan.num_layers))
+        self.source_embedding = nn.Linear(wan.token_width, wan.dim)  # P_S
+        self.mask_embedding = nn.Linear(wan.token_width, wan.dim)  # P_M
+        self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
         # Zero, so that at the start each branch is the text-to-video model it was copied from.
         for embedding in (self.source_embedding, self.mask_embedding):
             nn.init.zeros_(embedding.weight)
-
-    @classmethod
-    def from_wan(cls, folder: str | Path, **changes) -> "Vera":
-        """Start all three branches from one Wan checkpoint saved by diffusers.
-
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`VeraConfig` other than ``backbone``.
-        """
-        backbone, tensors = read_wan(folder)
-        vera = cls(VeraConfig(backbone=backbone, **changes))
-        load_wan(vera.transformer, [tensors])
-        return vera
+            nn.init.zeros_(embedding.bias)
 
     def forward(
         self,
@@ -131,50 +188,106 @@ class Vera(nn.Module):
             timestep: (B,), 1000 * sigma.
             text: features (B, T, text_dim).
             source: clean latents of the source (B, C, t, h, w).
-            mask: clean latents of the mask, gray as RGB (B, C, t, h, w), or None.
+            mask: clean latents of the mask, grey as RGB (B, C, t, h, w), or None.
             mask_given: (B,) of 0 and 1: which clips' mask counts; None means all.
 
         Returns:
             Prediction for E, A, C: (3, B, C, t, h, w).
         """
-        patchify = self.transformer.patchify
-        source_tokens = self.source_embedding(patchify(source)[None])[0]  # (B, S, D)
-        added = torch.zeros_like(source_tokens).expand(3, -1, -1, -1).clone()  # (3, B, S, D)
-        added[ALPHA] += self.layer_embedding[0]
-        added[COMPOSITE] += source_tokens + self.layer_embedding[1]
-        if mask is not None:
-            mask_tokens = self.mask_embedding(patchify(mask)[None])[0]
-            if mask_given is not None:
-                mask_tokens = mask_tokens * mask_given.view(-1, 1, 1).type_as(mask_tokens)
-            added[ALPHA] += mask_tokens
-        return self.transformer(latents, timestep, text, added)
+        towers = per_branch(self.towers)
+        wan, grid = towers[0], self.config.backbone.grid(latents.shape)
 
-    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+        xs = [tower.patch_embedding(x) for tower, x in zip(towers, latents, strict=True)]  # (B, S, D) each
+        xs[ALPHA] = xs[ALPHA] + self.layer_embedding[0]
+        xs[COMPOSITE] = xs[COMPOSITE] + self.embed(self.source_embedding, source) + self.layer_embedding[1]
+        if mask is not None:
+            tokens = self.embed(self.mask_embedding, mask)
+            xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
+        xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
+
+        embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
+        told = [embedder(timestep[:, None], text) for embedder in embedders]
+        texts, modulations = [c.text for c in told], [c.modulation for c in told]
+        rotary = wan.rotary(grid_positions(grid, device=latents.device))
+        for block in self.blocks:
+            xs = run_block(self.checkpointing, block, xs, texts, modulations, rotary)
+        heads = zip(towers, xs, per_branch(told), strict=True)
+        return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
+
+    def embed(self, embedding: nn.Linear, latents: Tensor) -> Tensor:
+        """Clean latents of a condition (B, C, t, h, w) -> tokens (B, S, D)."""
+        return embedding(patchify(latents, self.config.backbone.patch_size).to(embedding.weight))
+
+    def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow-matching loss of each layer and clip.
 
         Args:
-            batch: latents ``source, mask, edit, alpha, composite`` (B, C, t, h, w) and ``text``
-                (B, T, text_dim).
+            batch: see :class:`VeraBatch`.
             sigma: (B,).
-            draws: source of noise and of dropped conditions.
+            random: source of noise and of dropped conditions.
 
         Returns:
             ``{layer: (B,)}``, weighted so that their sum is the objective.
         """
-        text, mask_given = drop_conditions(batch["text"], self.config, draws)
+        objective = self.config.objective
+        text, mask_given = drop_conditions(batch["text"], self.config, random)
         x_0 = torch.stack([batch[layer] for layer in LAYERS])  # (3, B, C, t, h, w)
-        noise = draws.noise(x_0)
-        output = self(
-            noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
-        )
-        losses = self.config.objective.loss(output, x_0, noise, sigma)  # (3, B)
+        noise = random.noise(x_0)
+        x_sigma = objective.add_noise(x_0, noise, sigma)
+        output = self(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
+        losses = objective.loss(output, x_0, noise, sigma)  # (3, B)
         weights = (1.0, 1.0, self.config.composite_weight)
         return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
 
+    # --- weights ---------------------------------------------------------------------------------
 
-def drop_conditions(text: Tensor, config, draws: StepDraws) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def from_wan(cls, folder: str | Path, **changes) -> "Vera":
+        """Start all three branches from one Wan checkpoint saved by diffusers.
+
+        Args:
+            folder: the transformer's folder.
+            changes: fields of :class:`VeraConfig` other than ``backbone``.
+        """
+        backbone, tensors = read_wan(folder)
+        vera = cls(VeraConfig(backbone=backbone, **changes))
+        vera.load_branches([tensors] * len(LAYERS))
+        return vera
+
+    def load_branches(self, states: list[dict[str, Tensor]]) -> None:
+        """Copy a diffusers state dict into each branch; what branches share is the first one's.
+
+        Raises:
+            UserError: names or shapes do not fit.
+        """
+        own, tensors = self.state_dict(), {}
+        for branch in reversed(range(len(self.towers))):  # of what is shared, the first branch's wins
+            for name, value in states[branch].items():
+                place = _place(name, branch)
+                tensors[place if place in own else _place(name, 0)] = value
+        added = ("source_embedding.", "mask_embedding.", "layer_embedding", "summed_text.")
+        load_weights(self, tensors, new=added)
+
+    def branch(self, layer: int) -> dict[str, Tensor]:
+        """Weights of one branch as diffusers names and shapes them; shared ones are in every branch."""
+        with torch.device("meta"):
+            names = WanTransformer(self.config.backbone).state_dict()
+        own, branch = self.state_dict(), layer % len(self.towers)
+        places = {n: [_place(n, branch), _place(n, 0)] for n in names if "summed_text" not in n}
+        return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
+
+
+def _place(name: str, branch: int) -> str:
+    """Our name for the parameter that diffusers calls ``name`` in one branch."""
+    if not name.startswith("blocks."):
+        return f"towers.{branch}.{name}"
+    _, block, rest = name.split(".", 2)
+    return f"blocks.{block}.branches.{branch}.{rest}"
+
+
+def drop_conditions(text: Tensor, config, random: StepRandom) -> tuple[Tensor, Tensor]:
     """Blank prompts, phrases and masks at the config's rates; text (B, T, F) -> (text, mask_given (B,))."""
-    keep = draws.uniform(1) >= config.text_drop
-    keep = keep & (draws.uniform(text.shape[1]) >= config.phrase_drop)
-    mask_given = draws.uniform() >= config.mask_drop
+    keep = random.uniform(1) >= config.text_drop
+    keep = keep & (random.uniform(text.shape[1]) >= config.phrase_drop)
+    mask_given = random.uniform() >= config.mask_drop
     return text * keep[..., None].to(text), mask_given.to(text)

@@ -6,13 +6,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
 
 from vera_lite.codecs import describe_codec
-from vera_lite.diffusion.draws import StepDraws, mix_seed
-from vera_lite.errors import UserError
+from vera_lite.diffusion.draws import StepRandom, mix_seed
 from vera_lite.systems import describe_system
-from vera_lite.training.optim import parameter_groups, scheduled
+from vera_lite.training.optim import build_optimizer, scheduled
 
 _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
 
@@ -20,10 +18,10 @@ _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
 class EditingModule(L.LightningModule):
     """Trains a system and keeps an exponential moving average (EMA) of its weights.
 
-    A system is a module with ``config.objective`` and ``training_losses(batch, sigma, draws)`` that
-    returns ``{term: (B,)}``; their sum is minimised, but for terms that the system lists as ``watched``,
-    which are logged only. Everything random in a step (noise levels,
-    noise, dropped conditions) comes from :class:`vera_lite.diffusion.draws.StepDraws`.
+    A system is a module with ``config.objective`` and ``training_losses(batch, sigma, random)``, which
+    returns ``{term: (B,)}``. Their sum is minimised, but for terms that the system lists as
+    ``logged_only``. Everything random in a step (noise levels, noise, dropped conditions) comes from
+    :class:`vera_lite.diffusion.draws.StepRandom`.
 
     Args:
         system: e.g. :class:`vera_lite.systems.Vera`.
@@ -49,13 +47,21 @@ class EditingModule(L.LightningModule):
     ):
         super().__init__()
         if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
-            raise UserError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
+            raise ValueError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
         self.system = system
-        #: The average. A plain frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it.
-        self.ema = copy.deepcopy(system).requires_grad_(False)
+        #: The average, a frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it. (Lightning's
+        #: EMAWeightAveraging does not shard, and keeps the precision of the weights.)
+        self.ema = copy.deepcopy(system).float().requires_grad_(False)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
         self.ema_decay, self.seed = ema_decay, seed
+
+    def _apply(self, fn, recurse=True):
+        """The average stays in float32 under "bf16-true": there small updates would be rounded away."""
+        average = self._modules.pop("ema")
+        super()._apply(fn, recurse)
+        self._modules["ema"] = average._apply(_without_dtype(fn), recurse)
+        return self
 
     # --- sharding --------------------------------------------------------------------------------
 
@@ -65,18 +71,20 @@ class EditingModule(L.LightningModule):
             return
         mesh = self.device_mesh["data_parallel"]
         for system in (self.system, self.ema):
-            for block in system.transformer.blocks:
-                fully_shard(block, mesh=mesh, shard_placement_fn=_widest_axis(mesh.size()))
-            fully_shard(system, mesh=mesh, shard_placement_fn=_widest_axis(mesh.size()))
+            for block in _blocks(system):
+                fully_shard(block, mesh=mesh)
+            fully_shard(system, mesh=mesh)
         self._sharded = True
 
     # --- training --------------------------------------------------------------------------------
 
     def _losses(self, system: nn.Module, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
-        clips, ranks = len(batch["composite"]), self.trainer.world_size
-        draws = StepDraws(mix_seed(self.seed, salt), batch["step"], clips, self.global_rank, ranks)
-        sigma = system.config.objective.sample_sigma(draws).to(batch["composite"])
-        return system.training_losses(batch, sigma, draws), sigma
+        clips, ranks = len(next(iter(batch.values()))), self.trainer.world_size
+        seed = mix_seed(self.seed, salt)
+        random = StepRandom(seed, batch["step"], clips, self.global_rank, ranks)
+        # In float32 whatever the latents are: in bfloat16 a timestep would be off by up to 4.
+        sigma = system.config.objective.sample_sigma(random).to(self.device)
+        return system.training_losses(batch, sigma, random), sigma
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
         losses, sigma = self._losses(self.system, batch, salt=0)
@@ -84,8 +92,8 @@ class EditingModule(L.LightningModule):
         return self._total(losses).mean()
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        watched = getattr(self.system, "watched", ())
-        return sum(v for name, v in losses.items() if name not in watched)
+        logged_only = getattr(self.system, "logged_only", ())
+        return sum(v for name, v in losses.items() if name not in logged_only)
 
     def validation_step(self, batch: dict, _index: int) -> None:
         self._log("val", *self._losses(self.ema, batch, salt=1))
@@ -111,8 +119,8 @@ class EditingModule(L.LightningModule):
         self.log_dict(values, batch_size=clips)
 
     def configure_optimizers(self) -> dict:
-        groups = parameter_groups(self.system, self.lr, self.muon_lr, self.weight_decay)
-        return scheduled(groups, self.trainer.max_steps, self.warmup_steps, self.decay_from)
+        optimizer = build_optimizer(self.system, self.lr, self.muon_lr, self.weight_decay)
+        return scheduled(optimizer, self.trainer.max_steps, self.warmup_steps, self.decay_from)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -131,15 +139,21 @@ class EditingModule(L.LightningModule):
     def update_ema(self) -> None:
         """ema <- decay * ema + (1 - decay) * weights; the decay starts low and rises with the step."""
         decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
+        weights = [p.float() for p in self.system.parameters()]
+        torch._foreach_lerp_(list(self.ema.parameters()), weights, 1 - decay)
 
 
-def _widest_axis(ranks: int):
-    """Shard along the longest axis that divides evenly: the first axis of stacked weights counts
-    experts (3 or 1) and would leave ranks without work."""
+def _blocks(system: nn.Module) -> list[nn.Module]:
+    """The blocks of all towers of a system: what is sharded one by one."""
+    lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
+    return [block for blocks in lists for block in blocks]
 
-    def place(parameter: nn.Parameter) -> Shard | None:
-        axes = [a for a in range(parameter.ndim) if parameter.shape[a] % ranks == 0]
-        return Shard(max(axes, key=lambda a: parameter.shape[a])) if axes else None
 
-    return place
+def _without_dtype(fn):
+    """``fn`` of ``Module._apply``, but for a change of precision."""
+
+    def apply(x: Tensor) -> Tensor:
+        y = fn(x)
+        return y if y.dtype == x.dtype else x.to(y.device)
+
+    return apply

@@ -143,7 +143,7 @@ def attention_by_depth(
     source, target = pipe.codec.encode(edits.source), pipe.codec.encode(edits.target)
     noises = torch.randn(2, *target.shape, generator=torch.Generator().manual_seed(seed))
     level = torch.full((clips,), sigma)
-    noisy, otherwise_noisy = (system.config.objective.noised(target, noise, level) for noise in noises)
+    noisy, otherwise_noisy = (system.config.objective.add_noise(target, noise, level) for noise in noises)
 
     def trace(
         x_sigma: Tensor, video: Tensor, latents: Tensor, texts: list[str]
@@ -158,7 +158,7 @@ def attention_by_depth(
         with torch.no_grad():
             context = system.context(video, texts)
             hooks = [
-                block.attn2.register_forward_hook(lambda _m, _i, out: outputs.append(out[0]))
+                block.attn2.register_forward_hook(lambda _m, _i, out: outputs.append(out))
                 for block in system.transformer.blocks
             ]
             with Tap(system, observe):

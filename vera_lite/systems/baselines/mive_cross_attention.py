@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vera_lite.backbone.wan import CrossAttention, WanConfig, attend
+from vera_lite.backbone.wan import CrossAttention, WanConfig
 from vera_lite.conditioning.multiscale import Reading
 from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.media.clip import to_uint8
 
 
 class Context(NamedTuple):
-    """What a denoiser is told: ``tokens`` (B, N_c, D), and which are words (``text``) or stand for pixels
+    """What a denoiser is given: ``tokens`` (B, N_c, D), and which are words (``text``) or stand for pixels
     (``visual``), (B, N_c); padding is neither."""
 
     tokens: Tensor
@@ -29,26 +29,11 @@ class Context(NamedTuple):
     visual: Tensor
 
 
-class _Reads(CrossAttention):
-    """Wan's cross-attention, to those tokens of a context that are ``given`` (B, N_c)."""
-
-    def __init__(self, config: WanConfig):
-        super().__init__(config, experts=1, kv_experts=1)
-
-    def forward(self, x: Tensor, tokens: Tensor, given: Tensor) -> Tensor:
-        """x (1, B, S, D), tokens (B, N_c, D) -> (1, B, S, D)."""
-        q = self.split(self.norm_q(self.to_q(x)))[0]
-        k = self.split(self.norm_k(self.to_k(tokens[None])))[0]
-        v = self.split(self.to_v(tokens[None]))[0]
-        out = attend(*(y.transpose(1, 2) for y in (q, k, v)), given)  # (B, H, S, d)
-        return self.to_out[0](out.transpose(1, 2).flatten(-2)[None])
-
-
-class FusedCrossAttention(_Reads):
+class FusedCrossAttention(CrossAttention):
     """Words and pixels alike."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x (1, B, S, D) -> (1, B, S, D)."""
+        """x (B, S, D) -> (B, S, D)."""
         return super().forward(x, context.tokens, context.text | context.visual)
 
 
@@ -57,10 +42,10 @@ class DualCrossAttention(nn.Module):
 
     def __init__(self, config: WanConfig):
         super().__init__()
-        self.text, self.visual = _Reads(config), _Reads(config)
+        self.text, self.visual = CrossAttention(config), CrossAttention(config)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x (1, B, S, D) -> (1, B, S, D)."""
+        """x (B, S, D) -> (B, S, D)."""
         words, pixels = (
             self.text(x, context.tokens, context.text),
             self.visual(x, context.tokens, context.visual),

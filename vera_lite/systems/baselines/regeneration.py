@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer
-from vera_lite.backbone.wan import StackedLinear
-from vera_lite.diffusion.draws import StepDraws
-from vera_lite.diffusion.flow_matching import FlowMatching, noised
+from vera_lite.backbone.wan import patchify
+from vera_lite.diffusion.draws import StepRandom
+from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.systems.vera import drop_conditions
 
 
@@ -37,11 +37,12 @@ class Regeneration(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = WanTransformer(config.backbone)
-        token = self.transformer.patch_embedding.weight.shape[-1]
-        self.source_embedding = StackedLinear(1, token, config.backbone.dim)
-        self.mask_embedding = StackedLinear(1, token, config.backbone.dim)
+        wan = config.backbone
+        self.source_embedding = nn.Linear(wan.token_width, wan.dim)
+        self.mask_embedding = nn.Linear(wan.token_width, wan.dim)
         for embedding in (self.source_embedding, self.mask_embedding):
             nn.init.zeros_(embedding.weight)
+            nn.init.zeros_(embedding.bias)
 
     def forward(
         self,
@@ -53,21 +54,27 @@ class Regeneration(nn.Module):
         mask_given: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`vera_lite.systems.vera.Vera.forward`, with one layer: (1, B, C, t, h, w)."""
-        patchify = self.transformer.patchify
-        added = self.source_embedding(patchify(source)[None])  # (1, B, S, D)
+        weight, patch = self.source_embedding.weight, self.config.backbone.patch_size
+        added = self.source_embedding(patchify(source, patch).to(weight))  # (B, S, D)
         if mask is not None:
-            mask_tokens = self.mask_embedding(patchify(mask)[None])
-            if mask_given is not None:
-                mask_tokens = mask_tokens * mask_given.view(1, -1, 1, 1).type_as(mask_tokens)
-            added = added + mask_tokens
-        return self.transformer(latents, timestep, text, added)
+            tokens = self.mask_embedding(patchify(mask, patch).to(weight))
+            added = added + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
+        return self.transformer(latents[0], timestep, text, added)[None]
 
-    def training_losses(self, batch: dict[str, Tensor], sigma: Tensor, draws: StepDraws) -> dict[str, Tensor]:
+    def training_losses(
+        self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
+    ) -> dict[str, Tensor]:
         """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
-        text, mask_given = drop_conditions(batch["text"], self.config, draws)
+        text, mask_given = drop_conditions(batch["text"], self.config, random)
         x_0 = batch["composite"][None]
-        noise = draws.noise(x_0)
+        noise = random.noise(x_0)
+        objective = self.config.objective
         output = self(
-            noised(x_0, noise, sigma), 1000 * sigma, text, batch["source"], batch["mask"], mask_given
+            objective.add_noise(x_0, noise, sigma),
+            1000 * sigma,
+            text,
+            batch["source"],
+            batch["mask"],
+            mask_given,
         )
-        return {"composite": self.config.objective.loss(output, x_0, noise, sigma)[0]}
+        return {"composite": objective.loss(output, x_0, noise, sigma)[0]}

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vera_lite.codecs import PatchCodec
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflate_mask
 from vera_lite.systems.gencompositor import encode_conditions
@@ -31,8 +31,8 @@ class CompositionBatches(Dataset):
         foreground = composite(batch.foreground, batch.alpha, white)
         if data.luminance_gamma is not None:
             low, high = data.luminance_gamma
-            draws = StepDraws(self.seed, step, clips, self.rank, self.world_size)
-            foreground = augment_luminance(foreground, low + (high - low) * draws.uniform())
+            random = StepRandom(self.seed, step, clips, self.rank, self.world_size)
+            foreground = augment_luminance(foreground, low + (high - low) * random.uniform())
         mask = batch.matte
         if data.mask_sigma is not None:
             mask = inflate_mask(mask.flatten(0, 1), data.mask_sigma).view_as(mask)

@@ -12,7 +12,7 @@ from vera_lite.toy.edits import render_edits
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import RenderedData
-from vera_lite.training.optim import parameter_groups, scheduled
+from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
 DIALOGUE_WORLD = WorldConfig(behind=0.0, distractor=0.6)
@@ -135,8 +135,8 @@ class DialogueModule(L.LightningModule):
         return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
     def configure_optimizers(self) -> dict:
-        groups = parameter_groups(self.model, self.lr, self.muon_lr, self.weight_decay)
-        return scheduled(groups, self.trainer.max_steps, self.warmup_steps, self.decay_from)
+        optimizer = build_optimizer(self.model, self.lr, self.muon_lr, self.weight_decay)
+        return scheduled(optimizer, self.trainer.max_steps, self.warmup_steps, self.decay_from)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["vera_lite"] = {"vision_language": self.model.config.to_dict()}

@@ -21,15 +21,15 @@ class EditBatches(Dataset):
         batch = render_edits(self.seed, range(first, first + clips), data.world)
         return {
             "source": data.codec.encode(batch.source),
-            "composite": data.codec.encode(batch.target),
+            "target": data.codec.encode(batch.target),
             "source_video": batch.source,
-            "composite_video": batch.target,
+            "target_video": batch.target,
             # MiVE's edited first frame, coded as a clip of its own.
             "reference": data.codec.encode(batch.target[:, :1]),
             "reference_image": batch.target[:, 0],
             "changed": latent_mask(data.codec, batch.changed),
             "instruction": batch.instruction,
-            "answer": batch.answer,
+            "target_caption": batch.answer,
             "step": step,
         }
 

@@ -1,0 +1,36 @@
+"""Modules that keep and compute in float32, whatever the rest of a model does.
+
+The embedded timestep, what is projected from it, and norms are such parts in Wan: diffusers loads them in
+float32 (``_keep_in_fp32_modules``), and Wan's own code asserts it. In bfloat16 t = 999 would be 1000.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32(nn.Module):
+    """Mixin: ``.to(bfloat16)`` leaves the module's own parameters in float32."""
+
+    def _apply(self, fn, recurse=True):
+        before = {name: p.data for name, p in self.named_parameters(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, p in self.named_parameters(recurse=False):
+            if p.dtype in (torch.bfloat16, torch.float16):
+                p.data = before[name].to(p.device, torch.float32)
+        return self
+
+
+class Float32Linear(Float32, nn.Linear):
+    """A linear layer that computes in float32, under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = "cpu" if x.is_meta else x.device.type  # "meta" knows no autocast
+        with torch.autocast(device, enabled=False):
+            return super().forward(x.float())
+
+
+class Float32LayerNorm(Float32, nn.LayerNorm):
+    """LayerNorm computed in float32; the result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).type_as(x)
