@@ -27,6 +27,7 @@ RATIOS = {
     "rvedit_reference_pass",
     "adaln",
     "context_tokens",
+    "startup",
 }  # written by the harness
 STUDIES = {"preservation", "gencompositor_ablation", "rvedit_ablation", "mive_ablation"}
 

@@ -66,6 +66,23 @@ def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction, steps):
         denoise(predict, noise, 0)
 
 
+def test_euler_is_diffusers():
+    generator = torch.Generator().manual_seed(0)
+    noise, mix = torch.randn(2, 4, 1, 2, 2, generator=generator), torch.randn(4, 4, generator=generator)
+
+    def network(x, sigma):
+        return torch.tanh(torch.einsum("kc,bcthw->bkthw", mix, x)) * (1 + sigma.view(-1, 1, 1, 1, 1))
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 12, 12).tolist())
+    x, states = noise, []
+    denoise(network, noise, 12, 3.0, callback=states.append)
+    for state, t, sigma in zip(states, scheduler.timesteps, scheduler.sigmas, strict=False):
+        assert state.sigma == pytest.approx(float(sigma), abs=1e-6)
+        x = scheduler.step(network(x, sigma.expand(2)), t, x).prev_sample
+        torch.testing.assert_close(state.latents, x, atol=1e-5, rtol=1e-5)
+
+
 # --- the pipeline --------------------------------------------------------------------------------
 
 
