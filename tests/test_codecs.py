@@ -1,13 +1,19 @@
 """Codecs: exact where they promise it, causal, and the real Wan VAE behind the same protocol."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from test_vera import TINY
 
+from vera_lite.apps.train import export
 from vera_lite.codecs import CogVideoXCodec, PatchCodec, WanCodec, latent_shape
 from vera_lite.errors import UserError
+from vera_lite.systems import Regeneration, RegenerationConfig
 from vera_lite.toy.world import render
+from vera_lite.training import EditingModule
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
@@ -126,6 +132,22 @@ def test_wan_latents_are_the_pipelines_latents(wan_codec, video):
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
     assert decoded.shape == video.shape
     assert not any(p.requires_grad for p in wan_codec.parameters())
+
+
+def test_a_checkpoint_says_which_vae_made_its_latents(wan_codec, tmp_path, monkeypatch):
+    """Its weights stay in their own folder; a pipeline is then built from its parts."""
+    module = EditingModule(Regeneration(RegenerationConfig(backbone=TINY)))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(codec=wan_codec, pipeline_settings={}))
+    monkeypatch.setattr(EditingModule, "trainer", trainer)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["vera_lite"]["codec"]
+    assert (
+        saved["settings"]["vae"] == "AutoencoderKLWan" and saved["settings"]["path"] and not saved["tensors"]
+    )
+    with pytest.raises(UserError, match="latents of AutoencoderKLWan .* build the pipeline from its parts"):
+        export(tmp_path / "last.ckpt", tmp_path / "pipe")
 
 
 @pytest.fixture(scope="module")

@@ -183,13 +183,15 @@ class PatchCodec(nn.Module):
 
 
 class _PretrainedCodec(nn.Module):
-    """A frozen VAE of diffusers. Latents are the posterior's mode, normalised by :meth:`scale`.
+    """A frozen VAE of diffusers. Latents are the posterior's mode, normalised by ``mean`` and ``std``.
 
     Args:
         vae: the loaded model.
     """
 
     vae_class: str
+    mean: Tensor | float
+    std: Tensor | float
 
     def __init__(self, vae: nn.Module):
         super().__init__()
@@ -207,22 +209,16 @@ class _PretrainedCodec(nn.Module):
         """Which VAE it is. Its weights have a folder of their own and are not part of a checkpoint."""
         return {"vae": self.vae_class, "path": str(self.vae.config.get("_name_or_path", ""))}
 
-    def scale(self) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and standard deviation that latents are normalised by."""
-        raise NotImplementedError
-
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """See :class:`Codec`."""
         latent_shape(self, video.shape[1], *video.shape[-2:])
-        mean, std = self.scale()
         latents = self.vae.encode(_to_rgb(video).transpose(1, 2).to(self.vae.dtype)).latent_dist.mode()
-        return ((latents - mean) / std).to(video.dtype)
+        return ((latents - self.mean) / self.std).to(video.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        mean, std = self.scale()
-        video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
+        video = self.vae.decode((latents * self.std + self.mean).to(self.vae.dtype), return_dict=False)[0]
         return (video.transpose(1, 2) / 2 + 0.5).clamp(0, 1).to(latents.dtype)
 
 
@@ -245,10 +241,6 @@ class WanCodec(_PretrainedCodec):
         self.register_buffer("mean", torch.tensor(config.latents_mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.latents_std).view(shape), persistent=False)
 
-    def scale(self) -> tuple[Tensor, Tensor]:
-        """(1, c, 1, 1, 1) each."""
-        return self.mean, self.std
-
 
 class CogVideoXCodec(_PretrainedCodec):
     """diffusers' ``AutoencoderKLCogVideoX`` (16 channels, 4x8x8), with the scaling factor of its config.
@@ -264,10 +256,7 @@ class CogVideoXCodec(_PretrainedCodec):
         self.latent_channels = vae.config.latent_channels
         self.spatial_stride = 2 ** (len(vae.config.block_out_channels) - 1)
         self.temporal_stride = int(vae.config.temporal_compression_ratio)
-
-    def scale(self) -> tuple[float, float]:
-        """0 and 1 / the scaling factor."""
-        return 0.0, 1 / self.vae.config.scaling_factor
+        self.mean, self.std = 0.0, 1 / vae.config.scaling_factor
 
     def encode(self, video: Tensor) -> Tensor:
         """See :class:`Codec`.

@@ -125,7 +125,7 @@ def read_trajectory(
 def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
     """The way of what is at a point in the first frame."""
     info = reader.info
-    # All frames are needed at once: gray, and of a long video smaller, so that they always fit.
+    # All frames are needed at once: grey, and smaller for a long video, so that they always fit.
     factor = min(1.0, (_TRACKING_BYTES / (info.frames * info.height * info.width)) ** 0.5)
     size = max(1, round(factor * info.height)), max(1, round(factor * info.width))
     video = torch.empty((info.frames, 1, *size), dtype=torch.uint8)

@@ -230,7 +230,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         window: pixels to look at on each side; make it a few times the motion between two frames.
 
     Returns:
-        A trajectory with one keyframe a frame; if the point is lost, a warning says when.
+        A trajectory with one keyframe per frame; if the point is lost, a warning says when.
 
     Raises:
         UserError: video of another shape, or point outside the frame.
