@@ -36,7 +36,7 @@ BRANCH = WanConfig(
     freq_dim=64,
     ffn_dim=384,
     num_layers=4,
-    pooled_text=True,
+    summed_text=True,
 )
 COMMON = {
     "objective": FlowMatching("x_0", shift=3.0),

@@ -51,7 +51,7 @@ FULL = RVEDiTConfig(
         freq_dim=64,
         ffn_dim=384,
         num_layers=LAYERS,
-        pooled_text=True,
+        summed_text=True,
     ),
     objective=FlowMatching("x_0", shift=3.0, min_sigma_weight=0.25),
     vlm_dim=128,

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vera_lite.backbone import WanConfig
 from vera_lite.conditioning.editing_tokens import Context
 from vera_lite.diagnostics.flops import counted_flops
-from vera_lite.diffusion.draws import StepDraws
+from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.systems import RVEDiT, RVEDiTConfig
 from vera_lite.toy.edits import render_edits
@@ -88,11 +88,11 @@ def parts(
     edits, latents = render_edits(0, range(clips)), torch.randn(3, clips, 24, *size)
     batch = {
         "source": latents[1],
-        "composite": latents[2],
+        "target": latents[2],
         "source_video": edits.source,
-        "composite_video": edits.target,
+        "target_video": edits.target,
         "instruction": edits.instruction,
-        "answer": edits.answer,
+        "target_caption": edits.answer,
     }
     features, reference = torch.randn(2, clips, math.prod(backbone.grid(size)), backbone.dim)
     features.requires_grad_()
@@ -103,8 +103,8 @@ def parts(
 
     def step(trained: RVEDiT) -> None:
         trained.zero_grad()
-        losses = trained.training_losses(batch, torch.full((clips,), 0.5), StepDraws(0, 0, clips))
-        sum(v.mean() for name, v in losses.items() if name not in trained.watched).backward()
+        losses = trained.training_losses(batch, torch.full((clips,), 0.5), StepRandom(0, 0, clips))
+        sum(v.mean() for name, v in losses.items() if name not in trained.logged_only).backward()
 
     return {
         **transformer_parts(system, latents, read()),
