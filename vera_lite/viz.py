@@ -129,8 +129,8 @@ def heat_maps(
         title: what to see.
         outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
         label: of the colour bar.
-        each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools do;
-            there is no bar then, since colours mean something else in each map.
+        each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools
+            do; there is no bar then, since colours mean something else in each map.
         side: inches of a map.
     """
     width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75

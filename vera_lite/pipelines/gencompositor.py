@@ -45,7 +45,7 @@ class GenCompositorPipeline(Pipeline):
             GenCompositor.from_cogvideox(transformer),  # a diffusers.CogVideoXTransformer3DModel
             CogVideoXCodec.from_pretrained(cogvideox / "vae"),
             (49, 480, 720),
-            CompositeSampling(steps=50, shift=1.0),  # CogVideoX's own; DDIM knows no shift
+            CompositeSampling(steps=50, shift=1.0),  # diffusers' for CogVideoX; DDIM has no shift
             mask_sigma=10,
             text=empty_prompt,
         )

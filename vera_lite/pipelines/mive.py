@@ -22,7 +22,7 @@ class MiVEPipeline(Pipeline):
             MiVE.from_wan(wan / "transformer", vlm="Qwen/Qwen3-VL-8B-Instruct"),
             WanCodec.from_pretrained(wan / "vae"),
             (81, 720, 1280),
-            Sampling(steps=50, shift=5.0),  # Wan2.1's own defaults for this size
+            Sampling(steps=50, shift=5.0),  # diffusers' for Wan2.1 at 720p
         )
     """
 

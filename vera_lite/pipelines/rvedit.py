@@ -20,7 +20,7 @@ class RVEDiTPipeline(Pipeline):
             RVEDiT.from_wan(wan / "transformer", vlm="Qwen/Qwen2.5-VL-3B-Instruct"),
             WanCodec.from_pretrained(wan / "vae"),
             (81, 704, 1280),
-            Sampling(steps=50, shift=5.0),  # Wan2.2's ti2v_5B configuration
+            Sampling(steps=50, shift=5.0),  # as in Wan2.2's ti2v-5B configuration
         )
     """
 

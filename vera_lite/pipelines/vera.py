@@ -49,7 +49,7 @@ class VeraPipeline(Pipeline):
             Vera.from_wan(wan / "transformer"),
             WanCodec.from_pretrained(wan / "vae"),
             (49, 480, 832),
-            VeraSampling(steps=50, shift=3.0, guidance=5.0),  # Wan2.1's own defaults for 480p
+            VeraSampling(steps=50, shift=3.0, guidance=5.0),  # diffusers' for Wan2.1 at 480p
             Umt5Encoder.from_pretrained(wan),
         )
     """
