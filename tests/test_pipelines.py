@@ -415,6 +415,7 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
         ((clouds, "--prompt", PROMPT, "--seed", 2**64), "a seed lies in"),
         ((clouds, "--prompt", PROMPT, "--device", "mps"), "there is no device 'mps'"),
         ((clouds, "--prompt", PROMPT, "--steps", "many"), "invalid int value"),
+        ((clouds, "--prompt", PROMPT, "--mask", ""), "the path is empty"),
         ((clouds, "--prompt", PROMPT, "--steps", 0), "at least one step"),
         ((clouds, "--prompt", PROMPT, "--alpha-floor", 1.5), "alpha_floor lies in"),
         ((clouds, "--prompt", PROMPT, "--model", tmp_path), "no pipeline.json"),
@@ -454,9 +455,14 @@ def test_a_regeneration_model_edits_files_too(tmp_path):
     VeraPipeline(system, codec, (9, 32, 32), VeraSampling(1, 1.0), toy_encoder()).save_pretrained(
         tmp_path / "m"
     )
-    out = tmp_path / "out"
+    out, dead = tmp_path / "out", tmp_path / ".out.unfinished"
+    for folder in (out, dead):
+        folder.mkdir()
+        (folder / "edit.mkv").write_text("of an older run")
+    (out / "notes.txt").write_text("mine")
     assert edit(SAMPLES / "clouds.mkv", "--prompt", PROMPT, "--model", tmp_path / "m", "--out", out) == 0
-    assert {p.name for p in out.iterdir()} == {"final.mkv", "final.mp4", "sheet.png", "metrics.json"}
+    names = {"final.mkv", "final.mp4", "sheet.png", "metrics.json", "notes.txt"}
+    assert {p.name for p in out.iterdir()} == names and not dead.exists()  # one set, and no leftovers
     assert "outside_share" not in json.loads((out / "metrics.json").read_text())
 
 

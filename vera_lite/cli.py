@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # no such file, no permission, no space left
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        print("vera-lite: interrupted; nothing was changed.", file=sys.stderr)
+        print("vera-lite: interrupted.", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         out_of_memory = ("allocate memory", "out of memory")
@@ -51,6 +51,12 @@ def _fail(sentence: str) -> int:
     return 2
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(f"{message}; see `{self.prog} --help`.")
@@ -62,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     edit = commands.add_parser("edit", help="edit a video file by a sentence")
     add = edit.add_argument
-    add("video", type=Path, help="any video file")
+    add("video", type=_path, help="any video file")
     add("--prompt", required=True, help='e.g. "add a red ring at the top left moving right"')
     add(
         "--system",
@@ -71,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         help="vera (default) lays an edit over the untouched source; rvedit and mive draw every frame anew, "
         'after a sentence such as "make the blue square green", and mive also after a --reference',
     )
-    add("--reference", type=Path, help="mive: picture of the edited first frame")
-    add("--mask", type=Path, help="vera: video or picture, white where the object goes, or on what to keep")
+    add("--reference", type=_path, help="mive: picture of the edited first frame")
+    add("--mask", type=_path, help="vera: video or picture, white where the object goes, or on what to keep")
     add("--guidance", type=float, help="vera: follow the prompt harder; 1 is off")
     add("--alpha-floor", type=float, help="vera: alpha below this is 0, and the source stays untouched")
 
@@ -80,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "composite", help="put a foreground video into a background video on a path"
     )
     add = compose.add_argument
-    add("background", type=Path, help="any video file")
+    add("background", type=_path, help="any video file")
     add(
         "foreground",
         help="a video with alpha; a video and --mask; a folder with edit.mkv and alpha.mkv, as `edit` makes; "
@@ -94,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--scale", help="size, or several with commas over the clip (default 1: its own pixels)")
     add("--timing", help="of the path's segments: equal_frames (default) or constant_speed")
-    add("--mask", type=Path, help="video or picture, white where the foreground's object is")
+    add("--mask", type=_path, help="video or picture, white where the foreground's object is")
     add(
         "--paste-back",
         action="store_true",
@@ -105,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (edit, compose):
         add = command.add_argument
-        add("--out", type=Path, required=True, help="folder for the results, made if needed")
-        add("--model", type=Path, help="pipeline folder; default: the toy model in the package")
+        add("--out", type=_path, required=True, help="folder for the results, made if needed")
+        add("--model", type=_path, help="pipeline folder; default: the toy model in the package")
         add("--seed", type=int, default=0, help="another seed is another result (default 0)")
         add("--steps", type=int, help="denoising steps (default: the model's own)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
@@ -119,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         "export", help="turn a checkpoint into a pipeline folder, or a notebook into an offline page"
     )
     add = export.add_argument
-    add("file", type=Path, help="checkpoint of a training, or .ipynb")
-    add("--out", type=Path, help="folder; of a notebook, the HTML file (default: beside it)")
+    add("file", type=_path, help="checkpoint of a training, or .ipynb")
+    add("--out", type=_path, help="folder; of a notebook, the HTML file (default: beside it)")
     add("--full", action="store_true", help="float32 instead of float16 weights")
     return parser
 

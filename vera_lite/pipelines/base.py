@@ -193,6 +193,11 @@ class Pipeline:
         """One call of the network."""
         return self.system(latents, timestep, **conditions)
 
+    def encode(self, video: Tensor) -> Tensor:
+        """Pixels (B, T, C, H, W) on any device -> latents where the system is, in its precision."""
+        weights = next(self.system.parameters())
+        return self.codec.encode(video.to(weights.device).float()).to(weights)
+
     def noise_shape(self, clips: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Of the latents of ``clips`` clips, (B, c, t, h, w)."""
         return clips, *latent_shape(self.codec, frames, height, width)

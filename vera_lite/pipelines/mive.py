@@ -50,13 +50,8 @@ class MiVEPipeline(Pipeline):
         """
         check_prompts(video, prompts)
         check_tensor("the batch of references", references, *video[:, 0].shape)
-        weights = next(self.system.parameters())
-
-        def encode(clip: Tensor) -> Tensor:
-            return self.codec.encode(clip.to(weights.device).float()).to(weights)
-
         return {
-            "source": encode(video),
+            "source": self.encode(video),
             "reading": self.system.read(video.float(), prompts, references.float()),
-            "reference": encode(references[:, None]),  # coded as a clip of its own
+            "reference": self.encode(references[:, None]),  # coded as a clip of its own
         }

@@ -43,8 +43,4 @@ class RVEDiTPipeline(Pipeline):
             prompts: B sentences.
         """
         check_prompts(video, prompts)
-        weights = next(self.system.parameters())
-        return {
-            "source": self.codec.encode(video.to(weights.device).float()).to(weights),
-            "context": self.system.context(video.float(), prompts),
-        }
+        return {"source": self.encode(video), "context": self.system.context(video.float(), prompts)}

@@ -106,15 +106,10 @@ class VeraPipeline(Pipeline):
             mask: (B, T, 1, H, W) in [0, 1].
         """
         check_prompts(video, prompts)
-        weights = next(self.system.parameters())
-
-        def encode(clip: Tensor) -> Tensor:
-            return self.codec.encode(clip.to(weights.device).float()).to(weights)
-
         return {
-            "text": self.text_encoder(prompts).to(weights),
-            "source": encode(video),
-            "mask": None if mask is None else encode(mask),
+            "text": self.text_encoder(prompts).to(next(self.system.parameters())),
+            "source": self.encode(video),
+            "mask": None if mask is None else self.encode(mask),
         }
 
     def predict(self, latents: Tensor, timestep: Tensor, conditions: dict, sampling: VeraSampling) -> Tensor:
