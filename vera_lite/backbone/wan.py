@@ -91,17 +91,10 @@ WAN_TI2V_5B = WanConfig(num_attention_heads=24, ffn_dim=14336, in_channels=48, o
 
 
 def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
-    """Timesteps as runs of equal neighbours, so that each is embedded once.
+    """Timesteps (B,) or (B, S) as runs of equal neighbours: one per run (B, G), and the runs' lengths.
 
-    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean
-    first frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
-
-    Args:
-        timestep: (B,) or (B, S).
-        tokens: S.
-
-    Returns:
-        Timesteps of the runs, (B, G), and the lengths of the runs, whose sum is S.
+    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean first
+    frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
     """
     if timestep.ndim == 1:
         return timestep[:, None], [tokens]
@@ -115,9 +108,8 @@ def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, runs: list[int], eps: float) -> Tensor:
     """norm(x) * (1 + scale) + shift in float32; x (B, S, D), shift and scale (B, G, D), one per run."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return _by_run(lambda part, a, b: torch.addcmul(a, part, 1 + b), runs, [normed], [shift, scale]).type_as(
-        x
-    )
+    modulated = _by_run(lambda part, a, b: torch.addcmul(a, part, 1 + b), runs, [normed], [shift, scale])
+    return modulated.type_as(x)
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor, runs: list[int]) -> Tensor:
@@ -139,12 +131,8 @@ def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each.
 
-    Under CPU autocast it runs in float32: there its backward pass is three times slower in bfloat16,
-    while matrix products are several times faster.
-
-    Args:
-        q, k, v: queries, keys, values.
-        key_padding_mask: (B, tokens), False at keys that are only padding.
+    ``key_padding_mask`` (B, tokens) is False at keys that are only padding. Under CPU autocast it runs in
+    float32: there its backward pass is three times slower in bfloat16.
     """
     mask = None if key_padding_mask is None else key_padding_mask[:, None, None]
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -184,8 +172,6 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Every token sees all tokens of its clip."""
-
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)

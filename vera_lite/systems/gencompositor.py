@@ -264,7 +264,10 @@ class GenCompositor(nn.Module):
                 main.patch_embed.fg_proj.bias.copy_(projection.bias)
             if branch is not None:
                 tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
-                branch.load_state_dict(tensors, strict=False)
+                missing, _ = branch.load_state_dict(tensors, strict=False)
+                own = ("branch_blocks.", "branch_x_embedder.", "patch_embed.pos_embedding")
+                if missing := [n for n in missing if not n.startswith(own)]:
+                    raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
         return system
 
     def forward(

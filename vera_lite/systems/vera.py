@@ -33,8 +33,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
+from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, read_wan
 from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.loading import load_branches
 from vera_lite.backbone.wan import SelfAttention, attend, patchify
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
@@ -239,11 +240,9 @@ class Vera(nn.Module):
         weights = (1.0, 1.0, self.config.composite_weight)
         return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
 
-    # --- weights ---------------------------------------------------------------------------------
-
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "Vera":
-        """Start all three branches from one Wan checkpoint saved by diffusers.
+        """Start all branches from one Wan checkpoint saved by diffusers.
 
         Args:
             folder: the transformer's folder.
@@ -251,38 +250,8 @@ class Vera(nn.Module):
         """
         backbone, tensors = read_wan(folder)
         vera = cls(VeraConfig(backbone=backbone, **changes))
-        vera.load_branches([tensors] * len(LAYERS))
+        load_branches(vera, [tensors] * len(LAYERS))
         return vera
-
-    def load_branches(self, states: list[dict[str, Tensor]]) -> None:
-        """Copy a diffusers state dict into each branch; what branches share is the first one's.
-
-        Raises:
-            UserError: names or shapes do not fit.
-        """
-        own, tensors = self.state_dict(), {}
-        for branch in reversed(range(len(self.towers))):  # of what is shared, the first branch's wins
-            for name, value in states[branch].items():
-                place = _place(name, branch)
-                tensors[place if place in own else _place(name, 0)] = value
-        added = ("source_embedding.", "mask_embedding.", "layer_embedding", "summed_text.")
-        load_weights(self, tensors, new=added)
-
-    def branch(self, layer: int) -> dict[str, Tensor]:
-        """Weights of one branch as diffusers names and shapes them; shared ones are in every branch."""
-        with torch.device("meta"):
-            names = WanTransformer(self.config.backbone).state_dict()
-        own, branch = self.state_dict(), layer % len(self.towers)
-        places = {n: [_place(n, branch), _place(n, 0)] for n in names if "summed_text" not in n}
-        return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
-
-
-def _place(name: str, branch: int) -> str:
-    """Our name for the parameter that diffusers calls ``name`` in one branch."""
-    if not name.startswith("blocks."):
-        return f"towers.{branch}.{name}"
-    _, block, rest = name.split(".", 2)
-    return f"blocks.{block}.branches.{branch}.{rest}"
 
 
 def drop_conditions(text: Tensor, config, random: StepRandom) -> tuple[Tensor, Tensor]:
