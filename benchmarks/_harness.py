@@ -1,8 +1,9 @@
 """What every benchmark shares: fair timing of two things side by side, a table, a JSON report.
 
-Times are CPU seconds of this process on one thread. Wall clock would also count what other programs
-do on a shared machine. What CPU time still feels of them (caches, clock rate) drifts, so both sides
-take turns within a round, a ratio is formed round by round, and the median of the rounds is kept.
+Times are CPU seconds of this process on one thread; wall clock would also count what other programs do on a
+shared machine. CPU time still feels them a little (caches, clock rate). So all sides take turns within a
+round, every second round in reverse order, and each round gives a ratio. The report keeps the median ratio,
+the lowest and the highest.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from statistics import median
+from timeit import Timer
 
 import torch
 
@@ -50,32 +52,32 @@ def meets(ratio: float | Fraction, goal: str) -> bool:
 
 
 def cpu_seconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time functions in turns: A B A B ...
+    """Time functions in turns: A B, B A, A B, ...
+
+    :class:`timeit.Timer` does it, which holds garbage collection back. ``torch.utils.benchmark`` has no
+    rounds, and it would call every function twice more before each sample.
 
     Args:
         functions: what to call, by name.
         rounds: samples of each.
 
     Returns:
-        CPU seconds of one call, by name, one for each round.
+        CPU seconds per call, by name, one for each round.
     """
+    timers = {name: Timer(function, timer=time.process_time) for name, function in functions.items()}
     calls = {}
-    for name, function in functions.items():
-        function()  # warm-up: allocator, kernels' one-time choices
-        start = time.process_time()
-        function()
-        calls[name] = max(1, round(SAMPLE_SECONDS / max(time.process_time() - start, 1e-6)))
+    for name, timer in timers.items():
+        timer.timeit(1)  # warm-up: allocator, kernels' one-time choices
+        calls[name] = max(1, round(SAMPLE_SECONDS / max(timer.timeit(1), 1e-6)))
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     gc.freeze()  # modules need no looking through
-    for _ in range(rounds):
-        gc.collect()
-        gc.disable()  # a collection would be charged to whoever happens to run
-        for name, function in functions.items():
-            start = time.process_time()
-            for _ in range(calls[name]):
-                function()
-            seconds[name].append((time.process_time() - start) / calls[name])
-        gc.enable()
+    try:
+        for turn in range(rounds):
+            gc.collect()
+            for name in list(functions)[:: -1 if turn % 2 else 1]:
+                seconds[name].append(timers[name].timeit(calls[name]) / calls[name])
+    finally:
+        gc.unfreeze()
     return seconds
 
 
@@ -86,11 +88,12 @@ class Result:
     Attributes:
         case: what was measured, at which size.
         value: ours, in ``unit``.
-        peer: what it is held against, if anything.
+        peer: what it is compared with, if anything.
         peer_value: the peer's value, in ``unit``.
         ratio: ours / peer. For times the median over rounds, so not exactly value / peer_value.
         goal: what the ratio should meet, such as ``"<= 1.10"``; None: the row is context.
         holds: whether it does.
+        spread: lowest and highest ratio of the rounds; None for what was measured once.
     """
 
     case: str
@@ -101,6 +104,7 @@ class Result:
     ratio: float | None = None
     goal: str | None = None
     holds: bool | None = None
+    spread: tuple[float, float] | None = None
 
 
 class Report:
@@ -122,17 +126,22 @@ class Report:
         *,
         peer: str | None = None,
         peer_value: float | None = None,
-        ratio: float | None = None,
         goal: str | None = None,
+        ratios: list[float] | None = None,
     ) -> None:
-        """Add a row; see :class:`Result`. ``ratio`` defaults to value / peer_value."""
-        if ratio is None and peer_value is not None:
+        """Add a row; see :class:`Result`. ``ratios``, one for each round, give ratio and spread; without
+        them the ratio is value / peer_value."""
+        ratio = None
+        if ratios:
+            ratio = median(ratios)
+        elif peer_value is not None:
             ratio = Fraction(value) / Fraction(peer_value)  # FLOPs have more digits than floats
         if goal is not None and ratio is None:
             raise ValueError(f"{case}: a goal needs something to compare with.")
         holds = meets(ratio, goal) if goal is not None else None
         ratio = None if ratio is None else float(ratio)
-        self.results.append(Result(case, value, unit, peer, peer_value, ratio, goal, holds))
+        spread = (min(ratios), max(ratios)) if ratios else None
+        self.results.append(Result(case, value, unit, peer, peer_value, ratio, goal, holds, spread))
 
     def add_times(
         self,
@@ -142,77 +151,64 @@ class Report:
         peer: str,
         goal: str | None = None,
     ) -> None:
-        """Add a row from :func:`cpu_seconds`: median milliseconds, median ratio over rounds."""
-        ratios = [a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)]
+        """Add a row from :func:`cpu_seconds`: median milliseconds, ratios over rounds."""
         self.add(
             case,
             1000 * median(seconds[ours]),
             "ms CPU",
             peer=peer,
             peer_value=1000 * median(seconds[peer]),
-            ratio=median(ratios),
             goal=goal,
+            ratios=[a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)],
         )
+
+    @property
+    def holds(self) -> bool:
+        """Whether every goal is met."""
+        return all(r.holds is not False for r in self.results)
 
     def table(self) -> str:
         """The rows as aligned text."""
-        rows = [("case", "value", "unit", "peer", "peer value", "ratio", "goal", "holds")]
+        rows = [("case", "value", "unit", "peer", "peer value", "ratio", "spread", "goal", "holds")]
         for r in self.results:
             holds = "" if r.holds is None else "yes" if r.holds else "NO"
             ratio = "" if r.ratio is None else f"{r.ratio:.3f}"
-            numbers = ["" if v is None else f"{v:,.4g}" for v in (r.value, r.peer_value)]
-            rows.append((r.case, numbers[0], r.unit, r.peer or "", numbers[1], ratio, r.goal or "", holds))
+            spread = "" if r.spread is None else "{:.3f} .. {:.3f}".format(*r.spread)
+            value, peer_value = ("" if v is None else f"{v:,.4g}" for v in (r.value, r.peer_value))
+            rows.append((r.case, value, r.unit, r.peer or "", peer_value, ratio, spread, r.goal or "", holds))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         return "\n".join([self.name, *lines])
 
     def as_dict(self) -> dict:
-        """The report as it is written to JSON."""
-        return {
-            "name": self.name,
-            "date": date.today().isoformat(),
-            "machine": machine(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": version("torch"),
-                "diffusers": version("diffusers"),
-            },
-            "results": [asdict(r) for r in self.results],
+        """The report as it is written to JSON; rows that were measured once have no ``spread``."""
+        rows = [asdict(r) for r in self.results]
+        return report_head(self.name, "torch", "diffusers") | {
+            "results": [{k: v for k, v in row.items() if k != "spread" or v} for row in rows]
         }
-
-    def write(self, path: Path) -> None:
-        """Write the JSON whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(dumps(self.as_dict(), indent=1) + "\n")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed.
-
-    Else some allocations get fresh pages from the system again and again. That costs as much as a
-    pass over the data, and which side's allocations it hits is luck.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**30)
 
 
 def report_head(name: str, *packages: str) -> dict:
-    """What every JSON begins with: name, date, machine, versions of the packages."""
+    """What every JSON begins with: name, date, machine, versions of Python and the packages."""
     return {
         "name": name,
         "date": date.today().isoformat(),
         "machine": machine(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
+
+
+def write_json(report: dict, path: Path) -> None:
+    """Write a report whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(dumps(report, indent=1) + "\n")
 
 
 def machine() -> dict:
     """The processor, its cores, memory in GiB and the threads that torch uses."""
     cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")  # Linux alone says the model's name there
+    info = Path("/proc/cpuinfo")  # Linux alone gives the model's name there
     if info.is_file() and (match := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M)):
         cpu = match[1]
     try:
@@ -227,8 +223,20 @@ def machine() -> dict:
     }
 
 
-def main(name: str, measure: Callable[[Report, int], None], rounds: int, argv=None) -> Report:
-    """Run a benchmark from the command line: ``--rounds N`` and ``--json OUT``.
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory.
+
+    Otherwise some allocations get fresh pages from the system again and again. That costs as much as a pass
+    over the data, and it is luck which side's allocations it hits.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
+
+
+def main(name: str, measure: Callable[[Report, int], None], rounds: int, argv=None) -> None:
+    """Run a benchmark from the command line (``--rounds N``, ``--json OUT``); exit 1 if a goal is missed.
 
     Args:
         name: of the benchmark.
@@ -249,5 +257,6 @@ def main(name: str, measure: Callable[[Report, int], None], rounds: int, argv=No
     measure(report, arguments.rounds)
     print(report.table())
     if arguments.json is not None:
-        report.write(arguments.json)
-    return report
+        write_json(report.as_dict(), arguments.json)
+    if not report.holds:
+        raise SystemExit(1)

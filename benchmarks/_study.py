@@ -1,10 +1,10 @@
 """What ablations share: every case trained with every seed, kept as JSON, resumed, and compared.
 
-A script says what its cases are, how one is measured, and how the runs become a table; it ends in
+A script says what its cases are, how one is measured, and how the runs become a table. It ends in
 
     _study.main(__doc__, "example", CASES, measure, settings(), summarise, table)
 
-and leaves ``benchmarks/results/example.json`` with one run a case and seed.
+and leaves ``benchmarks/results/example.json`` with one run per case and seed.
 """
 
 import argparse
@@ -19,12 +19,17 @@ from statistics import fmean
 
 import lightning as L
 import torch
-from _harness import report_head
+from _harness import report_head, write_json
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vera_lite.media.files import replacing
+from vera_lite.training import EditingModule
+from vera_lite.training.fit import fit
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parents[1] / "runs"
+SEEDS = (0, 1, 2)
 WINDOW = 50  # steps over which a point of the loss curve is averaged
 
 
@@ -49,6 +54,48 @@ class LossCurve(L.Callback):
         """Mean of the last fifth, where the learning rate is nearly zero."""
         return fmean(self.sums[-len(self.sums) // 5 :])
 
+    def rounded(self) -> list[float]:
+        """The curve as a report keeps it."""
+        return [round(v, 5) for v in self.sums]
+
+
+def train(
+    system: torch.nn.Module,
+    data: L.LightningDataModule,
+    steps: int,
+    folder: Path,
+    seed: int,
+    lr: float = 2e-3,
+    ema_decay: float = 0.99,
+) -> tuple[EditingModule, LossCurve]:
+    """Train, or continue from the folder's checkpoint. Muon has ten times AdamW's learning rate."""
+    curve = LossCurve()
+    module = fit(
+        system,
+        data,
+        steps,
+        folder=folder,
+        precision="bf16-mixed",
+        progress=False,
+        callbacks=(curve,),
+        checkpoint_every=steps // 3,  # and so at the end
+        seed=seed,
+        lr=lr,
+        muon_lr=10 * lr,
+        ema_decay=ema_decay,
+    )
+    return module, curve
+
+
+def remembered(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``compute`` gives, kept in a file. All runs see the same clips: a frozen model reads each once."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
+    return load_file(path)
+
 
 def by_seed(runs: list[dict], **case) -> dict[int, dict]:
     """Metrics of a case's runs: {seed: metrics}."""
@@ -58,6 +105,11 @@ def by_seed(runs: list[dict], **case) -> dict[int, dict]:
 def cell(values: Sequence[float], digits: int) -> str:
     """Mean +- half of the range."""
     return f"{fmean(values):.{digits}f} +-{(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def ahead(gains: Sequence[float]) -> str:
+    """In how many seeds a gain is positive."""
+    return f"{sum(g > 0 for g in gains)} of {len(gains)}" if gains else ""
 
 
 def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: bool = False) -> dict:
@@ -75,22 +127,29 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
         "case": case,
         "mean_gain": round(fmean(gains), 5),
         "gains": [round(g, 5) for g in gains],
-        # Three seeds that agree are what there is; it is no significance.
+        # Three seeds that agree are all there is; this is no test of significance.
         "holds": min(gains) > 0,
     }
 
 
 def compare_with_all(
-    runs: list[dict], ours: str, variants: Iterable[str], metrics: Sequence[str], claimed: str
+    runs: list[dict],
+    ours: str,
+    variants: Iterable[str],
+    metrics: Sequence[str],
+    claimed: str,
+    lower_is_better: Iterable[str] = (),
+    **study: str,
 ) -> list[dict]:
-    """Rows of results: one variant against each other one in each metric; the ``claimed`` one is marked."""
-    found, results = by_seed(runs, variant=ours), []
+    """Rows of results: variant ``ours`` against each other one in each metric; ``claimed`` is marked."""
+    found, results = by_seed(runs, variant=ours, **study), []
     for variant in variants:
-        theirs = by_seed(runs, variant=variant)
+        theirs = by_seed(runs, variant=variant, **study)
         if variant == ours or not found.keys() & theirs.keys():
             continue
         for metric in metrics:
-            row = compare(f"{ours} against {variant}: {metric}", found, theirs, metric)
+            case = ": ".join((*study.values(), f"{ours} against {variant}", metric))
+            row = compare(case, found, theirs, metric, metric in lower_is_better)
             results.append(row | {"claimed": metric == claimed})
     return results
 
@@ -127,20 +186,21 @@ def main(
     settings: dict,
     summarise: Callable[[list[dict]], list[dict]],
     table: Callable[[dict], str],
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = SEEDS,
     argv=None,
 ) -> None:
-    """Measure what is missing, if asked, and print the table. Several processes may measure at once: each
-    takes what no other has begun.
+    """Measure what is missing, if asked, and print the table.
+
+    Several processes may measure at once: each takes what no other has begun.
 
     Args:
         doc: the script's docstring.
         name: of the benchmark, its JSON and its folder of training runs.
         cases: what tells one case from another, such as {"variant": "full"}.
-        measure: called as measure(**case, seed=seed, folder=folder) right after seeding torch; trains in
-            ``folder`` (or goes on there) and returns what it found, with "metrics" at least.
-        settings: what a run's numbers depend on. Runs made with others are measured anew, but from what
-            lies in their folders: after a change to training use --fresh.
+        measure: called as measure(**case, seed=seed, folder=folder) right after seeding torch. It trains in
+            ``folder``, or continues there, and returns what it found: at least "metrics".
+        settings: what a run's numbers depend on. Runs with other settings are measured anew, but training
+            continues from what is in their folders: after a change to training use --fresh.
         summarise: runs -> the report's "results".
         table: report -> text.
         seeds: of the runs.
@@ -157,7 +217,7 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
             path.unlink(missing_ok=True)
         settings = json.loads(json.dumps(settings))  # as a report gives them back
-        # A whole table a seed: what is there after an interruption can be compared.
+        # All cases of a seed come before the next seed, so that an interrupted study can be compared.
         for case, seed in ((case, seed) for seed in seeds for case in cases):
             *parents, last = (value.replace(" ", "-") for value in case.values())
             place = folder.joinpath(*parents, f"{last}-{seed}")
@@ -170,14 +230,8 @@ def main(
                 seconds = round(time.process_time() - start, 1)
                 with claim(folder / "report", wait=True):  # another process may have written meanwhile
                     runs = [*_kept(path, settings), {**case, "seed": seed, "cpu_seconds": seconds, **found}]
-                    report = {
-                        **report_head(name, "torch", "lightning", "diffusers"),
-                        **settings,
-                        "results": summarise(runs),
-                        "runs": runs,
-                    }
-                    with replacing(path) as temporary:  # whole or not at all
-                        temporary.write_text(json.dumps(report, indent=1) + "\n")
+                    head = report_head(name, "torch", "lightning", "diffusers") | settings
+                    write_json(head | {"results": summarise(runs), "runs": runs}, path)
             print(f"{', '.join(case.values())}, seed {seed}: {seconds} s", flush=True)
     report = _report(path)
     if not report:

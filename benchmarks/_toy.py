@@ -1,71 +1,83 @@
-"""What the scripts that measure shipped toy models share: their command line, and the facts of a training."""
+"""What the scripts that measure shipped toy models share: command line, report, facts of a training, card."""
 
 import argparse
 import csv
 import json
-from collections.abc import Callable, Sequence
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import yaml
+from _harness import report_head, write_json
+from torch import Tensor
 
+from vera_lite.evaluation.toy.tally import TEST_SEED
 from vera_lite.media.files import replacing
+from vera_lite.pipelines import ASSETS
+from vera_lite.toy.edits import ToyEdits
+
+CONFIGS = ASSETS.parent / "configs"
+RUN = "  vera-lite fit --config vera_lite/configs/"
 
 
-def log_versions(run: Path) -> list[Path]:
-    """Folders of a run's logs, in order: one a call of `vera-lite fit`."""
-    return sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
+# --- a training, from the files that it left -------------------------------------------------------
 
 
 def training_facts(run: Path, shipped: Path) -> dict:
-    """What a finished run's files say.
+    """What the files of a finished run tell about it.
 
     Args:
         run: its folder.
-        shipped: the configuration that it must have been made with; but for the world of its data, which
-            calls before the last may have had otherwise: the facts say so.
+        shipped: the configuration that the run must have been made with. Calls before the last may have had
+            another world; the facts then list these worlds.
+
+    Raises:
+        SystemExit: the run was made with another configuration.
     """
-    versions = log_versions(run)
+    versions = sorted(run.glob("log/version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
     configs = [yaml.safe_load((v / "config.yaml").read_text()) for v in versions]
-    wanted = yaml.safe_load(shipped.read_text())["data"]["init_args"].get("world", {})
-    worlds = []
+    wanted = yaml.safe_load(shipped.read_text())
+    world, worlds = wanted["data"]["init_args"].get("world", {}), []
     for config in configs[:-1]:
         found = config["data"]["init_args"]
-        if wanted and not includes(found["world"], wanted):
+        if world and not includes(found["world"], world):
             worlds.append([config["trainer"]["max_steps"], found["world"]])
-            found["world"] = wanted
+            found["world"] = world
     for config in configs:
         devices = config["trainer"]["devices"]  # each has its share of a batch
         config["data"]["init_args"]["batch_size"] *= devices if isinstance(devices, int) else 1
         for part in ("model", "data"):
-            if not includes(config[part], yaml.safe_load(shipped.read_text())[part]):
+            if not includes(config[part], wanted[part]):
                 raise SystemExit(
                     f"{run} was not trained with the {part} of {shipped.name}; no card is written."
                 )
     saved = torch.load(run / "last.ckpt", weights_only=True, map_location="cpu")
     rows = [r for v in versions for r in csv.DictReader((v / "metrics.csv").open()) if r.get("val")]
     seconds = [(v / "metrics.csv").stat().st_mtime - (v / "config.yaml").stat().st_mtime for v in versions]
-    batch_size = configs[0]["data"]["init_args"]["batch_size"]
+    data = configs[0]["data"]["init_args"]
     return {
         "seed": configs[0]["seed_everything"],
         "steps": saved["global_step"],
         "stages": _stages([c["trainer"]["max_steps"] for c in configs], versions),
         **({"worlds": worlds} if worlds else {}),
-        "batch_size": batch_size,
-        "samples": saved["global_step"] * batch_size,
+        **({"clips_cached": data["clips"]} if "clips" in data else {}),
+        "batch_size": data["batch_size"],
+        "samples": saved["global_step"] * data["batch_size"],
         "wall_minutes": round(sum(seconds) / 60),
-        "threads": saved["vera_lite"].get("threads"),
+        "threads": saved["vera_lite"].get("threads", 1),
         "precision": configs[0]["trainer"]["precision"],
         "validation_loss": [{"step": int(r["step"]) + 1, "loss": round(float(r["val"]), 4)} for r in rows],
     }
 
 
 def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
-    """[planned steps, steps reached] of each stage; calls that resumed one are part of it."""
+    """[planned steps, steps reached] of each stage; a stage includes the calls that resumed it."""
     starts = [[int(r["step"]) for r in csv.DictReader((v / "metrics.csv").open())][:1] for v in versions]
     stages = []
     for i, plan in enumerate(planned):
-        # The first line that a call logged stands some steps after its start.
+        # A call logs its first line some steps after its start.
         after = next((start[0] for start in starts[i + 1 :] if start), plan)
         reached = min(plan, after // 500 * 500) if after < plan else plan
         if stages and stages[-1][0] == plan:
@@ -75,65 +87,123 @@ def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
     return stages
 
 
+def includes(whole: dict, part: dict) -> bool:
+    """Whether ``whole`` has every value of ``part``."""
+    return all(
+        includes(whole.get(k, {}), v) if isinstance(v, dict) else whole.get(k) == v for k, v in part.items()
+    )
+
+
+# --- cards -----------------------------------------------------------------------------------------
+
+
+def weights(report: dict, parts: str = "the", vlm: str = "") -> str:
+    """What the files of a pipeline hold: part of a card's list."""
+    return listed(
+        f"**Weights**: `system.safetensors`, {report['parameters'] / 1e6:.2f} M parameters in "
+        f"float16, {parts} "
+        "exponential moving average of the training run; `codec.safetensors`, the patch codec. "
+        f"{vlm}MIT licence."
+    )
+
+
+def training_sentence(report: dict, unit: str = "clips") -> str:
+    """How much training, and on what machine: part of a card's list."""
+    t, m = report["training"], report["machine"]
+    return listed(
+        f"**Training**: {t['steps']:,} steps of {t['batch_size']} clips = {t['samples']:,} {unit}, "
+        f"{t['precision']}, {t['wall_minutes']} minutes of wall time on {t['threads']} thread of a "
+        f"{m['cores']}-core CPU ({m['cpu']}) that other work shared. One seed."
+    )
+
+
+def listed(text: str) -> str:
+    """An entry of a card's list, in lines of the repository's width."""
+    return textwrap.fill(f"- {text}", 110, subsequent_indent="  ", break_on_hyphens=False)
+
+
 def fit_commands(
     config: str, stages: list[list[int]], start: str = "", worlds: Sequence[tuple[int, dict]] = ()
 ) -> str:
-    """The calls of `vera-lite fit` that a training consisted of, one a line; the first ends in ``start``.
-    ``worlds`` has the world of stages, by their planned steps, that had not the configuration's."""
+    """The calls of `vera-lite fit` that a training consisted of, one per line.
+
+    Args:
+        config: name of the configuration.
+        stages: [planned steps, steps reached] of each call.
+        start: options of the first call.
+        worlds: the world of each call that did not use the configuration's, by the call's planned steps.
+    """
     lines, worlds = [], dict(worlds)
     for i, (planned, reached) in enumerate(stages):
-        line = f"  vera-lite fit --config vera_lite/configs/{config} --trainer.max_steps {planned}"
-        line += " --ckpt_path last" if i else start
+        line = f"{RUN}{config} --trainer.max_steps {planned}" + (" --ckpt_path last" if i else start)
         if planned in worlds:
             line += f" --data.world '{json.dumps(worlds[planned])}'"
         lines.append(line + (f"   # stopped at {reached:,}" if reached < planned else ""))
     return "\n".join(lines)
 
 
-def category_cells(report: dict) -> list[tuple[str, list[str]]]:
-    """Lines of a table by category: category and measure, then one cell a row of the report."""
+def markdown(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    head, *lines = (f"| {' | '.join(line)} |" for line in (list(heads), *rows))
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
+
+
+def category_cells(report: dict) -> list[list[str]]:
+    """Lines of a table by category: category and measure, then one cell for each row of the report."""
     lines, rows = [], list(report["rows"].values())
     for category, found in rows[0].items():
         for measure in found:
             values = [row[category].get(measure) for row in rows]
-            lines.append((f"{category}: {measure}", ["" if v is None else f"{v:.1f}" for v in values]))
+            lines.append([f"{category}: {measure}", *("" if v is None else f"{v:.1f}" for v in values)])
     return lines
 
 
 def category_table(report: dict) -> str:
-    """One line a measure, one column a row of the report."""
+    """One line for each measure, one column for each row of the report."""
     lines = [f"{report['clips_per_category']} unseen clips of each category, {report['sampler_steps']} steps"]
-    lines.append(f"{'':42}" + "".join(f"{name:>26}" for name in report["rows"]))
-    lines += [f"{name:42}" + "".join(f"{c:>26}" for c in cells) for name, cells in category_cells(report)]
+    for label, *cells in (["", *report["rows"]], *category_cells(report)):
+        lines.append(f"{label:42}" + "".join(f"{c:>26}" for c in cells))
     return "\n".join(lines)
 
 
-def includes(whole: dict, part: dict) -> bool:
-    """Whether every value of ``part`` stands in ``whole``."""
-    return all(
-        includes(whole.get(k, {}), v) if isinstance(v, dict) else whole.get(k) == v for k, v in part.items()
-    )
+# --- measuring -------------------------------------------------------------------------------------
+
+
+def codec_only(pipe, edits: ToyEdits) -> Tensor:
+    """The true edit through the codec and back: what a perfect network would get."""
+    return pipe.codec.decode(pipe.codec.encode(edits.target))
+
+
+def finite(rows: dict[str, dict[str, dict]]) -> dict:
+    """Rows without their infinite numbers, which JSON cannot hold."""
+
+    def kept(found: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in found.items() if value != float("inf")}
+
+    return {row: {category: kept(found) for category, found in r.items()} for row, r in rows.items()}
 
 
 def main(
     doc: str,
-    folder: Path,
-    measure: Callable[[Path], dict],
+    name: str,
+    load: Callable[[Path], object],
+    measure: Callable[..., dict],
     facts: Callable[[Path], dict],
     table: Callable[[dict], str],
     card: Callable[[dict], str],
 ) -> None:
-    """Measure a model folder; print, and write report and card if asked.
+    """Measure a model folder; print, and write report and card if asked; exit 1 if a goal is missed.
 
     Args:
         doc: the script's docstring.
-        folder: the shipped model.
-        measure: folder -> report.
+        name: of the report and the shipped model.
+        load: folder -> pipeline, or vision-language model.
+        measure: what was loaded -> what the report has of its own.
         facts: folder of a training run -> the report's "training".
         table, card: of a report.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=folder, help="model folder; default: the shipped one")
+    parser.add_argument("--model", type=Path, default=ASSETS / name, help="default: the shipped one")
     parser.add_argument("--run", type=Path, help="folder of the training run")
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--card", action="store_true", help="write the model card; needs --run")
@@ -142,11 +212,25 @@ def main(
         parser.error("--card needs --run")
     torch.set_num_threads(1)
     training = {} if arguments.run is None else {"training": facts(arguments.run)}  # may refuse: first
-    report = measure(arguments.model) | training
+    model = load(arguments.model)
+    report = report_head(name, "torch", "lightning", "transformers", "diffusers")
+    start = time.process_time()
+    report |= {"world_seed": TEST_SEED} | sampling(model) | measure(model)
+    report |= {"cpu_seconds": round(time.process_time() - start, 1)} | training
     print(table(report))
     if arguments.json is not None:
-        with replacing(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(report, arguments.json)
     if arguments.card:
         with replacing(arguments.model / "README.md") as path:
             path.write_text(card(report))
+    if any(row["holds"] is False for row in report.get("results", ())):
+        raise SystemExit(1)
+
+
+def sampling(model) -> dict:
+    """Size of a model, and how a pipeline samples it by default."""
+    network = getattr(model, "system", None) or model.model
+    found = {"parameters": sum(p.numel() for p in network.parameters())}
+    if hasattr(model, "system"):
+        found |= {"sampler_steps": model.sampling.steps, "shift": model.sampling.shift}
+    return found

@@ -1,21 +1,23 @@
-"""MiVE's ablations: does it matter how the context reaches the video, and which layers of the VLM it is from?
+"""MiVE's ablations: does it matter how the context reaches the video, and from which VLM layers it comes?
 
     python benchmarks/mive_ablation.py --report    print the committed tables
     python benchmarks/mive_ablation.py --run       measure them anew (resumes where it was stopped)
 
 Conditioning: unified self-attention, and the three kinds of cross-attention of the paper's Table 3 (our
-decoupled encoders are the VLM's own halves, not T5 and CLIP). Layers: first, last, both, as in Table 4, and
-one between, which the paper did not try. All start from one video transformer that carries an edited first
-frame through a clip and was told nothing, our stand-in for Wan; they see the same clips in the same order for
-the same number of steps, and are judged on the same unseen clips, from 1 to 100. The seed changes the new
-weights, noise and noise levels. Words are not summed into the time embedding here, as they are in the shipped
-model: whatever is heard went through the conditioning that is compared.
+decoupled encoders are the VLM's own halves, not T5 and CLIP). Layers: first, last, both, as in Table 4, and a
+middle one, which the paper did not try.
 
-The reference reaches all of them through the latents as well, so what it shows is no test of conditioning.
-Only how an added object moves it does not show. So they are trained and judged on added objects: "motion"
-counts those that move as the words say, "other words" those that do so if every clip is edited by the next
-one's sentence. Layers are compared under fused cross-attention: with self-attention the words are hardly
-heard within these steps.
+All variants start from one video transformer, our stand-in for Wan: it was trained without words to carry an
+edited first frame through a clip. All see the same clips in the same order for the same number of steps, and
+are judged on the same unseen clips, from 1 to 100. The seed changes the new weights, noise and noise levels.
+Unlike in the shipped model, words are not summed into the time embedding: they act through the conditioning
+that is compared, and through nothing else.
+
+The reference frame also reaches every variant through the latents, so what it shows is no test of
+conditioning. It does not show how an added object moves. So variants are trained and judged on added objects:
+"motion" counts those that move as the words say, "other words" those that do so when every clip is edited by
+the next clip's sentence. Layers are compared under fused cross-attention, since self-attention hardly learns
+to use the words within these steps.
 """
 
 import hashlib
@@ -25,9 +27,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from _study import WINDOW, LossCurve, cell, claim, compare_with_all, main
-from lightning import Callback
-from safetensors.torch import load_file, save_file
+from _study import WINDOW, ahead, cell, claim, compare_with_all, main, remembered, train
 from torch import Tensor
 
 from vera_lite.backbone import WanConfig
@@ -36,18 +36,16 @@ from vera_lite.conditioning.multiscale import Reading
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import MIVE_AXES, MIVE_TABLE_3, MIVE_TABLE_4
 from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
-from vera_lite.media.files import replacing
 from vera_lite.pipelines import MiVEPipeline
 from vera_lite.systems import MiVE, MiVEConfig
-from vera_lite.toy.edits import EditWorld, ToyEdits
-from vera_lite.toy.world import MOTIONS
-from vera_lite.training import EditingModule, ToyEditData
-from vera_lite.training.fit import fit
+from vera_lite.toy.edits import EditConfig, ToyEdits
+from vera_lite.toy.words import MOTIONS
+from vera_lite.training import ToyEditData
 
 FIRST_STEPS, STEPS, BATCH, TEST_CLIPS = 3000, 1200, 16, 128
 CLIPS_SEED, FIRST_CLIPS_SEED = 2, 3  # the shipped model saw those of seed 1
 CATEGORY = "local add"
-FIRST_WORLD = EditWorld(from_place=True)  # the first frame does not give motions away
+FIRST_WORLD = EditConfig(from_place=True)  # the first frame does not give the motion away
 WORLD = replace(FIRST_WORLD, categories=(CATEGORY,))
 #: Fixed here, so that the pipeline's defaults may change without the committed numbers.
 SAMPLING = {"steps": 8, "shift": 3.0}
@@ -70,7 +68,7 @@ FULL = MiVEConfig(
     changed_loss_weight=1.0,
 )
 FULL_MODEL = "self"
-LAYERS_BY = "fused_cross"  # where words are heard within these steps, and not yet all of them
+LAYERS_BY = "fused_cross"  # it learns to use words within these steps, but not yet all of them
 VARIANTS = {
     **{name: replace(FULL, conditioning=name) for name in MIVE_TABLE_3},
     "first layer": replace(FULL, conditioning=LAYERS_BY, vlm_layers=(FIRST,)),
@@ -100,12 +98,11 @@ COLUMNS = [
     ("PSNR", "psnr", 2),
     ("motion", "added_motion", 2),
 ]
-OTHER_WORDS = ("other words", "added_motion_unheard", 2)  # the zero of motion; in it no variant is better
+OTHER_WORDS = ("other words", "added_motion_unheard", 2)  # what "motion" is without the right words
 
 
-def remembered(system: MiVE, folder: Path) -> Callable[..., Reading]:
-    """``system.read`` that keeps on disk what the frozen VLM makes of a prompt: all runs see the same clips,
-    and reading them is a third of the work. What is read back has the bits that were written."""
+def remembered_reading(system: MiVE, folder: Path) -> Callable[..., Reading]:
+    """``system.read`` that keeps what the frozen VLM reads on disk, since reading is a third of the work."""
     config, read_anew = system.config, system.read
     apart = config.conditioning == "decoupled"
     kept = (FIRST, MIDDLE, LAST)  # one reading serves all variants
@@ -116,63 +113,41 @@ def remembered(system: MiVE, folder: Path) -> Callable[..., Reading]:
         digest = hashlib.sha256(repr(key).encode())
         for pixels in (videos, references):
             digest.update(pixels.contiguous().numpy().tobytes())
-        path = folder / f"{digest.hexdigest()}.safetensors"
-        if not path.is_file():
+
+        def compute() -> dict[str, Tensor]:
             if apart:
                 found = read_anew(videos, texts, references)
             else:
                 given = (list(videos), texts, list(references))
                 found = multiscale.read(system.vlm, *given, kept, config.vlm_frames)
-            tensors = {str(i): layer.contiguous() for i, layer in enumerate(found.layers)}
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                save_file(tensors | {"text": found.text, "visual": found.visual}, temporary)
-        tensors = load_file(path)
+            layers = {str(i): layer for i, layer in enumerate(found.layers)}
+            return layers | {"text": found.text, "visual": found.visual}
+
+        tensors = remembered(folder / f"{digest.hexdigest()}.safetensors", compute)
         return Reading(tuple(tensors[str(i)] for i in chosen), tensors["text"], tensors["visual"])
 
     return read
 
 
-def train(
-    system: MiVE, data: ToyEditData, steps: int, folder: Path, seed: int, *callbacks: Callback
-) -> EditingModule:
-    """Train, or go on in the folder."""
-    return fit(
-        system,
-        data,
-        steps,
-        folder=folder,
-        precision="bf16-mixed",
-        progress=False,
-        callbacks=callbacks,
-        checkpoint_every=steps // 3,  # and so at the end
-        seed=seed,
-        lr=2e-3,
-        muon_lr=0.02,
-        ema_decay=0.99,
-    )
-
-
 def nothing(videos: Tensor, texts: list[str], references: Tensor) -> Reading:
-    """An empty context: the system is told nothing."""
+    """An empty context, in place of ``system.read``."""
     none = torch.zeros(len(texts), 0, dtype=torch.bool)
     return Reading((torch.zeros(len(texts), 0, FULL.vlm_dim),) * len(FULL.vlm_layers), none, none)
 
 
 def first_stage(folder: Path) -> dict[str, Tensor]:
-    """Weights of a video transformer that carries an edited first frame through a clip and was told nothing:
-    our stand-in for Wan. Trained once, for all variants and seeds."""
-    path = folder / "weights.safetensors"
-    with claim(folder, wait=True):  # another process may be at it
-        if not path.is_file():
-            torch.manual_seed(0)
-            system = MiVE(FULL)
-            system.read = nothing
-            data = ToyEditData(FIRST_WORLD, BATCH, FIRST_CLIPS_SEED)
-            ema = train(system, data, FIRST_STEPS, folder, 0).ema
-            with replacing(path) as temporary:
-                save_file(ema.transformer.state_dict(), temporary)
-    return load_file(path)
+    """Weights of the video transformer that all variants start from; trained once."""
+
+    def compute() -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        system = MiVE(FULL)
+        system.read = nothing
+        data = ToyEditData(FIRST_WORLD, batch_size=BATCH, seed=FIRST_CLIPS_SEED)
+        module, _ = train(system, data, FIRST_STEPS, folder, 0)
+        return module.ema.transformer.state_dict()
+
+    with claim(folder, wait=True):  # another process may be training it
+        return remembered(folder / "weights.safetensors", compute)
 
 
 def begun(variant: str, start: dict[str, Tensor]) -> MiVE:
@@ -185,13 +160,13 @@ def begun(variant: str, start: dict[str, Tensor]) -> MiVE:
 
 
 def measure(variant: str, seed: int, folder: Path) -> dict:
-    """Train one variant with one seed, or go on with it, and judge it."""
-    start, curve = first_stage(folder.parent / "first_stage"), LossCurve()
+    """Train one variant with one seed, or continue, and judge it."""
+    start = first_stage(folder.parent / "first_stage")
     torch.manual_seed(seed)
     system = begun(variant, start)
-    system.read = remembered(system, folder.parent / "readings")
-    data = ToyEditData(WORLD, BATCH, CLIPS_SEED)
-    module = train(system, data, STEPS, folder, seed, curve)
+    system.read = remembered_reading(system, folder.parent / "readings")
+    data = ToyEditData(WORLD, batch_size=BATCH, seed=CLIPS_SEED)
+    module, curve = train(system, data, STEPS, folder, seed)
     pipe = MiVEPipeline(module.ema, data.codec, **data.pipeline_settings)
 
     def unheard(edits: ToyEdits) -> Tensor:
@@ -206,7 +181,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict:
             "added_motion": added_motion(pipe, TEST_CLIPS, **SAMPLING),
             "added_motion_unheard": added_motion(pipe, TEST_CLIPS, draw=unheard),
         },
-        "loss_curve": [round(v, 5) for v in curve.sums],
+        "loss_curve": curve.rounded(),
     }
 
 
@@ -232,10 +207,10 @@ def table(report: dict) -> str:
     gains = {result["case"]: result["gains"] for result in report["results"]}
     lines = [
         f"Added objects: {report['steps']} steps of {report['batch']} clips from one first stage of",
-        f"{report['first_steps']} steps that was told nothing; {report['test_clips']} unseen clips, scores",
-        "1 to 100; mean +- half of the range over seeds. Differences: the paper's choice (the last row) less",
-        "the row, seed by seed. motion: share of objects that move as asked, which the reference does not",
-        "show; other words: the same if every clip is edited by the next one's sentence; chance is 1 in",
+        f"{report['first_steps']} steps without words; {report['test_clips']} unseen clips, scores",
+        "1 to 100; mean +- half of the range over seeds. Differences: the paper's choice (last row) minus",
+        "the row, by seed. motion: share of objects that move as asked, which the reference does not show;",
+        "other words: the same if every clip is edited by the next one's sentence; chance is 1 in",
         f"{len(MOTIONS)}. Layers are compared under fused cross-attention.",
     ]
     columns = [*COLUMNS, OTHER_WORDS]
@@ -252,9 +227,9 @@ def table(report: dict) -> str:
             for heading, metric, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[-1]):
                 found = gains.get(f"{choice} against {variant}: {metric}")
                 if found:
-                    said = " ".join(f"{g:+.{digits}f}" for g in found)
-                    ahead = f"ahead in {sum(g > 0 for g in found)} of {len(found)} seeds"
-                    lines.append(f"  choice less {label:16}{heading:12}{said:>24}   {ahead}")
+                    each = " ".join(f"{g:+.{digits}f}" for g in found)
+                    seeds = f"ahead in {ahead(found)} seeds"
+                    lines.append(f"  choice minus {label:16}{heading:12}{each:>24}   {seeds}")
         lines += ["", *paper(published)]
     return "\n".join(lines)
 
@@ -271,7 +246,7 @@ def paper(published: dict[str, tuple[float, ...]]) -> list[str]:
         pairs = zip(MIVE_AXES, full, values, strict=True)
         behind = [f"{axis} ({ours - theirs:+.2f})" for axis, ours, theirs in pairs if ours <= theirs]
         gain = fmean(full) - fmean(values)
-        lines.append(f"  full less {label:24}{gain:>+10.2f}   not ahead in: {', '.join(behind) or 'none'}")
+        lines.append(f"  full minus {label:23}{gain:>+10.2f}   not ahead in: {', '.join(behind) or 'none'}")
     return lines
 
 

@@ -1,12 +1,12 @@
-"""The comparison that the paper is about: does pasting layers over the source preserve it, and which
-ingredient of Vera matters?
+"""The paper's main comparison: does pasting layers over the source preserve it, and which ingredient of Vera
+matters?
 
     python benchmarks/preservation.py --report      print the committed table
     python benchmarks/preservation.py --run         measure it anew (resumes where it was stopped)
 
-Every system sees the same clips in the same order, conditions (mask and prompt) and number of steps;
-only the seed of weights, noise and dropped conditions changes. The baseline regenerates the whole
-frame with about the same number of parameters; the report prints both counts and the FLOPs.
+Every system sees the same clips in the same order, with the same masks and prompts, for the same number of
+steps; the seed changes weights, noise and dropped conditions. The baseline regenerates the whole frame with
+about the same number of parameters; the report prints both counts and the FLOPs.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from _study import by_seed, main
+from _study import by_seed, main, train
 
 from vera_lite.backbone import WanConfig
 from vera_lite.diagnostics.flops import counted_flops
@@ -23,9 +23,8 @@ from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.training import ToyWorldData
-from vera_lite.training.fit import fit
 
-STEPS, BATCH, SEEDS, TEST_CLIPS = 600, 16, (0, 1, 2), 128
+STEPS, BATCH, TEST_CLIPS = 600, 16, 128
 
 BRANCH = WanConfig(
     num_attention_heads=4,
@@ -69,21 +68,10 @@ SHOWN = (
 
 
 def measure(variant: str, seed: int, folder: Path) -> dict:
-    """Train one variant with one seed, or go on with it, and judge it with and without masks."""
+    """Train one variant with one seed, or continue, and judge it with and without masks."""
     system = VARIANTS[variant]()
     data = ToyWorldData(clips=STEPS * BATCH, validation_clips=BATCH, batch_size=BATCH)
-    module = fit(
-        system,
-        data,
-        STEPS,
-        folder=folder,
-        precision="bf16-mixed",
-        progress=False,
-        seed=seed,
-        lr=2e-3,
-        muon_lr=0.02,
-        ema_decay=0.99,
-    )
+    module, _ = train(system, data, STEPS, folder, seed)
     pipe = VeraPipeline(module.ema, data.codec, **data.pipeline_settings)
     measured = {
         f"{task}, {'mask' if mask else 'no mask'}": row
@@ -172,4 +160,4 @@ def forward_flops(variant: str) -> int:
 
 if __name__ == "__main__":
     cases = [{"variant": variant} for variant in VARIANTS]
-    main(__doc__, "preservation", cases, measure, settings(), summarise, table, SEEDS)
+    main(__doc__, "preservation", cases, measure, settings(), summarise, table)

@@ -3,11 +3,10 @@
     python benchmarks/rvedit_ablation.py --report    print the committed tables
     python benchmarks/rvedit_ablation.py --run       measure what is missing, in one process or several
 
-As in the paper, all start from a first stage that hears instructions already: X_e alone for every block, no
-alignment. Every run sees the same clips in the same order for the same
-number of steps; the seed changes noise, noise levels and aligned depths. All are judged on the same unseen
-clips, by category, on the paper's scale of 1 to 100. The control that the paper lacks, every token to every
-block (L_s = 0), is among them.
+As in the paper, all start from a first stage that follows instructions already: X_e alone for every block, no
+alignment. Every run sees the same clips in the same order for the same number of steps; the seed changes
+noise, noise levels and aligned depths. All are judged on the same unseen clips, by category, on the paper's
+scale of 1 to 100. One variant is a control that the paper lacks: every token for every block (L_s = 0).
 """
 
 import hashlib
@@ -19,20 +18,18 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import torch
-from _study import RESULTS, WINDOW, LossCurve, by_seed, cell, compare_with_all, main
-from safetensors.torch import load_file, save_file
+from _study import RESULTS, WINDOW, ahead, by_seed, cell, compare_with_all, main, remembered, train
+from torch import Tensor
 from transformers import DynamicCache
 
 from vera_lite.backbone import WanConfig
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import RVEDIT_ABLATION, RVEDIT_AXES
 from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
-from vera_lite.media.files import replacing
 from vera_lite.pipelines import RVEDiTPipeline
 from vera_lite.systems import RVEDiT, RVEDiTConfig
 from vera_lite.toy.edits import CATEGORIES
 from vera_lite.training import ToyEditData
-from vera_lite.training.fit import fit
 
 STEPS, BATCH, TEST_CLIPS = 300, 16, 64  # TEST_CLIPS of each category
 CLIPS_SEED = 2  # the first stage saw those of seed 1
@@ -80,11 +77,9 @@ VARIANTS = {
         *((FULL.routed_layers, weight) for weight in WEIGHTS),
     ]
 }
-OWN_NOISE = (
-    name_of(FULL.routed_layers, FULL.alignment_weight) + ", own noise"
-)  # of the pass that knows the answer
-VARIANTS[OWN_NOISE] = replace(FULL, reference_noise="own")
 FULL_MODEL = name_of(FULL.routed_layers, FULL.alignment_weight)
+OWN_NOISE = f"{FULL_MODEL}, own noise"  # of the reference pass
+VARIANTS[OWN_NOISE] = replace(FULL, reference_noise="own")
 #: The three tables: rows of (what the row is called, variant).
 TABLES = {
     "components": {
@@ -111,8 +106,8 @@ ATTENTION = ("editing_mass", "spatial_entropy", "cosine", "divergence", "rank", 
 
 @contextmanager
 def remembered_readings(system: RVEDiT, folder: Path) -> Iterator[None]:
-    """Keep what the frozen VLM makes of a prompt on disk: all runs see the same clips, and reading them is
-    half of the work. What is read back has the bits that were written. Copies of the system read it too."""
+    """Keep what the frozen VLM reads on disk, since reading is half of the work; copies of the system share
+    it."""
     model = system.vlm.model.model
     read = model.forward
 
@@ -120,17 +115,16 @@ def remembered_readings(system: RVEDiT, folder: Path) -> Iterator[None]:
         digest = hashlib.sha256(str(torch.is_autocast_enabled("cpu")).encode())
         for name, value in sorted(inputs.items()):
             digest.update(name.encode() + (value.numpy().tobytes() if torch.is_tensor(value) else b""))
-        path = folder / f"{digest.hexdigest()}.safetensors"
-        if not path.is_file():
+
+        def compute() -> dict[str, Tensor]:
             output = read(**inputs)
             layers = output.past_key_values.layers
-            tensors = {f"keys.{i}": layer.keys for i, layer in enumerate(layers)}
-            tensors |= {f"values.{i}": layer.values for i, layer in enumerate(layers)}
-            tensors["hidden"] = output.last_hidden_state
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        tensors, cache = load_file(path), DynamicCache()
+            keys = {f"keys.{i}": layer.keys for i, layer in enumerate(layers)}
+            values = {f"values.{i}": layer.values for i, layer in enumerate(layers)}
+            return keys | values | {"hidden": output.last_hidden_state}
+
+        tensors = remembered(folder / f"{digest.hexdigest()}.safetensors", compute)
+        cache = DynamicCache()
         for i in range(model.config.text_config.num_hidden_layers):
             cache.update(tensors[f"keys.{i}"], tensors[f"values.{i}"], i)
         return SimpleNamespace(last_hidden_state=tensors["hidden"], past_key_values=cache)
@@ -143,40 +137,22 @@ def remembered_readings(system: RVEDiT, folder: Path) -> Iterator[None]:
 
 
 def measure(variant: str, seed: int, folder: Path) -> dict:
-    """Train one variant with one seed, or go on with it, and judge it."""
-    system = RVEDiT(VARIANTS[variant])
+    """Train one variant with one seed, or continue, and judge it."""
+    system, data = RVEDiT(VARIANTS[variant]), ToyEditData(batch_size=BATCH, seed=CLIPS_SEED)
     system.load_state_dict(RVEDiTPipeline.from_pretrained(FIRST_STAGE).system.state_dict())
     with remembered_readings(system, folder.parent / "readings"):
-        return _measure(system, seed, folder)
-
-
-def _measure(system: RVEDiT, seed: int, folder: Path) -> dict:
-    curve, data = LossCurve(), ToyEditData(batch_size=BATCH, seed=CLIPS_SEED)
-    module = fit(
-        system,
-        data,
-        STEPS,
-        folder=folder,
-        precision="bf16-mixed",
-        progress=False,
-        callbacks=(curve,),
-        checkpoint_every=STEPS // 2,  # and so at the end
-        seed=seed,
-        lr=1e-3,
-        muon_lr=0.01,
-        ema_decay=0.98,
-    )
-    pipe = RVEDiTPipeline(module.ema, data.codec, **data.pipeline_settings)
-    return {
-        "parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
-        "metrics": {
-            f"{category}/{name}": value
-            for category, row in evaluate(pipe, TEST_CLIPS, **SAMPLING).items()
-            for name, value in row.items()
-        },
-        "attention": attention_by_depth(pipe),
-        "loss_curve": [round(v, 5) for v in curve.sums],
-    }
+        module, curve = train(system, data, STEPS, folder, seed, lr=1e-3, ema_decay=0.98)
+        pipe = RVEDiTPipeline(module.ema, data.codec, **data.pipeline_settings)
+        return {
+            "parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
+            "metrics": {
+                f"{category}/{name}": value
+                for category, row in evaluate(pipe, TEST_CLIPS, **SAMPLING).items()
+                for name, value in row.items()
+            },
+            "attention": attention_by_depth(pipe),
+            "loss_curve": curve.rounded(),
+        }
 
 
 def settings() -> dict:
@@ -206,8 +182,7 @@ def table(report: dict) -> str:
             if not metrics:
                 continue
             cells = (cell([m[metric] for m in metrics], digits) for _, metric, digits in COLUMNS)
-            gains = verdicts.get(f"{FULL_MODEL} against {variant}: overall/score")
-            verdict = f"{sum(g > 0 for g in gains)} of {len(gains)}" if gains else ""
+            verdict = ahead(verdicts.get(f"{FULL_MODEL} against {variant}: overall/score", ()))
             lines.append(
                 f"  {label:32}{len(metrics):>5}" + "".join(f"{c:>15}" for c in cells) + f"{verdict:>10}"
             )

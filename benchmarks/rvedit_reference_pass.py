@@ -92,14 +92,14 @@ def parts(
         "source_video": edits.source,
         "target_video": edits.target,
         "instruction": edits.instruction,
-        "target_caption": edits.answer,
+        "target_caption": edits.target_caption,
     }
     features, reference = torch.randn(2, clips, math.prod(backbone.grid(size)), backbone.dim)
     features.requires_grad_()
 
     @torch.no_grad()
     def read() -> Context:
-        return system.context(edits.target, edits.answer)
+        return system.context(edits.target, edits.target_caption)
 
     def step(trained: RVEDiT) -> None:
         trained.zero_grad()

@@ -14,7 +14,7 @@ from PIL import Image
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.files import replacing
 from vera_lite.media.video_writer import write_video
-from vera_lite.toy.edits import EditWorld, render_edits
+from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.toy.world import WorldConfig, render
 
 FOLDER = Path(__file__).parents[1] / "data_samples"
@@ -35,7 +35,7 @@ def write(folder: Path) -> list[Path]:
             path = folder / f"{stem}.mkv"
             write_video(path, to_uint8(layer), FPS, "lossless")
             written.append(path)
-    size = EditWorld(WORLD.frames, WORLD.height, WORLD.width, categories=("local change",))
+    size = EditConfig(WORLD.frames, WORLD.height, WORLD.width, categories=("local change",))
     square = render_edits(SEED, [SQUARE], size)
     written += [folder / "square.mkv", folder / "square_reference.png"]
     write_video(written[-2], to_uint8(square.source[0]), FPS, "lossless")

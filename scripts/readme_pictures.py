@@ -1,7 +1,7 @@
 """Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 15 s).
 
-The clips are the first of the test worlds (of edits: four additions, four new backgrounds), not chosen by
-how well they came out. Edits are given no masks: the prompt alone decides.
+The clips are the first of the test worlds (four additions and four new backgrounds of Vera's), not chosen by
+how good the results are. Vera gets no masks: the prompt alone decides.
 """
 
 import textwrap
@@ -16,7 +16,7 @@ from vera_lite.evaluation.toy import layer_benchmark as toy_benchmark
 from vera_lite.evaluation.toy.edit_benchmark import redraw
 from vera_lite.media.files import replacing
 from vera_lite.pipelines import GenCompositorPipeline, MiVEPipeline, RVEDiTPipeline, VeraPipeline
-from vera_lite.toy.edits import CATEGORIES, EditWorld, ToyEdits, render_edits
+from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 from vera_lite.toy.world import render
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -56,7 +56,7 @@ def compositions() -> Figure:
 
 def instructions() -> Figure:
     """Eight edits of the toy RVEDiT, two of each category."""
-    clips = _two_of_each_category(EditWorld())
+    clips = _two_of_each_category(EditConfig())
     drawn = redraw(RVEDiTPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
     rows = {"source": clips.source, "RVEDiT": drawn, "the truth": clips.target}
     title = "Eight sentences about unseen clips, two of each kind of edit"
@@ -64,8 +64,8 @@ def instructions() -> Figure:
 
 
 def references() -> Figure:
-    """Such edits by the toy MiVE, which is also shown their first frame; the last frame of each."""
-    clips = _two_of_each_category(EditWorld(from_place=True))
+    """Such edits by the toy MiVE, which is also given the edited first frame; the last frame of each."""
+    clips = _two_of_each_category(EditConfig(from_place=True))
     drawn = redraw(MiVEPipeline.from_pretrained(), clips, generator=torch.Generator().manual_seed(0))
     rows = {
         "source,\nfirst frame": clips.source[:, 0],
@@ -74,11 +74,11 @@ def references() -> Figure:
         "MiVE,\nlast frame": drawn[:, -1],
         "the truth,\nlast frame": clips.target[:, -1],
     }
-    title = "The first frame is given as it is to look: does the edit follow to the last?"
+    title = "The edited first frame is given: does the edit reach the last frame?"
     return viz.contact_sheet(rows, [textwrap.fill(p, 19) for p in clips.instruction], title, side=1.45)
 
 
-def _two_of_each_category(world: EditWorld) -> ToyEdits:
+def _two_of_each_category(world: EditConfig) -> ToyEdits:
     clips = render_edits(edit_benchmark.TEST_SEED, range(40), world)
     kinds = [a["category"] for a in clips.attributes]
     picks = [i for kind in CATEGORIES for i in [k for k, c in enumerate(kinds) if c == kind][:2]]

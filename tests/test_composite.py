@@ -31,9 +31,10 @@ from vera_lite.media.video import VideoReader, read_grey, read_video
 from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import CANVAS_FILL, CompositeSampling, GenCompositorPipeline, VeraPipeline
 from vera_lite.systems import GenCompositor
-from vera_lite.toy.compositions import CompositionWorld, render_compositions
+from vera_lite.toy.compositions import CompositionConfig, render_compositions
+from vera_lite.toy.drawing import Sprite, signed_distance, soft_coverage
 from vera_lite.toy.foreground import toy_foreground
-from vera_lite.toy.world import Sprite, render, signed_distance, soft_coverage
+from vera_lite.toy.world import render
 from vera_lite.training.toy.compositions import MASK_SIGMA, ToyCompositionData
 
 CLOUDS = SAMPLES / "clouds.mkv"
@@ -184,7 +185,7 @@ def test_size_place_and_shape_of_the_foreground_do_not_matter_for_its_canvas(pip
     """A disc that travels through a large wide video fills the model's canvas as one of the toy world."""
     zero, flat = torch.tensor([0]), torch.zeros(1, 1)
     circle = Sprite(zero, zero, zero, torch.tensor([[CANVAS_FILL]]), flat, flat, flat)
-    world = CompositionWorld()
+    world = CompositionConfig()
     expected = soft_coverage(signed_distance(circle, world)[0], world)[0]  # (1, 32, 32)
     path = torch.stack([torch.linspace(60, 240, 13), torch.linspace(50, 120, 13)], 1)
     colour, alpha = disc(13, 170, 300, 40.0, path)
@@ -276,7 +277,7 @@ def test_save_and_load_give_the_same_pipeline_and_each_class_its_own(pipe, model
     with_sigma(pipe, None).save_pretrained(tmp_path)
     assert GenCompositorPipeline.from_pretrained(tmp_path).mask_sigma is None
     given = (torch.rand(9, 3, 32, 32), *disc(9, 32, 32, 8.0, (16, 16)), still(9, 9))
-    assert torch.equal(copy(*given, steps=1).final, pipe(*given, steps=1).final)
+    torch.testing.assert_close(copy(*given, steps=1).final, pipe(*given, steps=1).final, rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="holds a gencompositor model, which VeraPipeline cannot run"):
         VeraPipeline.from_pretrained(model)
     with pytest.raises(UserError, match="holds a vera model, which GenCompositorPipeline cannot run"):

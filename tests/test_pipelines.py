@@ -22,13 +22,14 @@ from vera_lite.conditioning import Umt5Encoder
 from vera_lite.diffusion.flow_matching import add_noise
 from vera_lite.diffusion.sampling import denoise
 from vera_lite.errors import UserError
-from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR, evaluate, iou
+from vera_lite.evaluation.metrics import PooledPSNR, iou
+from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_grey, read_video
 from vera_lite.media.video_writer import write_video
 from vera_lite.pipelines import VeraPipeline, VeraSampling, frame_choice
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
-from vera_lite.toy.edits import EditWorld, render_edits
+from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.toy.phrases import toy_encoder
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.toy.layers import SHIPPED_CODEC
@@ -184,7 +185,8 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
     copy = VeraPipeline.from_pretrained(tmp_path / "copy")
     assert copy.system.config == pipe.system.config and copy.clip_size == pipe.clip_size
     video = render(31, [3]).source[0]
-    assert torch.equal(copy(video, PROMPT, steps=1).final, pipe(video, PROMPT, steps=1).final)
+    results = (p(video, PROMPT, steps=1).composite for p in (copy, pipe))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     saved = json.loads((tmp_path / "copy" / "pipeline.json").read_text())
     for change, message in (
         ({"system": "other"}, "unknown system 'other'"),
@@ -193,32 +195,6 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
         (tmp_path / "copy" / "pipeline.json").write_text(json.dumps(saved | change))
         with pytest.raises(UserError, match=message):
             VeraPipeline.from_pretrained(tmp_path / "copy")
-
-
-def test_the_shipped_checkpoint_is_small_and_safe():
-    folder = ROOT / "vera_lite" / "assets" / "vera_toy"
-    files = {p.name for p in folder.iterdir()}
-    assert files == {"README.md", "codec.safetensors", "pipeline.json", "system.safetensors"}
-    assert sum(p.stat().st_size for p in folder.iterdir()) <= 6e6
-
-
-def test_the_shipped_checkpoint_edits_as_asked(pipe):
-    """A floor well below the card's numbers (64 clips; the card has 256)."""
-    with_mask = evaluate(pipe, 64, True)["add"]
-    assert with_mask["preserved_psnr"] > 40 and with_mask["alpha_iou"] > 0.88
-    assert with_mask["colour"] > 0.95 and with_mask["shape"] > 0.85
-    free = evaluate(pipe, 64, False)
-    assert free["add"]["place"] > 0.7 and free["add"]["colour"] > 0.9
-    assert free["background"]["pattern"] > 0.7
-
-
-def test_the_card_and_the_report_agree():
-    report = json.loads((ROOT / "benchmarks/results/vera_toy.json").read_text())
-    card = (ROOT / "vera_lite/assets/vera_toy/README.md").read_text()
-    for row in report["results"]:
-        assert f"| {row['case']} | {row['value']:.3f}" in card
-    sampling = VeraPipeline.from_pretrained().sampling
-    assert sampling == VeraSampling(report["sampler_steps"], report["shift"], 1.0, report["alpha_floor"])
 
 
 def test_the_same_pipeline_runs_on_wans_own_parts(tmp_path):
@@ -529,7 +505,7 @@ def test_sample_clips_are_what_their_checksums_say():
     world = WorldConfig(frames=25, height=128, width=128, distractor=0.0)
     assert (render(77, [7], world).source[0] - stored).abs().max() < 2 / 255
     stored = to_float(read_video(SAMPLES / "square.mkv")[0])
-    square = render_edits(77, [1014], EditWorld(25, 128, 128, categories=("local change",)))
+    square = render_edits(77, [1014], EditConfig(25, 128, 128, categories=("local change",)))
     assert square.instruction == ["make the blue square green"]
     assert (square.source[0] - stored).abs().max() < 2 / 255
     reference = torch.from_numpy(np.array(Image.open(SAMPLES / "square_reference.png"))).permute(2, 0, 1)

@@ -7,7 +7,7 @@ from vera_lite.codecs import PatchCodec, latent_mask
 from vera_lite.errors import UserError
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import place
-from vera_lite.toy.compositions import DARKEST, CompositionWorld, render_compositions
+from vera_lite.toy.compositions import DARKEST, CompositionConfig, render_compositions
 from vera_lite.training import ToyCompositionData
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
@@ -39,7 +39,7 @@ def test_tensors_are_videos_in_range(clips):
     for name, channels in {"background": 3, "foreground": 3, "alpha": 1, "matte": 1, "composite": 3}.items():
         video = getattr(clips, name)
         assert video.shape == (48, 9, channels, 32, 32) and video.min() >= 0 and video.max() <= 1
-    other = render_compositions(7, range(2), CompositionWorld(frames=5, height=24, width=40))
+    other = render_compositions(7, range(2), CompositionConfig(frames=5, height=24, width=40))
     assert other.composite.shape == (2, 5, 3, 24, 40)
 
 
@@ -77,7 +77,7 @@ def test_the_foreground_moves_but_stays_in_the_middle(clips):
 
 
 def test_a_relit_foreground_is_the_same_scene(clips):
-    relit = render_compositions(7, range(48), CompositionWorld(relit=True))
+    relit = render_compositions(7, range(48), CompositionConfig(relit=True))
     assert torch.equal(relit.composite, clips.composite)
     lights = torch.tensor([(a["light"], a["foreground_light"]) for a in relit.attributes])
     assert lights.min() >= DARKEST and lights.diff(dim=1).abs().mean() > 0.1
@@ -88,7 +88,7 @@ def test_a_relit_foreground_is_the_same_scene(clips):
 
 def test_a_bad_size_is_refused():
     with pytest.raises(UserError, match="must be positive"):
-        CompositionWorld(frames=0)
+        CompositionConfig(frames=0)
 
 
 def test_latent_mask_takes_any_pixel_of_any_frame():

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
 from vera_lite.evaluation.toy.edit_judge import seen_motion
-from vera_lite.toy.edits import CATEGORIES, STYLES, EditWorld, describe, render_edits
-from vera_lite.toy.world import COLOURS, MOTIONS, SHAPES
+from vera_lite.toy.edits import CATEGORIES, STYLES, EditConfig, render_edits
+from vera_lite.toy.words import COLOURS, MOTIONS, SHAPES, describe
 
 CLIPS = range(48)
 
@@ -20,7 +20,7 @@ CLIPS = range(48)
 @pytest.fixture(scope="module")
 def edits():
     """48 clips of each category, by its name."""
-    return {c: render_edits(7, CLIPS, EditWorld(categories=(c,))) for c in CATEGORIES}
+    return {c: render_edits(7, CLIPS, EditConfig(categories=(c,))) for c in CATEGORIES}
 
 
 def rows(batch):
@@ -53,7 +53,7 @@ def test_a_clip_is_a_function_of_seed_and_index():
     several, again = render_edits(7, CLIPS), render_edits(7, picked)
     for name in ("source", "target", "changed"):
         assert torch.equal(getattr(again, name), getattr(several, name)[list(picked)])
-    for name in ("instruction", "answer", "attributes"):
+    for name in ("instruction", "target_caption", "attributes"):
         assert getattr(again, name) == [getattr(several, name)[i] for i in picked]
     assert not torch.equal(render_edits(8, [3]).source[0], several.source[3])
 
@@ -62,7 +62,7 @@ def test_tensors_are_videos_in_range(edits):
     for batch in edits.values():
         assert len(batch) == 48 and batch.source.shape == batch.target.shape == (48, 9, 3, 32, 32)
         assert all(video.min() >= 0 and video.max() <= 1 for video in (batch.source, batch.target))
-    assert render_edits(7, range(4), EditWorld(5, 24, 40)).target.shape == (4, 5, 3, 24, 40)
+    assert render_edits(7, range(4), EditConfig(5, 24, 40)).target.shape == (4, 5, 3, 24, 40)
 
 
 def test_changed_is_where_source_and_target_differ(edits):
@@ -107,7 +107,7 @@ def test_a_removed_object_leaves_the_scene_without_it(edits):
         assert a["after"] is None and solid(source, a["before"]["colour"]).sum() > 100
         assert not solid(target, a["before"]["colour"]).any()
         assert solid(target, a["other"]["colour"]).sum() > 100
-    added = render_edits(7, CLIPS, EditWorld(categories=("local add",), distractor=1))
+    added = render_edits(7, CLIPS, EditConfig(categories=("local add",), distractor=1))
     assert torch.equal(batch.target, added.source) and torch.equal(batch.source, added.target)
 
 
@@ -137,7 +137,7 @@ def guessed_motion(edits):
 
 def test_from_its_place_an_object_moves_as_said_and_not_as_its_start_says():
     middle, place = (
-        render_edits(7, range(300), EditWorld(categories=("local add",), from_place=flag))
+        render_edits(7, range(300), EditConfig(categories=("local add",), from_place=flag))
         for flag in (False, True)
     )
     assert middle.instruction == place.instruction
@@ -186,9 +186,9 @@ def test_the_toy_model_knows_the_words_and_their_order(edits):
     )
     ways = set()
     for category, batch in edits.items():
-        for text in batch.instruction + batch.answer:
+        for text in batch.instruction + batch.target_caption:
             assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
-        for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+        for text, answer, a in zip(batch.instruction, batch.target_caption, batch.attributes, strict=True):
             before, after = a["before"], a["after"]
             match = order.fullmatch(text)
             if category in ("local change", "local remove"):
@@ -211,7 +211,7 @@ def test_a_styled_video_is_described_in_the_colours_that_it_shows(edits):
     shown = {"red": "cyan", "yellow": "blue", "green": "purple"}
     shown |= {new: old for old, new in shown.items()}
     batch = edits["global style"]
-    for text, answer, a in zip(batch.instruction, batch.answer, batch.attributes, strict=True):
+    for text, answer, a in zip(batch.instruction, batch.target_caption, batch.attributes, strict=True):
         style, true = a["style"], a["after"]["colour"]
         assert text == f"change the video to {style} style" and answer.endswith(f" in {style} style")
         colour = {"grey": "grey", "sepia": "sepia", "negative": shown[true]}.get(style, true)
@@ -232,6 +232,6 @@ def test_a_scene_is_described_from_the_top_left_on():
 def test_bad_worlds_are_refused():
     for categories in (("paint",), ()):
         with pytest.raises(UserError, match="categories are .*: name one or more of local change"):
-            EditWorld(categories=categories)
+            EditConfig(categories=categories)
     with pytest.raises(UserError, match="must be positive"):
-        EditWorld(frames=0)
+        EditConfig(frames=0)

@@ -15,7 +15,8 @@ from vera_lite.evaluation.toy.object_judge import (
 )
 from vera_lite.media.clip import composite
 from vera_lite.toy.phrases import PHRASES, toy_encoder
-from vera_lite.toy.world import COLOURS, PATTERNS, SHAPES, WorldConfig, instruction, render
+from vera_lite.toy.words import COLOURS, PATTERNS, SHAPES, instruction
+from vera_lite.toy.world import WorldConfig, render
 
 LAYERS = ("source", "edit", "alpha", "composite", "mask")
 

@@ -29,7 +29,7 @@ def test_batches_hold_latents_pixels_and_words():
     assert torch.equal(batch["target_video"], edits.target)
     torch.testing.assert_close(batch["target"], codec.encode(edits.target))
     torch.testing.assert_close(batch["source"], codec.encode(edits.source))
-    assert batch["instruction"] == edits.instruction and batch["target_caption"] == edits.answer
+    assert batch["instruction"] == edits.instruction and batch["target_caption"] == edits.target_caption
     assert batch["step"] == 2
 
 

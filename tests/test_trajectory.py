@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from vera_lite.errors import UserError
 from vera_lite.media.trajectory import Keyframe, Trajectory, track_point
-from vera_lite.toy.world import _photo_atlas
+from vera_lite.toy.drawing import _photo_atlas
 
 FIXTURE = Path(__file__).parent / "data" / "trajectories.json"
 SIZE = (90, 120)

@@ -64,11 +64,6 @@ class WanConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def token_width(self) -> int:
-        """Latent numbers in one token."""
-        return self.in_channels * math.prod(self.patch_size)
-
-    @property
     def rotary_widths(self) -> Grid:
         """Channels of a head that time, height and width turn."""
         side = 2 * (self.attention_head_dim // 6)
@@ -223,8 +218,8 @@ class FeedForward(nn.Module):
 class WanBlock(Float32):
     """Self-attention, cross-attention, feed-forward; the first and the last gated by the timestep.
 
-    :meth:`before` and :meth:`after` are what stands before and after self-attention, for systems in
-    which several towers attend jointly.
+    :meth:`before` and :meth:`after` are the parts before and after self-attention, for systems in which
+    several towers attend jointly.
     """
 
     def __init__(self, config: WanConfig):
@@ -285,23 +280,24 @@ class WanBlock(Float32):
 # --- embeddings ----------------------------------------------------------------------------------
 
 
-def patchify(latents: Tensor, patch_size: Grid) -> Tensor:
-    """(B, C, t, h, w) -> (B, S, C * cells of a patch), one row per token."""
-    p, q, r = patch_size
-    return rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
-
-
 class PatchEmbedding(nn.Conv3d):
     """Latents (B, C, t, h, w) -> tokens (B, S, D), in the precision of the weights.
 
     Windows of this convolution do not overlap: one matrix product does the same, and faster.
+
+    Args:
+        config: sizes.
+        zero: start at zero, for a condition that is added to the tokens of a pretrained model.
     """
 
-    def __init__(self, config: WanConfig):
+    def __init__(self, config: WanConfig, zero: bool = False):
         super().__init__(config.in_channels, config.dim, config.patch_size, config.patch_size)
+        nn.init.zeros_(self.bias)
+        (nn.init.zeros_ if zero else nn.init.xavier_uniform_)(self.weight.view(config.dim, -1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        rows = patchify(latents.type_as(self.weight), self.kernel_size)
+        (p, q, r), latents = self.kernel_size, latents.type_as(self.weight)
+        rows = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
         # Under autocast, too, the residual stream keeps the precision of the weights.
         return F.linear(rows, self.weight.flatten(1), self.bias).type_as(self.weight)
 
@@ -340,7 +336,7 @@ class TextEmbedder(nn.Module):
 
 
 class Conditions(NamedTuple):
-    """What all blocks are told.
+    """What conditions all blocks.
 
     Attributes:
         time: time embeddings of the runs (B, G, D), float32, for the head.
@@ -400,8 +396,8 @@ class WanTransformer(Float32):
         self.proj_out = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.proj_out.weight)  # an untrained network predicts zero
         if config.summed_text:

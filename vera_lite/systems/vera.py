@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, read_wan
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.loading import load_branches
-from vera_lite.backbone.wan import SelfAttention, attend, patchify
+from vera_lite.backbone.wan import PatchEmbedding, SelfAttention, attend
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 
@@ -166,13 +166,10 @@ class Vera(nn.Module):
             for tower in self.towers[1:]:
                 tower.condition_embedder = None
         self.blocks = nn.ModuleList(JointBlock(config) for _ in range(wan.num_layers))
-        self.source_embedding = nn.Linear(wan.token_width, wan.dim)  # P_S
-        self.mask_embedding = nn.Linear(wan.token_width, wan.dim)  # P_M
-        self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
         # Zero, so that at the start each branch is the text-to-video model it was copied from.
-        for embedding in (self.source_embedding, self.mask_embedding):
-            nn.init.zeros_(embedding.weight)
-            nn.init.zeros_(embedding.bias)
+        self.source_embedding = PatchEmbedding(wan, zero=True)  # P_S
+        self.mask_embedding = PatchEmbedding(wan, zero=True)  # P_M
+        self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
 
     def forward(
         self,
@@ -200,24 +197,20 @@ class Vera(nn.Module):
 
         xs = [tower.patch_embedding(x) for tower, x in zip(towers, latents, strict=True)]  # (B, S, D) each
         xs[ALPHA] = xs[ALPHA] + self.layer_embedding[0]
-        xs[COMPOSITE] = xs[COMPOSITE] + self.embed(self.source_embedding, source) + self.layer_embedding[1]
+        xs[COMPOSITE] = xs[COMPOSITE] + self.source_embedding(source) + self.layer_embedding[1]
         if mask is not None:
-            tokens = self.embed(self.mask_embedding, mask)
+            tokens = self.mask_embedding(mask)
             xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
         embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
-        told = [embedder(timestep[:, None], text) for embedder in embedders]
-        texts, modulations = [c.text for c in told], [c.modulation for c in told]
+        conditions = [embedder(timestep[:, None], text) for embedder in embedders]
+        texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary = wan.rotary(grid_positions(grid, device=latents.device))
         for block in self.blocks:
             xs = run_block(self.checkpointing, block, xs, texts, modulations, rotary)
-        heads = zip(towers, xs, per_branch(told), strict=True)
+        heads = zip(towers, xs, per_branch(conditions), strict=True)
         return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
-
-    def embed(self, embedding: nn.Linear, latents: Tensor) -> Tensor:
-        """Clean latents of a condition (B, C, t, h, w) -> tokens (B, S, D)."""
-        return embedding(patchify(latents, self.config.backbone.patch_size).to(embedding.weight))
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow-matching loss of each layer and clip.

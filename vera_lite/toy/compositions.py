@@ -1,13 +1,12 @@
-"""Toy compositions: a background, a foreground, and what it looks like when one stands in the other.
+"""Toy compositions: a background, a foreground, and how the foreground looks in the background.
 
 The data of GenCompositor at toy scale, in the manner of :mod:`vera_lite.toy.world`: each clip is a pure
 function of (seed, index).
 
-* The foreground is a shape in the middle of its canvas that spins or pulses. What it does there is its
-  motion; the path is no part of it.
-* A :class:`~vera_lite.media.trajectory.Trajectory` says where it stands in the background, and how large.
-* The scene has a light. In the composite the object is lit as the scene is and throws a shadow on it, which
-  reaches past its outline: neither is in the foreground video.
+* The foreground is a shape in the middle of its canvas. It may spin or pulse, but it does not travel.
+* A :class:`~vera_lite.media.trajectory.Trajectory` says where it is in the background, and how large.
+* The scene has a light. In the composite the object has the scene's light and casts a shadow, which reaches
+  past its outline. The foreground video shows neither.
 """
 
 from dataclasses import dataclass, replace
@@ -16,53 +15,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
 from vera_lite.media.clip import composite
 from vera_lite.media.trajectory import Keyframe, Trajectory
-from vera_lite.toy.world import (
-    COLOURS,
-    MOTIONS,
-    PLACES,
-    SHADOW_STRENGTH,
-    SHAPES,
-    TEXTURES,
+from vera_lite.toy.drawing import (
+    ClipConfig,
     Draws,
     Sprite,
     draw_background,
     draw_sprite,
     name_background,
-    nearest_colour,
     paint,
+    put,
     render_background,
     signed_distance,
     soft_coverage,
+    soft_shade,
 )
+from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, SHAPES, TEXTURES, nearest_colour
 
 DARKEST = 0.4  # light of the darkest scene; the brightest has 1
 
 
 @dataclass(frozen=True)
-class CompositionWorld:
+class CompositionConfig(ClipConfig):
     """What the world contains. Probabilities are per clip.
 
     Attributes:
-        frames, height, width: clip size; frames is 1 + 4n for a causal codec.
         distractor: chance of another object in the background.
         photo: chance that the background is a photograph.
-        relit: the foreground comes with a light of its own, as a video from elsewhere does. Without, it has
-            the scene's: cut out of the composite, as a training set is made.
+        relit: the foreground has its own light, as a video from elsewhere does. Otherwise it has the
+            scene's light, as if it were cut out of the composite: this is how training sets are made.
     """
 
-    frames: int = 9
-    height: int = 32
-    width: int = 32
     distractor: float = 0.4
     photo: float = 0.15
     relit: bool = False
-
-    def __post_init__(self):
-        if min(self.frames, self.height, self.width) < 1:
-            raise UserError("frames, height and width of a toy composition must be positive.")
 
 
 @dataclass(frozen=True)
@@ -74,10 +61,10 @@ class ToyCompositions:
         foreground: (B, T, 3, H, W), straight colour of the centred object.
         alpha: (B, T, 1, H, W), the foreground's matte.
         matte: (B, T, 1, H, W), the same at its place in the background; without the shadow.
-        changed: (B, T, 1, H, W), object over shadow: 0 where the composite is the background.
+        changed: (B, T, 1, H, W), object and shadow: 0 where the composite equals the background.
         composite: (B, T, 3, H, W), what the model should draw.
         trajectories: where the object goes.
-        attributes: words and numbers of each clip.
+        attributes: facts of each clip.
     """
 
     background: Tensor
@@ -96,7 +83,7 @@ class ToyCompositions:
 def render_compositions(
     seed: int,
     indices,
-    world: CompositionWorld = CompositionWorld(),  # noqa: B008 (frozen)
+    world: CompositionConfig = CompositionConfig(),  # noqa: B008 (frozen)
 ) -> ToyCompositions:
     """Render clips ``indices`` of the world ``seed``."""
     indices = list(indices)
@@ -104,14 +91,11 @@ def render_compositions(
 
     # The scene: a background with a camera pan, perhaps with an object in it, under its light.
     light, other_light = draws.uniform(DARKEST, 1), draws.uniform(DARKEST, 1)
-    bg = draw_background(draws, world, world.photo)
+    bg = draw_background(draws, world.photo)
     scene = render_background(bg, draws.uniform(-0.12, 0.12), draws.uniform(-0.12, 0.12), world)
     has_other = draws.chance(world.distractor)
     other = draw_sprite(draws, world, draws.choice(len(PLACES)), draws.choice(len(MOTIONS)))
-    distance, u, v = signed_distance(other, world)
-    scene = composite(
-        paint(other, u, v), (soft_coverage(distance, world) * has_other.view(-1, 1, 1, 1))[:, :, None], scene
-    )
+    scene, _ = put(other, has_other, scene, world)
     lit = light.view(-1, 1, 1, 1, 1)
     background = lit * scene
 
@@ -145,10 +129,8 @@ def render_compositions(
     centre = ((positions + 0.5) / size * 2 - 1).float()  # pixels to half-frames
     placed = replace(thing, radius=thing.radius * scales.float(), cx=centre[..., 0], cy=centre[..., 1])
     distance, u, v = signed_distance(placed, world)
-    matte = soft_coverage(distance, world)
-    shade_distance, _, _ = signed_distance(placed, world, dx=0.1, dy=0.14)
-    shade = (1 - matte) * SHADOW_STRENGTH * torch.sigmoid(-shade_distance * 14)
-    matte, shade = matte[:, :, None], shade[:, :, None]
+    matte = soft_coverage(distance, world)[:, :, None]
+    shade = (1 - matte) * soft_shade(placed, world, dx=0.1, dy=0.14)
     result = composite(
         lit * paint(placed, u, v), matte, background * (1 - shade / (1 - matte).clamp_min(1e-6))
     )
@@ -172,15 +154,15 @@ def render_compositions(
     )
 
 
-def _draw_trajectories(draws: Draws, world: CompositionWorld) -> list[Trajectory]:
-    """Two or three keyframes, not too far from each other, with scales of their own."""
+def _draw_trajectories(draws: Draws, world: CompositionConfig) -> list[Trajectory]:
+    """Paths of two or three keyframes, not too far from each other, each with its own scale."""
     turns = draws.chance(0.5).tolist()
     x, y = draws.uniform(0.2, 0.8), draws.uniform(0.2, 0.8)
     points = []
     for _ in range(3):
         points.append(torch.stack([x, y, draws.uniform(0.6, 0.95)], 1))
         angle, far = draws.uniform(0, 2 * np.pi), draws.uniform(0.1, 0.4)
-        # A step out of the middle of the frame is taken backwards.
+        # A step that would leave the middle of the frame is taken backwards.
         x, y = (
             torch.where((v + s - 0.5).abs() > 0.33, (v - s).clamp(0.17, 0.83), v + s)
             for v, s in ((x, far * torch.cos(angle)), (y, far * torch.sin(angle)))

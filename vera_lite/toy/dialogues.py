@@ -8,11 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vera_lite.toy.edits import describe, describe_background, describe_motion, describe_object
 from vera_lite.toy.vlm import CELLS
-from vera_lite.toy.world import COLOURS, PATTERNS, PLACES, SHAPES, ToyBatch
+from vera_lite.toy.words import (
+    COLOURS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    describe,
+    describe_background,
+    describe_motion,
+    describe_object,
+)
+from vera_lite.toy.world import ToyBatch
 
-#: What is asked. "compare" is shown an image too, and is asked alone.
+#: Kinds of questions, each with an example. "compare" has an image too, and is the only question then.
 KINDS = {
     "locate": "the red ring in the video -> from x2 y5 to x4 y5",
     "where": "where is the red ring ? -> at the left moving right",
@@ -51,7 +60,7 @@ def ask(batch: ToyBatch, kind: str, seed: int, indices) -> list[Dialogue]:
 def talk(batch: ToyBatch, seed: int, indices, turns: int = 5) -> list[list[tuple[str, str]]]:
     """``turns`` questions and answers about each clip in random order, a pure function of (seed, index).
 
-    Both objects are asked about. What gives everything away, a description, comes last.
+    They are about both objects. The last one asks for a description, which would answer all others.
     """
     talks = []
     for row, i in enumerate(indices):
@@ -109,7 +118,7 @@ def _ask(batch: ToyBatch, row: int, kind: str, draws, about_other: bool) -> Dial
 
 
 def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str, str]:
-    """An order and the description of what it leads to."""
+    """An instruction and the description of its result."""
     rest, name = [other] if other else [], _name(thing, other)
     kind = draws.integers(5)
     colour, shape = draws.choice(list(COLOURS)), draws.choice(SHAPES)
@@ -129,7 +138,7 @@ def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str
 
 
 def _name(thing: dict, other: dict | None) -> str:
-    """The shortest name that tells the thing from the other one; never by its place."""
+    """The shortest name that distinguishes a thing from the other one; never by its place."""
     same = other and (other["colour"], other["shape"]) == (thing["colour"], thing["shape"])
     return describe_object(thing) if same else f"{thing['colour']} {thing['shape']}"
 

@@ -1,18 +1,18 @@
 """Toy edits: a source video, an instruction, and the video as it looks when the instruction is followed.
 
 The data of RVEDiT (arXiv 2605.24674) at toy scale, in the manner of :mod:`vera_lite.toy.world`: each clip is
-a pure function of (seed, index), and one or two objects move over a pattern that a camera pans across. An
-instruction names an object by colour and shape. The objects, the background and a new colour are four
+a pure function of (seed, index), and one or two objects move over a pattern while the camera pans. An
+instruction names an object by colour and shape. The objects, the background and a new colour have four
 different colours, so a name fits one thing only.
 
 Categories
     local change    an object gets another colour, or another shape.
-    local remove    one of two objects goes.
-    local add       an object comes, at a named place and with a motion.
+    local remove    one of two objects disappears.
+    local add       an object appears, at a named place and with a motion.
     global style    the whole video in one of ``STYLES``.
 
-Instructions and answers are made of the words of the toy vision-language model, which was trained on them in
-its second stage (:class:`vera_lite.training.ToyDialogues`).
+Instructions and captions use the words of the toy vision-language model, which was trained on them in its
+second stage (:class:`vera_lite.training.ToyDialogues`).
 """
 
 from collections.abc import Callable
@@ -23,25 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.media.clip import composite
-from vera_lite.toy.world import (
-    COLOURS,
-    MOTIONS,
-    PLACES,
-    SHAPES,
+from vera_lite.toy.drawing import (
+    ClipConfig,
     Draws,
     Sprite,
     draw_background,
     draw_sprite,
-    instruction,
     name_background,
     name_sprite,
-    nearest_colour,
-    paint,
+    put,
     render_background,
-    signed_distance,
-    soft_coverage,
 )
+from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, SHAPES, describe, instruction, nearest_colour
 
 CATEGORIES = ("local change", "local remove", "local add", "global style")
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B (Rec. 601)
@@ -56,7 +49,8 @@ _FAR = [
 
 
 def _mix(video: Tensor, rows: tuple) -> Tensor:
-    return torch.einsum("ij,...jhw->...ihw", torch.tensor(rows), video).clamp(0, 1)
+    with torch.autocast(video.device.type, enabled=False):  # drawing stays in float32
+        return torch.einsum("ij,...jhw->...ihw", torch.tensor(rows), video).clamp(0, 1)
 
 
 def _pixelate(video: Tensor) -> Tensor:
@@ -66,14 +60,14 @@ def _pixelate(video: Tensor) -> Tensor:
 
 _SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
 
-#: Word -> function of a video (..., 3, H, W) in [0, 1]. The vocabulary also has "posterised", but hard edges
-#: everywhere are more than the toy codec holds.
+#: Word -> function of a video (..., 3, H, W) in [0, 1]. The vocabulary also has "posterised", but the toy
+#: codec cannot hold hard edges everywhere.
 STYLES: dict[str, Callable[[Tensor], Tensor]] = {
     "grey": lambda video: _mix(video, (LUMA,) * 3),
     "sepia": lambda video: _mix(video, _SEPIA),
     "negative": lambda video: 1 - video,
     "dark": lambda video: 0.4 * video,
-    "pixelated": _pixelate,  # 8 x 8 cells: stripes and checks, two cells a period, fade at some pans
+    "pixelated": _pixelate,  # 8 x 8 cells; stripes and checks have two cells per period and fade at times
 }
 
 _COMPLEMENT = nearest_colour(torch.tensor(list(COLOURS.values())) + 180)
@@ -89,31 +83,26 @@ _SEEN = {
 
 
 @dataclass(frozen=True)
-class EditWorld:
+class EditConfig(ClipConfig):
     """What the world contains.
 
     Attributes:
-        frames, height, width: clip size; frames is 1 + 4n for a causal codec.
         categories: the categories drawn from, uniformly; one that is named twice comes twice as often.
         distractor: chance of another object in the source; a "local remove" always has one.
-        from_place: objects begin at their place and move away from it. Otherwise their paths have it in the
-            middle, and where in its place an object is in the first frame gives its motion away: an editor
-            that is shown that frame need not listen.
+        from_place: objects begin at their place and move away from it. Otherwise the place is the middle of
+            the path, and the first frame alone gives the motion away: an object that will move right begins
+            left of its place. An editor that is shown this frame could ignore the instruction.
     """
 
-    frames: int = 9
-    height: int = 32
-    width: int = 32
     categories: tuple[str, ...] = CATEGORIES
     distractor: float = 0.5
     from_place: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.categories or set(self.categories) - set(CATEGORIES):
             known = ", ".join(CATEGORIES)
             raise UserError(f"categories are {list(self.categories)}: name one or more of {known}.")
-        if min(self.frames, self.height, self.width) < 1:
-            raise UserError("frames, height and width of a toy edit must be positive.")
 
 
 @dataclass(frozen=True)
@@ -122,32 +111,31 @@ class ToyEdits:
 
     Attributes:
         source, target: (B, T, 3, H, W) in [0, 1], before and after.
-        changed: (B, T, 1, H, W), 1 where they differ by more than a step of 8 bits, else 0.
-        instruction: what the user says.
-        answer: a description of the target, RVEDiT's l*.
-        attributes: for each clip its ``category``; the edited object ``before`` and ``after`` (None where
-            there is none; of a style, equal) and the ``other`` object (or None), each with its ``colour,
-            texture, shape, place, motion`` and ``path``; the ``background`` with its ``colour`` and
-            ``pattern``; and ``style`` (or None).
+        changed: (B, T, 1, H, W), 1 where they differ by more than one step of 8 bits, else 0.
+        instruction: what the user asks for.
+        target_caption: a description of the target, RVEDiT's l*.
+        attributes: facts of each clip: its ``category``; the edited object ``before`` and ``after`` (None
+            where there is none; equal if the edit is a style) and the ``other`` object (or None), each with
+            its ``colour, texture, shape, place, motion`` and ``path``; the ``background`` with its ``colour``
+            and ``pattern``; and ``style`` (or None).
     """
 
     source: Tensor
     target: Tensor
     changed: Tensor
     instruction: list[str]
-    answer: list[str]
+    target_caption: list[str]
     attributes: list[dict]
 
     def __len__(self) -> int:
         return len(self.instruction)
 
 
-def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits:  # noqa: B008 (frozen)
+def render_edits(seed: int, indices, world: EditConfig = EditConfig()) -> ToyEdits:  # noqa: B008 (frozen)
     """Render clips ``indices`` of the world ``seed``.
 
-    The scene of a clip does not depend on ``world.categories`` and ``world.distractor``, so worlds that
-    differ in these show other edits of the same scene; with ``world.from_place`` its objects are elsewhere
-    on the same paths.
+    A clip's scene does not depend on ``world.categories`` and ``world.distractor``: worlds that differ in
+    these show other edits of the same scene. With ``world.from_place`` the same paths begin elsewhere.
     """
     indices = list(indices)
     draws, batch = Draws(seed, indices), len(indices)
@@ -166,7 +154,7 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     other = replace(draw_sprite(draws, world, other_place, other_motion), hue=hue[:, 1])
     if world.from_place:
         thing, other = _from_place(thing), _from_place(other)
-    bg = replace(draw_background(draws, world, photo=0.0), hue=hue[:, 2])
+    bg = replace(draw_background(draws, photo=0.0), hue=hue[:, 2])
     pan_x, pan_y = draws.uniform(-0.12, 0.12), draws.uniform(-0.12, 0.12)
 
     recolour = draws.chance(0.5)
@@ -178,15 +166,11 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     )
     style = draws.choice(len(STYLES))
     has_other = draws.chance(world.distractor) | remove
-    make = draws.chance(0.5)  # of the two ways to ask for a colour
+    make = draws.chance(0.5)  # which of the two ways to ask for a colour
 
-    def lay(sprite: Sprite, shown: Tensor, scene: Tensor) -> Tensor:
-        distance, u, v = signed_distance(sprite, world)
-        alpha = soft_coverage(distance, world) * shown.view(-1, 1, 1, 1)
-        return composite(paint(sprite, u, v), alpha[:, :, None], scene)
-
-    scene = lay(other, has_other, render_background(bg, pan_x, pan_y, world))
-    source, target = lay(thing, ~add, scene), lay(edited, ~remove, scene)
+    scene, _ = put(other, has_other, render_background(bg, pan_x, pan_y, world), world)
+    source, _ = put(thing, ~add, scene, world)
+    target, _ = put(edited, ~remove, scene, world)
     for k, restyled in enumerate(STYLES.values()):
         rows = restyle & (style == k)
         target[rows] = restyled(target[rows])
@@ -206,8 +190,8 @@ def render_edits(seed: int, indices, world: EditWorld = EditWorld()) -> ToyEdits
     ]
     changed = ((target - source).abs().amax(2, keepdim=True) > 1 / 255).float()
     orders = [_order(a, bool(m)) for a, m in zip(attributes, make, strict=True)]
-    answers = [_answer(a) for a in attributes]
-    return ToyEdits(source, target, changed, orders, answers, attributes)
+    captions = [_caption(a) for a in attributes]
+    return ToyEdits(source, target, changed, orders, captions, attributes)
 
 
 def _from_place(sprite: Sprite) -> Sprite:
@@ -220,7 +204,7 @@ def _from_place(sprite: Sprite) -> Sprite:
 
 
 def _order(attributes: dict, make: bool) -> str:
-    """The sentence that asks for the edit; a colour by "make" or by "change"."""
+    """The sentence that asks for the edit; a new colour is asked for by "make" or by "change"."""
     before, after, style = (attributes[key] for key in ("before", "after", "style"))
     if style:
         return f"change the video to {style} style"
@@ -234,8 +218,8 @@ def _order(attributes: dict, make: bool) -> str:
     return f"make the {name} {after['colour']}" if make else f"change the {name} to {after['colour']}"
 
 
-def _answer(attributes: dict) -> str:
-    """What the target shows, in colours as they look in its style."""
+def _caption(attributes: dict) -> str:
+    """What the target shows; its colours are named as they look in its style."""
     things, style = [thing for key in ("after", "other") if (thing := attributes[key])], attributes["style"]
     if not style:
         return describe(things, attributes["background"])
@@ -245,28 +229,3 @@ def _answer(attributes: dict) -> str:
         for part in (*things, attributes["background"])
     )
     return f"{describe(things, background)} in {style} style"
-
-
-def describe(things: list[dict], background: dict) -> str:
-    """A scene in words, objects from the top left to the bottom right; see ``ToyEdits.attributes``."""
-    things = sorted(things, key=lambda t: PLACES.index(t["place"]))
-    said = [f"a {describe_object(t)} at the {t['place']} {describe_motion(t)}" for t in things]
-    return " and ".join(said or ["no object"]) + f" on {describe_background(background)}"
-
-
-def describe_object(thing: dict) -> str:
-    """Such as "red striped ring"."""
-    return " ".join(thing[key] for key in ("colour", "texture", "shape") if thing[key] != "plain")
-
-
-def describe_motion(thing: dict) -> str:
-    """Such as "moving up", or "standing still"."""
-    return "standing still" if thing["motion"] == "still" else f"moving {thing['motion']}"
-
-
-def describe_background(background: dict) -> str:
-    """Such as "blue clouds"."""
-    colour, pattern = background["colour"], background["pattern"]
-    if pattern == "photograph":
-        return "a photograph"
-    return f"plain {colour}" if pattern == "plain" else f"{colour} {pattern}"

@@ -1,7 +1,7 @@
 """The words of the toy world, as a vocabulary for :class:`~vera_lite.conditioning.phrases.PhraseEncoder`."""
 
 from vera_lite.conditioning.phrases import PhraseEncoder
-from vera_lite.toy.world import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
+from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
 
 _VERBS = ("add", "change", "remove")
 _OTHERS = ("striped", "dotted", "shadow", "behind the other object", "standing still")

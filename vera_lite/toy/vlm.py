@@ -1,6 +1,6 @@
 """Words and processor of the toy vision-language model, a small Qwen3-VL with a tokenizer of whole words."""
 
-from vera_lite.toy.world import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES, TEXTURES
+from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES, TEXTURES
 
 #: The toy model sees a clip as a grid of this many columns and rows, and names places by it: "x3 y2".
 CELLS = 8

@@ -1,10 +1,10 @@
 """Latents on disk, and batches that are pure functions of the step.
 
-A cache is a folder of safetensors shards and an ``index.json`` that says what is in it. Shards are
-written one by one and atomically: an interrupted build goes on where it stopped.
+A cache is a folder of safetensors shards and an ``index.json`` that describes them. Each shard is written
+whole or not at all, so an interrupted build continues where it stopped.
 
-Batch ``step`` of rank ``rank`` depends on (seed, step, rank) alone: no loader state has to be saved,
-and a resumed run sees what the uninterrupted one would have seen.
+Batch ``step`` of rank ``rank`` depends on (seed, step, rank) alone. No loader state has to be saved, and a
+resumed run sees the batches that the uninterrupted run would have seen.
 """
 
 import json
@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vera_lite.errors import UserError
 
 STREAMS = ("source", "mask", "edit", "alpha", "composite")
-SHARD = 512
+SHARD = 512  # clips per file
+VALIDATION = 1_000_000  # added to the seed: far from any seed of training
 
 
 class LatentCache(Dataset):
-    """Reads a folder written by :func:`.build_toy_cache`; item i is one clip's latents and text.
+    """A folder written by :func:`.build_toy_cache`; item i is one clip's latents and text features.
 
     Raises:
         UserError: the folder is no complete cache.
@@ -41,6 +42,9 @@ class LatentCache(Dataset):
     def __len__(self) -> int:
         return self.clips
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_shards": {}}  # a loader process opens its own
+
     def _shard(self, number: int) -> dict:
         if number not in self._shards:  # memory-mapped: only rows that are asked for are read
             file = safe_open(self.folder / f"{number:05d}.safetensors", framework="pt")
@@ -53,12 +57,22 @@ class LatentCache(Dataset):
 
 
 class StepBatches(Dataset):
-    """Item ``step`` is the whole batch of that step; see the module's docstring."""
+    """Item ``step`` is the batch of that step: clips of ``cache`` in an order drawn anew each epoch.
+
+    Args:
+        cache: a dataset of dicts of tensors.
+        batch_size: clips per rank and step.
+        seed: of the order.
+        rank, world_size: this process, and how many there are; their batches of a step are disjoint.
+
+    Raises:
+        UserError: the cache holds less than one step.
+    """
 
     def __init__(self, cache: Dataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         if batch_size * world_size > len(cache):
             raise UserError(
-                f"{world_size} x {batch_size} clips a step, but the cache holds only {len(cache)}: "
+                f"one step takes {world_size} x {batch_size} clips, but the cache holds {len(cache)}: "
                 "lower batch_size or cache more clips."
             )
         self.cache, self.batch_size, self.seed = cache, batch_size, seed
@@ -73,7 +87,7 @@ class StepBatches(Dataset):
         return self._permutation
 
     def indices(self, step: int) -> list[int]:
-        """Clips of this rank's batch: the ranks' batches of a step are disjoint."""
+        """Numbers of the clips in this rank's batch."""
         epoch, within = divmod(step, self.steps_per_epoch)
         first = (within * self.world_size + self.rank) * self.batch_size
         return self._order(epoch)[first : first + self.batch_size].tolist()
@@ -84,9 +98,35 @@ class StepBatches(Dataset):
         return {**batch, "step": step}
 
 
+class RenderedBatches(Dataset):
+    """Base of datasets whose item ``step`` is rendered on request; no clip number repeats.
+
+    Args:
+        batch_size: clips per rank and step.
+        seed: of the world.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+
+    def clips(self, step: int) -> range:
+        """Numbers of the clips in this rank's batch."""
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+
 class StepData(L.LightningDataModule):
-    """Data whose item ``step`` is the batch of that step: subclasses set ``train`` and ``validation``
-    (datasets), ``validation_steps`` and ``workers``."""
+    """Data whose item ``step`` is the batch of that step.
+
+    Subclasses set ``train`` and ``validation`` (datasets), ``validation_steps`` and ``workers``. Loader
+    processes get the datasets alone, which therefore hold no trainer and can be pickled.
+    """
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """This process's rank, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the trainer's present step on; a run is one epoch of all its steps."""
@@ -102,26 +142,38 @@ class StepData(L.LightningDataModule):
 
 
 class RenderedData(StepData):
-    """Data that are rendered when asked for, so that no clip is seen twice.
+    """Data that are rendered on request, so that no clip is seen twice; a subclass has ``batches``.
 
-    A subclass has ``batch_size, seed, validation_clips, workers`` and names its ``batches``: a dataset that
-    is made of (data, seed, rank, world_size). Validation has a seed far from any of training.
+    Args:
+        batch_size: clips per rank and step.
+        seed: of the world; validation uses another one.
+        validation_clips: clips per validation round, in whole batches and at least one batch per rank.
+        workers: loader processes.
     """
 
-    batches: type[Dataset]
+    def __init__(
+        self, batch_size: int = 16, seed: int = 1, validation_clips: int = 256, workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.validation_clips, self.workers = validation_clips, workers
+
+    def batches(self, seed: int) -> RenderedBatches:
+        """The dataset of the world ``seed``, for this process's rank."""
+        raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.train = self.batches(self, self.seed, rank, world_size)
-        self.validation = self.batches(self, self.seed + 1_000_000, rank, world_size)
-        self.validation_steps = max(1, self.validation_clips // (self.batch_size * world_size))
+        self.train = self.batches(self.seed)
+        self.validation = self.batches(self.seed + VALIDATION)
+        self.validation_steps = max(1, self.validation_clips // (self.batch_size * self.ranks[1]))
 
 
 class _StepsFrom(Sampler):
-    """Steps first .. total - 1, of length ``total``: Lightning counts the batches of a resumed epoch
-    from the start, and would begin the loader anew after ``total - first`` of them."""
+    """Steps first .. total - 1, with length ``total``.
+
+    Lightning counts the batches of a resumed epoch from its start; with length ``total - first`` it would
+    begin the loader anew after that many.
+    """
 
     def __init__(self, first: int, total: int):
         self.first, self.total = first, total

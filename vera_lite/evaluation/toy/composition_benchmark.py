@@ -1,38 +1,38 @@
 """How well GenCompositor composes toy clips that it never saw, and where its tokens look."""
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from vera_lite.diagnostics import Sweep, Tap
-from vera_lite.evaluation.toy.layer_benchmark import PRESERVED, PooledPSNR, iou
+from vera_lite.diagnostics import RowReduce, Tap
+from vera_lite.evaluation.metrics import iou
+from vera_lite.evaluation.toy.layer_benchmark import PRESERVED
 from vera_lite.evaluation.toy.object_judge import name_colour
+from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask
 from vera_lite.pipelines import GenCompositorPipeline
-from vera_lite.toy.compositions import CompositionWorld, ToyCompositions, render_compositions
+from vera_lite.toy.compositions import CompositionConfig, ToyCompositions, render_compositions
 
-TEST_SEED = 2_000_000  # no training or validation world has this seed
-CHANGED = 0.08  # a pixel shows object or shadow where a channel differs from the background by more
+CHANGED = 0.08  # where a channel differs from the background by more, a pixel shows object or shadow
 
 
 def compositions(pipe: GenCompositorPipeline, indices, seed: int = TEST_SEED, relit: bool = True):
-    """Unseen clips, and what the pipeline is given of them.
+    """Unseen clips, and the pipeline's inputs made from them.
 
     Args:
         pipe: gives the size and how far masks are inflated.
         indices: which clips of the world ``seed``.
-        relit: foregrounds come with a light of their own, see
-            :class:`~vera_lite.toy.compositions.CompositionWorld`.
+        relit: foregrounds have their own light, see
+            :class:`~vera_lite.toy.compositions.CompositionConfig`.
 
     Returns:
         :class:`~vera_lite.toy.compositions.ToyCompositions`, foregrounds on white (B, T, 3, H, W) and masks
         (B, T, 1, H, W).
     """
-    batch = render_compositions(seed, indices, CompositionWorld(*pipe.clip_size, relit=relit))
+    batch = render_compositions(seed, indices, CompositionConfig(*pipe.clip_size, relit=relit))
     mask = batch.matte
     if pipe.mask_sigma is not None:
         mask = inflate_mask(mask.flatten(0, 1), pipe.mask_sigma).view_as(mask)
@@ -62,44 +62,46 @@ def evaluate(
         ``psnr`` and ``ssim`` of whole frames; ``object_psnr`` where the object is; ``preserved_psnr`` where
         the truth is the plain background. How much of the foreground arrives: ``colour`` (share of clips
         with its hue), ``shape`` (overlap of what changed with what should change), ``texture`` (correlation
-        of gray values with the foreground's at its true place, in all frames, so it sees motion as well),
-        ``brightness`` (relative error of the object's mean). ``removal_psnr``: inside the mask, against the
-        plain background, when the foreground is blank (not with ``draw``). PSNRs pool the squared error over
+        of grey values with the foreground's at its true place in all frames, so it sees motion as well),
+        ``brightness`` (relative error of the object's mean). ``removal_psnr`` (not with ``draw``): inside the
+        mask, against the plain background, when the foreground is blank. PSNRs pool the squared error over
         clips, the others are means.
     """
-    psnrs = defaultdict(PooledPSNR)
-    values: dict[str, list[float]] = defaultdict(list)
+    row = Tally()
     generator = torch.Generator().manual_seed(seed)
-    for first in range(0, clips, batch_size):
-        indices = range(first, min(first + batch_size, clips))
+    for indices in batches(clips, batch_size):
         batch, foreground, mask = compositions(pipe, indices, seed, relit)
         if draw is None:
             options["generator"] = generator
             result = pipe.generate(batch.background, foreground, mask, **options).final
             removed = pipe.generate(batch.background, None, mask, **options).final
-            psnrs["removal_psnr"].add(removed, batch.background, mask > 0.5)
+            row.psnr("removal_psnr", removed, batch.background, mask > 0.5)
         else:
             result = draw(batch)
         body = batch.matte > 0.5
-        psnrs["psnr"].add(result, batch.composite, torch.ones_like(body))
-        psnrs["object_psnr"].add(result, batch.composite, body)
-        psnrs["preserved_psnr"].add(result, batch.background, batch.changed < PRESERVED)
+        row.psnr("psnr", result, batch.composite)
+        row.psnr("object_psnr", result, batch.composite, body)
+        row.psnr("preserved_psnr", result, batch.background, batch.changed < PRESERVED)
         similarity = structural_similarity_index_measure(
             result.flatten(0, 1), batch.composite.flatten(0, 1), data_range=1.0, reduction="none"
         )
-        values["ssim"] += similarity.tolist()
-        for i, attributes in enumerate(batch.attributes):
-            seen, truth, where = result[i].mean(1), batch.composite[i].mean(1), body[i, :, 0]
-            values["colour"].append(name_colour(result[i].permute(0, 2, 3, 1)[where]) == attributes["colour"])
+        row.add({"ssim": similarity.tolist()})
+        for i, facts in enumerate(batch.attributes):
+            where = body[i, :, 0]
             changed = [
                 (video[i] - batch.background[i]).abs().amax(1) > CHANGED
                 for video in (result, batch.composite)
             ]
-            values["shape"].append(iou(*changed))
-            values["texture"].append(float(torch.stack([seen[where], truth[where]]).corrcoef()[0, 1]))
-            values["brightness"].append(float((seen[where].mean() / truth[where].mean() - 1).abs()))
-    means = {name: sum(v) / len(v) for name, v in values.items()}
-    return {name: psnr.value() for name, psnr in psnrs.items()} | means | {"clips": clips}
+            seen, truth = (video[i].mean(1)[where] for video in (result, batch.composite))
+            row.add(
+                {
+                    "colour": name_colour(result[i].permute(0, 2, 3, 1)[where]) == facts["colour"],
+                    "shape": iou(*changed),
+                    "texture": float(torch.stack([seen, truth]).corrcoef()[0, 1]),
+                    "brightness": float((seen.mean() / truth.mean() - 1).abs()),
+                }
+            )
+    return row.row() | {"clips": clips}
 
 
 def position_leakage(
@@ -107,12 +109,12 @@ def position_leakage(
 ) -> dict[str, float]:
     """How much a token of the composite looks at the foreground token of the same index.
 
-    The two show the same place of two frames that have nothing to do with each other: where positions are
-    shared, nothing but content keeps them apart.
+    The two show the same place in two unrelated frames. Where both videos have the same positions, content
+    alone tells them apart.
 
     Args:
         pipe: a system with either fusion.
-        clips: of the world ``seed``; the mean runs over them, all steps, blocks, heads and tokens.
+        clips: of the world ``seed``; the mean is over clips, steps, blocks, heads and tokens.
         options: of sampling.
 
     Returns:
@@ -133,7 +135,7 @@ def position_leakage(
 
     def observe(call) -> None:
         if call.site.module.startswith(sites):
-            values = Sweep(reduce, 2)(call).values  # (B, H, Q, 2)
+            values = RowReduce(reduce, 2)(call).values  # (B, H, Q, 2)
             S = call.key.shape[2] // 2 if fusion == "self" else call.key.shape[2]
             own, total = values[:, :, :S].mean((0, 1, 2)).tolist()
             same.append(own * S)

@@ -5,33 +5,36 @@ import itertools
 import torch
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.evaluation.toy.tally import TEST_SEED, batches
 from vera_lite.toy.dialogues import KINDS, ask
 from vera_lite.toy.edits import render_edits
 from vera_lite.toy.world import WorldConfig, render
 
-TEST_SEED = 2_000_000
-
 
 def score_dialogues(
-    vlm: VisionLanguageModel, world: WorldConfig, clips: int = 256, seed: int = TEST_SEED, batch: int = 32
+    vlm: VisionLanguageModel,
+    world: WorldConfig,
+    clips: int = 256,
+    seed: int = TEST_SEED,
+    batch_size: int = 32,
 ) -> dict[str, dict[str, float]]:
-    """Ask every kind of question about ``clips`` clips, and for as many toy edits ("edit": the bare sentence;
-    the answer is what it leads to); the model answers freely and greedily.
+    """Ask every kind of question about ``clips`` clips, and let the model answer greedily.
+
+    The kind "edit" is of toy edits: the question is the bare instruction, the answer describes the result.
 
     Returns:
-        For each kind, and for its ``"chance"`` (the same answers held against other clips' truths,
-        mean over all pairings):
+        For each kind, and for its ``"chance"`` (the same answers compared with the truths of other clips,
+        mean over all pairs):
 
-        ``words``: share of the true answer's words that stand at their place in the model's answer.
+        ``words``: share of the true answer's words that are at their place in the model's answer.
         ``exact``: share of answers that are right in every word.
-        ``cell_error``, ``near`` ("locate" only): distance of the place named from the true one in
-        cells of the 8 x 8 grid, mean over first and last frame; share of places at most one cell off.
+        ``cell_error``, ``near`` ("locate" only): distance between the named and the true place in cells of
+        the 8 x 8 grid, mean over first and last frame; share of places at most one cell off.
     """
     kinds = (*KINDS, "edit")
     said: dict[str, list[str]] = {kind: [] for kind in kinds}
     true: dict[str, list[str]] = {kind: [] for kind in kinds}
-    for first in range(0, clips, batch):
-        indices = range(first, min(first + batch, clips))
+    for indices in batches(clips, batch_size):
         scenes = render(seed, indices, world)
         for kind in KINDS:
             asked = ask(scenes, kind, seed, indices)
@@ -42,7 +45,7 @@ def score_dialogues(
             true[kind] += [d.answer for d in asked]
         edits = render_edits(seed, indices)
         said["edit"] += vlm.answer(vlm.prompt(list(edits.source), edits.instruction))
-        true["edit"] += edits.answer
+        true["edit"] += edits.target_caption
     return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}
 
 

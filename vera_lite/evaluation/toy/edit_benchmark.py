@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vera_lite.diagnostics import Sweep, Tap
-from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
+from vera_lite.diagnostics import RowReduce, Tap
+from vera_lite.diagnostics.scores import entropy, jensen_shannon
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
-from vera_lite.evaluation.toy.layer_benchmark import PooledPSNR
+from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
 from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
-from vera_lite.toy.edits import CATEGORIES, EditWorld, ToyEdits, render_edits
-
-TEST_SEED = 2_000_000  # no training or validation world has this seed
+from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 
 
 def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> Tensor:
@@ -27,19 +26,20 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
         edits: B clips.
         options: of its ``generate``.
     """
-    references = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
-    return pipe.generate(edits.source, edits.instruction, *references, **options).final
+    reference = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
+    return pipe.generate(edits.source, edits.instruction, *reference, **options).final
 
 
-def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditWorld:
-    """Clips of one category, of the pipeline's size. The first frame, which MiVE is shown, must not give away
-    how objects move."""
-    seen = isinstance(pipe, MiVEPipeline)
-    return EditWorld(*pipe.clip_size, categories=(category,), from_place=seen)
+def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConfig:
+    """The world of one category, at the pipeline's size.
+
+    MiVE is shown the target's first frame, so in its world this frame does not give away how objects move.
+    """
+    return EditConfig(*pipe.clip_size, (category,), from_place=isinstance(pipe, MiVEPipeline))
 
 
 def exchanged(edits: ToyEdits) -> ToyEdits:
-    """The same clips, each with the next one's instruction: what is left if the words are wrong."""
+    """The same clips, each with the instruction of the next one: shows what the words are worth."""
     return replace(edits, instruction=edits.instruction[1:] + edits.instruction[:1])
 
 
@@ -65,29 +65,23 @@ def evaluate(
 
     Returns:
         For each category, and for "overall" (their mean): the three scores of
-        :func:`~vera_lite.evaluation.toy.edit_judge.judge_edits` and their mean ``score``, 1 to 100;
-        ``psnr`` against the true edit; ``preserved_psnr``, of the part that it leaves alone (not of styles,
-        which leave nothing). PSNRs pool the squared error over clips.
+        :func:`~vera_lite.evaluation.toy.edit_judge.judge_edits` and their mean ``score``, 1 to 100; ``psnr``
+        against the true edit; ``preserved_psnr`` where the true edit changes nothing (not for styles, which
+        change everything). PSNRs pool the squared error over clips.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = {}
     for category in categories:
-        world = unseen_world(pipe, category)
-        psnr, preserved, scores = PooledPSNR(), PooledPSNR(), defaultdict(list)
-        for first in range(0, clips, batch_size):
-            edits = render_edits(seed, range(first, min(first + batch_size, clips)), world)
+        psnrs, scores = Tally(), Tally()
+        for indices in batches(clips, batch_size):
+            edits = render_edits(seed, indices, unseen_world(pipe, category))
             results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
-            psnr.add(results, edits.target, torch.ones_like(edits.changed) > 0)
+            psnrs.psnr("psnr", results, edits.target)
             if category != "global style":
-                preserved.add(results, edits.source, edits.changed == 0)
-            for name, values in judge_edits(edits, results).items():
-                scores[name] += values.tolist()
-        row = {name: sum(values) / len(values) for name, values in scores.items()}
-        row["score"] = sum(row.values()) / len(row)
-        row["psnr"] = psnr.value()
-        if category != "global style":
-            row["preserved_psnr"] = preserved.value()
-        rows[category] = row
+                psnrs.psnr("preserved_psnr", results, edits.source, edits.changed == 0)
+            scores.add({name: values.tolist() for name, values in judge_edits(edits, results).items()})
+        row = scores.row()
+        rows[category] = row | {"score": sum(row.values()) / len(row)} | psnrs.row()
     names = {name for row in rows.values() for name in row}
     having = {name: [row[name] for row in rows.values() if name in row] for name in sorted(names)}
     return {"overall": {name: sum(v) / len(v) for name, v in having.items()}} | rows
@@ -101,9 +95,9 @@ def added_motion(
     draw: Callable[[ToyEdits], Tensor] | None = None,
     **options,
 ) -> float:
-    """Of objects that are to be added, the share that is there and moves as the instruction says.
+    """The share of added objects that are there and move as the instruction says.
 
-    An edited first frame shows everything else about such an object: only this comes from the words.
+    The edited first frame shows everything else about such an object; its motion is in the words alone.
 
     Args:
         pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
@@ -120,7 +114,7 @@ def attention_by_depth(
     pipe: RVEDiTPipeline, clips: int = 32, *, sigma: float = 0.8, seed: int = TEST_SEED
 ) -> dict[str, list[float]]:
     """What the paper's Figure 4 shows, at one noise level: where cross-attention looks, and how far the
-    pass that knows the question agrees with the pass that knows the answer.
+    training pass (source and instruction) agrees with the reference pass (target and its caption).
 
     Args:
         pipe: a system, its codec and its size.
@@ -128,22 +122,25 @@ def attention_by_depth(
         sigma: noise level, in (0, 1].
 
     Returns:
-        One value a block, means over clips, heads and positions. ``editing_mass``: share of attention on X_e
-        (1 where a block sees nothing else). ``spatial_entropy``: how evenly a context token's attention is
-        spread over the positions of the video, in [0, 1], tokens weighted by what they receive.
-        ``cosine``: of the cross-attention's outputs A and A* at the same position. ``divergence``:
-        Jensen-Shannon divergence in nats of the two passes' attention over context tokens, whose
-        numbers agree but whose instruction tokens say different things. ``estimate`` and ``rank``: of
-        :func:`~vera_lite.diffusion.infonce.info_nce` between A and A*, with S positions at chance -ln S and
-        (S + 1) / 2; ``estimate_other_noise`` and ``rank_other_noise``: the same if the informed pass is given
-        other noise, so that the noise itself cannot tell the positions apart.
+        One value per block, means over clips, heads and positions.
+
+        ``editing_mass``: share of attention on X_e (1 where a block sees nothing else).
+        ``spatial_entropy``: how evenly the attention that a context token receives is spread over the
+        positions of the video, in [0, 1]; the mean weighs tokens by what they receive.
+        ``cosine``: between the cross-attention's outputs A and A* at the same position.
+        ``divergence``: Jensen-Shannon divergence in nats between the two passes' attention over context
+        tokens. Both have the same number of tokens, but instruction and caption say different things.
+        ``estimate``, ``rank``: of :func:`~vera_lite.diffusion.infonce.info_nce` between A and A*. With S
+        positions, chance is -ln S and (S + 1) / 2.
+        ``estimate_other_noise``, ``rank_other_noise``: the same when the reference pass has other noise, so
+        that the noise itself cannot tell the positions apart.
     """
-    edits = render_edits(seed, range(clips), EditWorld(*pipe.clip_size))
+    edits = render_edits(seed, range(clips), EditConfig(*pipe.clip_size))
     system, K = pipe.system, pipe.system.config.editing_tokens
     source, target = pipe.codec.encode(edits.source), pipe.codec.encode(edits.target)
     noises = torch.randn(2, *target.shape, generator=torch.Generator().manual_seed(seed))
     level = torch.full((clips,), sigma)
-    noisy, otherwise_noisy = (system.config.objective.add_noise(target, noise, level) for noise in noises)
+    noisy, noisy_otherwise = (system.config.objective.add_noise(target, noise, level) for noise in noises)
 
     def trace(
         x_sigma: Tensor, video: Tensor, latents: Tensor, texts: list[str]
@@ -153,7 +150,7 @@ def attention_by_depth(
 
         def observe(call) -> None:
             if call.site.module.endswith("attn2"):
-                weights.append(Sweep(lambda w, _: w, call.key.shape[2])(call).values)
+                weights.append(RowReduce(lambda w, _: w, call.key.shape[2])(call).values)
 
         with torch.no_grad():
             context = system.context(video, texts)
@@ -168,16 +165,16 @@ def attention_by_depth(
         return weights, outputs
 
     ours, features = trace(noisy, edits.source, source, edits.instruction)
-    theirs, anchors = trace(noisy, edits.target, target, edits.answer)
-    _, others = trace(otherwise_noisy, edits.target, target, edits.answer)
+    theirs, anchors = trace(noisy, edits.target, target, edits.target_caption)
+    _, others = trace(noisy_otherwise, edits.target, target, edits.target_caption)
     values = defaultdict(list)
     for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
         received = p.mT  # (B, H, T, S)
         share = received.sum(-1) / received.sum((-2, -1))[..., None]
-        spread = entropy(received).nan_to_num()  # a token that nobody looks at has none, and no share
+        spread = entropy(received).nan_to_num()  # a token without attention has none, and no share
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
         values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
-        values["cosine"].append(float(cosine(a, b).mean()))
+        values["cosine"].append(float(F.cosine_similarity(a, b, dim=-1).mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))
         for name, reference in (("", b), ("_other_noise", other)):
             estimate, rank = info_nce(a, reference, system.config.temperature)

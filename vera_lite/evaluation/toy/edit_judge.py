@@ -1,8 +1,8 @@
 """RVEDiT's three scores (arXiv 2605.24674, section 5 and appendix D.3), read off toy edits by plain vision.
 
 The paper asks a large model how well the instruction was followed, how well everything else was kept, and how
-good the video looks, from 1 to 100 each and independent of each other. Here a score is 1 + 99 s, and the
-functions below say what share s is.
+good the video looks: three independent scores from 1 to 100. Here a score is 1 + 99 s, where s is the share
+that one of the functions below returns.
 
 Means over 48 clips of each category, rounded, by axis (instruction compliance, content fidelity, visual
 quality):
@@ -22,15 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vera_lite.errors import UserError
-from vera_lite.evaluation.toy.object_judge import read_object
+from vera_lite.evaluation.toy.object_judge import chroma, read_object
 from vera_lite.toy.edits import LUMA, STYLES, ToyEdits
-from vera_lite.toy.world import COLOURS
+from vera_lite.toy.words import COLOURS, colour_index
 
-PSNR_RANGE = 10.0, 35.0  # dB; what two unrelated clips have, and what hardly shows
+PSNR_RANGE = 10.0, 35.0  # dB; of two unrelated clips, and of a difference that hardly shows
 OBJECT_FIT = 0.25  # overlap with the best outline: of noise below 0.16, of true objects above 0.47
 GREY = 0.08  # a pixel whose channels span less has no colour
-UNSEEN = 0.03  # added to differences between pixels: smaller ones hardly show, and ratios of them stay tame
+UNSEEN = 0.03  # added to pixel differences: smaller ones hardly show, and their ratios stay moderate
 
 
 def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
@@ -44,15 +43,10 @@ def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
         ``instruction_compliance``, ``content_fidelity`` and ``visual_quality``, (B,) each, from 1 to 100.
 
     Raises:
-        UserError: the results are not as many and as large as the clips, or not finite.
+        ValueError: the results have another shape than the clips, or are not finite.
     """
-    if results.shape != edits.source.shape:
-        raise UserError(
-            f"results are {tuple(results.shape)}, but the clips are {tuple(edits.source.shape)}: "
-            "give one result for each clip."
-        )
-    if not results.isfinite().all():
-        raise UserError("results hold nan or inf: give videos in [0, 1].")
+    if results.shape != edits.source.shape or not results.isfinite().all():
+        raise ValueError(f"results must be finite videos of shape {tuple(edits.source.shape)}.")
     shares = [
         (
             instruction_compliance(source, result, attributes),
@@ -70,14 +64,14 @@ def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
 def instruction_compliance(source: Tensor, result: Tensor, attributes: dict) -> float:
     """Did what was asked for happen?
 
-    * Another colour, or removal: the share of the object's pixels that now have the new colour, or a colour
-      of the background or the other object. Chance, one in six for each colour that counts, gives 0.
+    * Another colour: the share of the object's pixels that have the new colour. Removal: the share that have
+      a colour of the background or the other object. Chance (1/6 for each colour that counts) gives 0.
     * Another shape: 1 if what has the object's colour has the new outline.
-    * A new object: the share of its colour, shape, place and motion that are seen; 0 if nothing of its
-      colour and of any known outline is there. Its texture is not read.
-    * A style: 1 - d(asked) / d(next), where d is the distance in look (the distributions of brightness,
-      colour and contrast, not where they are) to the source in the asked style, and to the nearest
-      of the other styles and the source itself.
+    * A new object: the share of its colour, shape, place and motion that are seen; 0 if nothing has its
+      colour and a known outline. Its texture is not read.
+    * A style: 1 - d(asked) / d(next). d is a distance between distributions of brightness, colour and
+      contrast, wherever in the frame they are: to the source in the style that was asked for, and to the
+      nearest of the source itself and the source in the other styles.
 
     Args:
         source, result: (T, 3, H, W) in [0, 1].
@@ -106,9 +100,10 @@ def instruction_compliance(source: Tensor, result: Tensor, attributes: dict) -> 
 def content_fidelity(source: Tensor, result: Tensor, changed: Tensor, style: str | None) -> float:
     """Is everything else as it was?
 
-    * Local: the PSNR against the source where the true edit changes nothing, from ``PSNR_RANGE`` to [0, 1].
-    * Style: the correlation of brightness with that of the source, or of the source in any of the styles,
-      whichever is highest (of a negative it is -1, so signs do not count).
+    * Local edit: the PSNR against the source where the true edit changes nothing, mapped from ``PSNR_RANGE``
+      to [0, 1].
+    * Style: the highest absolute correlation between the brightness of the result and that of the source in
+      any style or in none. (Absolute, since a negative has -1.)
 
     Args:
         source, result: (T, 3, H, W) in [0, 1].
@@ -128,12 +123,12 @@ def content_fidelity(source: Tensor, result: Tensor, changed: Tensor, style: str
 
 
 def visual_quality(source: Tensor, result: Tensor, target: Tensor) -> float:
-    """Is it as steady and as sharp as source and truth are?
+    """Is the result as steady and as sharp as the source and the truth?
 
     Flicker is the mean |x[t+1] - 2 x[t] + x[t-1]|, sharpness the mean |difference| of neighbouring pixels,
-    ``UNSEEN`` added to both. What lies between the values of source and truth is perfect. Otherwise
-    the share is the smaller over the larger of the value and the nearer of these two; those of flicker and
-    sharpness are multiplied. Noise and flicker are too high, blur and frozen frames too low.
+    with ``UNSEEN`` added to both. A value between those of source and truth counts 1. Any other counts its
+    ratio to the nearer of the two, smaller over larger. The two ratios are multiplied. Noise and flicker give
+    too high values, blur and frozen frames too low ones.
 
     Args:
         source, result, target: (T, 3, H, W) in [0, 1].
@@ -149,7 +144,7 @@ def visual_quality(source: Tensor, result: Tensor, target: Tensor) -> float:
 
 
 def seen_motion(result: Tensor, colour: str) -> str | None:
-    """How what has a colour moves, a word of ``MOTIONS``; None if nothing of it has a known outline.
+    """How the object of a colour moves, a word of ``MOTIONS``; None if nothing has the colour and an outline.
 
     Args:
         result: (T, 3, H, W) in [0, 1].
@@ -166,29 +161,22 @@ def _luma(video: Tensor) -> Tensor:
     return torch.einsum("c,tchw->thw", torch.tensor(LUMA), video)
 
 
-def _chroma(video: Tensor) -> Tensor:
-    """(T, H, W), complex: the angle is the hue, the length saturation times value."""
-    r, g, b = video.unbind(1)
-    return torch.complex(2 * r - g - b, math.sqrt(3) * (g - b)) / 2
-
-
 def _colours(video: Tensor) -> Tensor:
     """Each pixel's colour as an index of ``COLOURS``, (T, H, W); -1 for grey."""
-    hue = torch.rad2deg(_chroma(video).angle())
-    distance = ((hue[..., None] - torch.tensor(list(COLOURS.values())) + 180) % 360 - 180).abs()
-    return torch.where(video.amax(1) - video.amin(1) < GREY, -1, distance.argmin(-1))
+    hue = torch.rad2deg(chroma(video.movedim(1, 0)).angle())
+    return torch.where(video.amax(1) - video.amin(1) < GREY, -1, colour_index(hue))
 
 
 def _matte(video: Tensor, colour: str) -> Tensor:
     """Soft matte of what has a colour, (T, 1, H, W)."""
     core = (_colours(video) == list(COLOURS).index(colour)).float()[:, None]
-    # Where two other colours meet, a line of mixed pixels may have this hue: an opening takes it away.
+    # Where two other colours meet, a line of mixed pixels may have this hue: an opening removes it.
     core = -F.max_pool2d(-F.pad(core, (0, 1, 0, 1), value=1.0), 2, stride=1)
     core = F.max_pool2d(F.pad(core, (1, 0, 1, 0)), 2, stride=1)
     if not core.any():
         return core
     hue = torch.tensor(math.radians(COLOURS[colour]))
-    towards = (_chroma(video) * torch.polar(torch.tensor(1.0), -hue)).real[:, None]
+    towards = (chroma(video.movedim(1, 0)) * torch.polar(torch.tensor(1.0), -hue)).real[:, None]
     typical = towards[core > 0].quantile(0.8)
     return (towards / typical).clamp(0, 1) * F.max_pool2d(core, 3, stride=1, padding=1)
 

@@ -1,40 +1,41 @@
 """Plain vision that reads colour, shape, place, motion and pattern off generated layers.
 
-No network and no access to the request: the judge looks at pixels, says what it sees, and only then
-is that compared with what was asked. Shapes are found by matching the matte against the four
-outlines at many sizes and tilts; patterns by the share of their frequency in the spectrum.
+There is no network, and the judge does not know the request: it says what it sees, and only then is that
+compared with what was asked. Shapes are found by matching the matte with the four outlines at many sizes and
+tilts, patterns by the share of their frequency in the spectrum.
 """
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vera_lite.toy.world import (
-    COLOURS,
-    MOTIONS,
+from vera_lite.toy.drawing import (
     PATTERN_PERIOD,
-    PATTERNS,
     PLACE_STEP,
-    PLACES,
-    SHAPES,
+    ClipConfig,
     Sprite,
-    WorldConfig,
     signed_distance,
     soft_coverage,
 )
+from vera_lite.toy.words import PLACES, SHAPES, nearest_colour
 
 _TILTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 _RADII = (0.26, 0.30, 0.34, 0.38, 0.42, 0.46)
-_SMALLEST = 0.008  # of the frame: less than this of matte above one half is "nothing there"
+_SMALLEST = 0.008  # share of the frame; with less matte above one half, nothing is there
+
+
+def chroma(rgb: Tensor) -> Tensor:
+    """Colours (3, ...) as complex numbers (...): angle is hue, length about saturation times value."""
+    r, g, b = rgb
+    return torch.complex(2 * r - g - b, math.sqrt(3) * (g - b)) / 2
 
 
 def name_colour(rgb: Tensor) -> str:
-    """Nearest palette name by hue of the mean of (n, 3) pixels; greys have a hue too, if a faint one."""
-    r, g, b = rgb.double().mean(0).tolist()
-    hue = math.degrees(math.atan2(math.sqrt(3) * (g - b), 2 * r - g - b)) % 360
-    return min(COLOURS, key=lambda name: abs((hue - COLOURS[name] + 180) % 360 - 180))
+    """The colour whose hue is nearest to that of the mean of (n, 3) pixels, grey ones included."""
+    return nearest_colour(torch.rad2deg(chroma(rgb.double().mean(0)).angle())[None])[0]
 
 
 def _centroids(alpha: Tensor) -> Tensor:
@@ -61,23 +62,21 @@ def _templates(height: int, width: int) -> tuple[Sprite, Tensor]:
     sprite = Sprite(
         shape.flatten().long(), zero, zero, radius.flatten(), tilt.flatten(), zero[:, None], zero[:, None]
     )
-    config = WorldConfig(frames=1, height=height, width=width)
+    config = ClipConfig(1, height, width)
     cover = _upper_half(soft_coverage(signed_distance(sprite, config)[0], config)[:, 0])
     return sprite, _centroids(cover)
 
 
 def name_shape(alpha: Tensor) -> tuple[str, float]:
-    """Best-fitting outline of a matte (T, H, W), and its mean overlap (soft IoU) in [0, 1].
+    """The outline that fits a matte (T, H, W) best, and its mean overlap (soft IoU) in [0, 1].
 
-    Each frame is matched at its own centre of mass; frames where more of the object shows count more.
+    Each frame is matched at its own centre of mass. Frames that show more of the object count more.
     """
     frames, height, width = alpha.shape
     sprite, offset = _templates(height, width)
     at = _centroids(alpha)[None] - offset[:, None]  # (K, T, 2)
-    placed = Sprite(
-        sprite.shape, sprite.hue, sprite.texture, sprite.radius, sprite.tilt, at[..., 0], at[..., 1]
-    )
-    config = WorldConfig(frames=frames, height=height, width=width)
+    placed = replace(sprite, cx=at[..., 0], cy=at[..., 1])
+    config = ClipConfig(frames, height, width)
     template = _upper_half(soft_coverage(signed_distance(placed, config)[0], config))  # (K, T, H, W)
     overlap = torch.minimum(template, alpha).sum((2, 3)) / torch.maximum(template, alpha).sum((2, 3))
     weight = alpha.sum((1, 2)) ** 2
@@ -87,7 +86,7 @@ def name_shape(alpha: Tensor) -> tuple[str, float]:
 
 
 def read_object(edit: Tensor, alpha: Tensor) -> dict:
-    """What an added object looks like.
+    """Describe an added object.
 
     Args:
         edit: (T, 3, H, W) in [0, 1].
@@ -95,8 +94,8 @@ def read_object(edit: Tensor, alpha: Tensor) -> dict:
 
     Returns:
         ``colour, shape, place, motion`` as the world names them (None where nothing is there),
-        ``fit`` (overlap with the named outline) and ``steady``: every frame shows one object, in one
-        piece, of about the same size, and no frame jumps.
+        ``fit`` (overlap with the named outline) and ``steady``: every frame shows one object in one piece
+        and of about the same size, and it never jumps.
     """
     alpha = alpha[:, 0]
     solid = alpha > 0.5
@@ -124,7 +123,7 @@ def _name_place(at: Tensor) -> str:
 
 
 def _name_motion(step: Tensor) -> str:
-    # A third of the clip at each end is averaged, so of the +-0.15 .. 0.23 travelled about 1.5 x shows.
+    # The means of the first and the last third lie about two thirds of the path apart, which is 0.3 to 0.46.
     x, y = step.tolist()
     if math.hypot(x, y) < 0.1:
         return "still"
@@ -145,12 +144,11 @@ def _steady(solid: Tensor, area: Tensor, path: Tensor) -> bool:
 
 
 def read_background(edit: Tensor, alpha: Tensor) -> dict:
-    """What a new background looks like: ``colour`` and ``pattern``.
+    """Describe a new background by ``colour`` and ``pattern``.
 
     Args:
         edit: (T, 3, H, W) in [0, 1]; all of it is the background.
-        alpha: (T, 1, H, W); its complement is the subject's matte (used for nothing but the colour,
-            which is read where the background shows).
+        alpha: (T, 1, H, W), 1 where the background shows; the colour is read there.
     """
     solid = alpha[:, 0] > 0.5
     pixels = edit.permute(0, 2, 3, 1)
@@ -160,18 +158,17 @@ def read_background(edit: Tensor, alpha: Tensor) -> dict:
 
 def name_pattern(video: Tensor) -> str:
     """The pattern of a (T, 3, H, W) background, from the mean power spectrum of its frames."""
-    gray = video.double().mean(1)
-    height, width = gray.shape[-2:]
+    grey = video.double().mean(1)
+    height, width = grey.shape[-2:]
     y = torch.linspace(-1, 1, height).double()[:, None]
-    gray = gray - gray.mean((1, 2), keepdim=True)
-    slope = (gray * y).sum((1, 2), keepdim=True) / (y * y).sum() / width
-    flat = gray - slope * y  # "plain" is a slow ramp
-    contrast = float(flat.std())
-    if contrast < 0.035:
+    grey = grey - grey.mean((1, 2), keepdim=True)
+    slope = (grey * y).sum((1, 2), keepdim=True) / (y * y).sum() / width
+    flat = grey - slope * y  # "plain" is a slow ramp
+    if flat.std() < 0.035:
         return "plain"
     window = torch.outer(torch.hann_window(height), torch.hann_window(width)).double()
     power = torch.fft.fft2(flat * window).abs().square().mean(0)
-    n = round(2 / PATTERN_PERIOD)  # cycles a frame
+    n = round(2 / PATTERN_PERIOD)  # cycles per frame
 
     def share(fy: int, fx: int) -> float:
         rows = [(fy + d) % height for d in (-1, 0, 1)]
@@ -195,8 +192,8 @@ def judge(edit: Tensor, alpha: Tensor, attributes: dict) -> dict[str, bool]:
         attributes: of the clip, as the toy world gives them.
 
     Returns:
-        For "add": colour, shape, place, motion, steady; for "background": colour, pattern. Of an
-        object that passes behind another, shape and steadiness are not judged: its matte is cut.
+        For "add": colour, shape, place, motion, steady; for "background": colour, pattern. Shape and
+        steadiness of an object that passes behind another are not judged, since its matte is cut.
     """
     if attributes["task"] == "background":
         seen = read_background(edit, alpha)
@@ -209,10 +206,10 @@ def judge(edit: Tensor, alpha: Tensor, attributes: dict) -> dict[str, bool]:
 
 
 def judge_final(source: Tensor, final: Tensor, attributes: dict) -> dict[str, bool]:
-    """The same from the result alone: what changed against the source is taken for the edit.
+    """The same from the result alone: what differs from the source is taken for the edit.
 
-    Works for editors without layers, and sees less: where an object's colour meets the same colour
-    behind it nothing changes, so neither steadiness nor a cut object's shape is judged.
+    This works for editors without layers, but it sees less: where an object covers its own colour nothing
+    changes. So steadiness is not judged.
 
     Args:
         source, final: (T, 3, H, W) in [0, 1].
@@ -233,15 +230,9 @@ def _changed_object(final: Tensor, change: Tensor) -> Tensor:
 
     A shadow changes pixels too, but not towards a colour of its own.
     """
-    r, g, b = final.unbind(1)
-    chroma = (
-        torch.complex(2 * r - g - b, math.sqrt(3) * (g - b))[:, None] / 2
-    )  # |chroma| ~ saturation * value
-    strong = chroma * (change > 0.1) * change
+    colours = chroma(final.movedim(1, 0))[:, None]
+    strong = colours * (change > 0.1) * change
     hue = strong.sum() / strong.abs().sum().clamp_min(1e-6)
-    towards = (chroma * hue.conj() / hue.abs().clamp_min(1e-6)).real.clamp_min(0)
+    towards = (colours * hue.conj() / hue.abs().clamp_min(1e-6)).real.clamp_min(0)
     typical = towards[change > 0.1].quantile(0.8) if (change > 0.1).any() else towards.new_tensor(1.0)
     return (towards / typical.clamp_min(0.1)).clamp(0, 1) * (change / 0.1).clamp(0, 1)
-
-
-CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "place": PLACES, "motion": MOTIONS, "pattern": PATTERNS}

@@ -4,36 +4,32 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from vera_lite.conditioning.vision_language import Prompt, chat
 from vera_lite.toy.dialogues import ask, talk
 from vera_lite.toy.edits import render_edits
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.toy.world import WorldConfig, render
-from vera_lite.training.data import RenderedData
+from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
 DIALOGUE_WORLD = WorldConfig(behind=0.0, distractor=0.6)
 
 
-class DialogueBatches(Dataset):
-    """Item ``step``: rendered clips with questions and answers, as the model's inputs.
+class DialogueBatches(RenderedBatches):
+    """Item ``step``: rendered clips with questions and answers, as the model's inputs and their ``labels``
+    (-100 for every token that is no answer)."""
 
-    Clips are rendered when asked for; clip numbers never repeat.
-    """
-
-    def __init__(self, data: "ToyDialogues", seed: int, rank: int = 0, world_size: int = 1):
-        self.seed, self.batch_size, self.rank, self.world_size = seed, data.batch_size, rank, world_size
-        self.edits = data.edits
+    def __init__(self, edits: bool, *ranks: int):
+        super().__init__(*ranks)
+        self.edits = edits
         self.processor = toy_processor()
         words = self.processor.tokenizer.get_vocab()
         self.assistant, self.end = words["assistant"], words["<|im_end|>"]
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        first = (step * self.world_size + self.rank) * self.batch_size
-        indices = range(first, first + self.batch_size)
+        indices = self.clips(step)
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
         batch = render(self.seed, indices, DIALOGUE_WORLD)
@@ -46,14 +42,14 @@ class DialogueBatches(Dataset):
         return self._answers(prompt)
 
     def _orders(self, indices: range) -> Prompt:
-        """An edit is asked for, and what it leads to is the answer."""
+        """The question is an edit's instruction, the answer a description of the edited clip."""
         edits = render_edits(self.seed, indices)
-        turns = [[turn] for turn in zip(edits.instruction, edits.answer, strict=True)]
+        turns = [[turn] for turn in zip(edits.instruction, edits.target_caption, strict=True)]
         return chat(self.processor, list(edits.source), turns)
 
     def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
         tokens = prompt.tensors["input_ids"]
-        # Only answers are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
+        # Answers alone are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
         answers = (tokens == self.assistant).long().cumsum(1)
         ends = (tokens == self.end).long()
         said = (answers > 0) & (ends.cumsum(1) - ends == 2 * answers - 1) & (tokens != self.assistant)
@@ -61,30 +57,20 @@ class DialogueBatches(Dataset):
 
 
 class ToyDialogues(RenderedData):
-    """Questions about toy clips, rendered on the fly.
+    """Questions about toy clips, rendered on request.
 
     Args:
-        batch_size: clips a rank and step.
-        seed: of the world; validation uses another one.
-        validation_clips: clips of a validation round.
-        workers: loader processes.
-        edits: in every other batch the sentence of a toy edit stands alone (:mod:`vera_lite.toy.edits`), and
-            the description of what it leads to is its answer.
+        edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
+            instruction, the answer describes the edited clip.
+        options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
-    batches = DialogueBatches
+    def __init__(self, edits: bool = False, **options):
+        super().__init__(**options)
+        self.edits = edits
 
-    def __init__(
-        self,
-        batch_size: int = 16,
-        seed: int = 1,
-        validation_clips: int = 256,
-        workers: int = 0,
-        edits: bool = False,
-    ):
-        super().__init__()
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.validation_clips, self.edits = validation_clips, edits
+    def batches(self, seed: int) -> DialogueBatches:
+        return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks)
 
 
 class DialogueModule(L.LightningModule):

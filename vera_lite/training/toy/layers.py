@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from vera_lite import codecs
 from vera_lite.codecs import PatchCodec
+from vera_lite.errors import UserError
 from vera_lite.media import clip
 from vera_lite.media.files import replacing
-from vera_lite.toy import phrases
-from vera_lite.toy import world as toyworld
+from vera_lite.toy import drawing, phrases, words
+from vera_lite.toy import world as world_module
 from vera_lite.toy.phrases import VOCABULARY, toy_encoder
 from vera_lite.toy.world import WorldConfig, render
-from vera_lite.training.data import SHARD, STREAMS, LatentCache, StepBatches, StepData
+from vera_lite.training.data import SHARD, STREAMS, VALIDATION, LatentCache, StepBatches, StepData
 
 #: How toy models are sampled; see :class:`vera_lite.pipelines.Sampling`.
 SAMPLING = {"steps": 12, "shift": 3.0}
@@ -26,17 +27,18 @@ SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
 
 
 def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: int, clips: int) -> Path:
-    """Render and encode ``clips`` clips of world ``seed`` below ``folder``; returns the cache's folder.
+    """Render and encode ``clips`` clips of the world ``seed``; a finished cache is left as it is.
 
-    The folder's name is a fingerprint of everything that the latents depend on, so a changed codec,
-    world or seed never meets stale latents.
+    Returns:
+        The cache's folder, below ``folder``. Its name is a fingerprint of everything that the latents depend
+        on, so a changed codec, world or seed never meets stale latents.
     """
     encoder = toy_encoder()
     digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     # The code of the world, the codec and the vocabulary is part of what the latents depend on.
-    for module in (toyworld, clip, codecs, phrases):
+    for module in (world_module, drawing, words, clip, codecs, phrases):
         digest.update(Path(module.__file__).read_bytes())
     folder = Path(folder) / f"toy-{digest.hexdigest()[:16]}"
     if (folder / "index.json").is_file():
@@ -61,14 +63,14 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
 
 
 class ToyWorldData(StepData):
-    """Toy clips as cached latents.
+    """Toy clips as cached latents, in batches like :class:`~vera_lite.systems.vera.VeraBatch`.
 
     Args:
-        cache_dir: where caches live; built at the first use.
+        cache_dir: where caches live; they are built at the first use.
         world: see :class:`vera_lite.toy.world.WorldConfig`.
         clips: training clips.
-        validation_clips: clips of another seed.
-        batch_size: clips a rank and step.
+        validation_clips: clips of another seed; at least one per rank.
+        batch_size: clips per rank and step.
         seed: of the world and of the order.
         workers: loader processes.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
@@ -93,9 +95,9 @@ class ToyWorldData(StepData):
 
     @property
     def pipeline_settings(self) -> dict:
-        """What the pipeline of a system trained on these data needs to know of them."""
-        size = (self.world.frames, self.world.height, self.world.width)
-        return {"clip_size": size, "sampling": SAMPLING | {"alpha_floor": 0.1}, "text_encoder": VOCABULARY}
+        """Arguments of the pipeline for a system trained on these data."""
+        sampling = SAMPLING | {"alpha_floor": 0.1}
+        return {"clip_size": self.world.size, "sampling": sampling, "text_encoder": VOCABULARY}
 
     def prepare_data(self) -> None:
         """Build the caches; Lightning calls this on one process only."""
@@ -103,15 +105,17 @@ class ToyWorldData(StepData):
 
     def _folders(self) -> tuple[Path, Path]:
         build = functools.partial(build_toy_cache, self.cache_dir, self.codec, self.world)
-        # Validation worlds start far from any training seed.
-        return build(self.seed, self.clips), build(self.seed + 1_000_000, self.validation_clips)
+        return build(self.seed, self.clips), build(self.seed + VALIDATION, self.validation_clips)
 
     def setup(self, stage: str | None = None) -> None:
-        train, validation = self._folders()
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
+        rank, world_size = self.ranks
         size = min(self.batch_size, self.validation_clips // world_size)
+        if not size:
+            raise UserError(
+                f"validation_clips is {self.validation_clips}, but there are {world_size} processes: "
+                "give at least one clip to each."
+            )
+        train, validation = self._folders()
+        self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
         self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
         self.validation_steps = self.validation.steps_per_epoch
