@@ -267,7 +267,7 @@ def test_readings_that_are_kept_are_those_that_were_made(ablation, variant, tmp_
         if again:  # nobody is asked twice
             monkeypatch.setattr(ablation.multiscale, "read", None)
             monkeypatch.setattr(MiVE, "read", None)
-        found = ablation.remembered(system, tmp_path)(*given)
+        found = ablation.remembered_reading(system, tmp_path)(*given)
         assert len(list(tmp_path.iterdir())) == 1
         assert torch.equal(found.text, expected.text) and torch.equal(found.visual, expected.visual)
         pairs = zip(found.layers, expected.layers, strict=True)
@@ -306,5 +306,5 @@ def test_the_ablation_pairs_by_seed_and_says_where_the_paper_is_not_ahead(ablati
     printed = ablation.table({**ablation.settings(), "runs": runs, "results": results})
     assert "ahead in 3 of 3 seeds" in printed and "61.0 +-1.0" in printed
     rows = [line for line in printed.splitlines() if "not ahead in" in line]
-    assert "full less last" in rows[-1] and rows[-1].endswith("+0.10   not ahead in: CC (-0.23), VA (-0.02)")
+    assert "full minus last" in rows[-1] and rows[-1].endswith("+0.10   not ahead in: CC (-0.23), VA (-0.02)")
     assert "fused_cross" in rows[2] and rows[2].endswith("not ahead in: CC (-0.17)")

@@ -277,7 +277,7 @@ def test_psnr_equals_scikit_images_and_iou_equals_torchmetrics():
         psnr.add(a[i], b[i], where[i])
     keep = where.expand_as(a)
     expected = peak_signal_noise_ratio(a[keep].double().numpy(), b[keep].double().numpy(), data_range=1.0)
-    assert psnr.value() == pytest.approx(expected, abs=1e-9)
+    assert psnr.value() == pytest.approx(expected, abs=1e-5)
     equal = PooledPSNR()
     equal.add(a, a, where)
     assert equal.value() == float("inf")
