@@ -33,7 +33,6 @@ from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
 from vera_lite.backbone.wan import PatchEmbedding
@@ -201,6 +200,8 @@ class RVEDiT(nn.Module):
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
         """
+        from torch.distributed.tensor import DTensor  # slow to import
+
         if isinstance(self.tokens.queries, DTensor):
             raise UserError(
                 "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "

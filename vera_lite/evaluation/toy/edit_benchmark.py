@@ -26,7 +26,7 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
         options: of its ``generate``.
     """
     reference = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
-    return pipe.generate(edits.source, edits.instruction, *reference, **options)
+    return pipe.generate(edits.source, edits.instruction, *reference, **options).final
 
 
 def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConfig:
