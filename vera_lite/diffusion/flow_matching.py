@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
+from vera_lite.errors import check_choices
 
 Prediction = Literal["velocity", "x_0"]
 
@@ -47,8 +48,7 @@ class FlowMatching:
     min_sigma_weight: float = 0.25
 
     def __post_init__(self):
-        if self.prediction not in ("velocity", "x_0"):
-            raise ValueError(f"prediction is velocity or x_0, not {self.prediction!r}.")
+        check_choices(self)
         if not (self.shift > 0 and self.min_sigma_weight > 0):
             raise ValueError("shift and min_sigma_weight must be positive.")
 
