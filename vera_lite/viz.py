@@ -195,7 +195,7 @@ def bands(
 
 
 def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """Lines over steps, each in a colour and a dash of its own."""
+    """Lines over steps, each with its own colour and dash."""
     figure = _figure(6.4, 3.4, title)
     ax = figure.subplots()
     for i, (name, values) in enumerate(lines.items()):
@@ -314,7 +314,7 @@ def line_panels(
 
 
 def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float = 3.0) -> Figure:
-    """Points in a plane side by side, each group in a colour and a mark of its own.
+    """Points in a plane side by side, each group with its own colour and mark.
 
     Args:
         panels: heading -> group -> points (N, 2); all panels have the same groups.

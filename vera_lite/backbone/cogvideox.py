@@ -201,8 +201,8 @@ class PatchEmbed(nn.Module):
     Args:
         config: sizes.
         positions: (n, 3), of all video tokens that the table of added positions covers.
-        foreground_channels: latent channels of a second video with a projection of its own; 0: it passes
-            through the first one's.
+        foreground_channels: latent channels of a second video with its own projection; 0: it passes through
+            the first one's.
     """
 
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
@@ -324,9 +324,7 @@ class CogVideoXTransformer(nn.Module):
 def config_of(model: nn.Module) -> CogVideoXConfig:
     """The config of a ``diffusers.CogVideoXTransformer3DModel``.
 
-    Raises:
-        UserError: a variant that this file does not build: CogVideoX-2B (no rotary positions) or 1.5
-            (patches in time).
+    UserError if it is CogVideoX-2B (no rotary positions) or 1.5 (patches in time).
     """
     theirs = model.config
     if not theirs.use_rotary_positional_embeddings or theirs.patch_size_t is not None:

@@ -22,8 +22,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
     """Read a folder written by ``diffusers.WanTransformer3DModel.save_pretrained``, sharded or not.
 
-    Of several weight files side by side (an average beside the weights) it reads the one that diffusers
-    would read.
+    Of several weight files (an average beside the weights) it reads the one that diffusers would read.
 
     Raises:
         UserError: the folder holds no such model, or one with image conditioning, which our block lacks.
@@ -51,16 +50,10 @@ def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
 
 
 def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("summed_text.",)) -> None:
-    """Copy a checkpoint into a model.
+    """Copy a checkpoint into a model, in the model's precision.
 
-    Args:
-        model: takes the weights, in its own precision.
-        tensors: by the model's names.
-        new: parameters whose names contain one of these may be missing: they are ours alone and keep
-            what they start with.
-
-    Raises:
-        UserError: names or shapes do not fit.
+    Parameters whose names contain one of ``new`` may be missing: they are ours alone and keep what they start
+    with. UserError if names or shapes do not fit.
     """
     own = model.state_dict()
     missing = {n for n in own.keys() - tensors.keys() if not any(part in n for part in new)}
@@ -80,8 +73,7 @@ def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("
 def load_branches(model: nn.Module, states: list[StateDict]) -> None:
     """Copy a diffusers state dict into each branch of a model; what branches share is the first one's.
 
-    Raises:
-        UserError: names or shapes do not fit.
+    UserError if names or shapes do not fit.
     """
     own, tensors = model.state_dict(), {}
     for branch in reversed(range(len(model.towers))):  # of what is shared, the first branch's wins

@@ -18,17 +18,11 @@ from vera_lite.errors import UserError
 
 
 class Context(NamedTuple):
-    """What the VLM says about an edit, in the width D of the video model.
+    """What the VLM says about an edit, in the width D of the video model."""
 
-    Attributes:
-        editing: X_e (B, K, D).
-        video: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
-        text: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
-    """
-
-    editing: Tensor
-    video: Tensor
-    text: Tensor
+    editing: Tensor  #: X_e (B, K, D).
+    video: Tensor  #: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
+    text: Tensor  #: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
 
 
 class Connector(nn.Sequential):
@@ -69,7 +63,7 @@ class EditingTokens(nn.Module):
     def prompt(
         self, vlm: VisionLanguageModel, clips: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0
     ) -> dict[str, Tensor]:
-        """The VLM's inputs for clips (T, 3, H, W) in [0, 1] and what is said about them.
+        """The VLM's inputs for clips (T, 3, H, W) in [0, 1] and their instructions.
 
         Returns:
             Tensors that :meth:`forward` takes.

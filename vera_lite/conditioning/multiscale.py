@@ -22,15 +22,11 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 
 
 class Reading(NamedTuple):
-    """What a VLM makes of B prompts. Shorter prompts are padded at their end.
+    """What a VLM makes of B prompts. Shorter prompts are padded at their end."""
 
-    Attributes:
-        layers: phi_l of each chosen layer, (B, N_c, D_vlm).
-        text, visual: (B, N_c), True where a token is a word (or a mark), or stands for pixels; padding is
-            neither.
-    """
-
-    layers: tuple[Tensor, ...]
+    layers: tuple[Tensor, ...]  #: phi_l of each chosen layer, (B, N_c, D_vlm).
+    #: text, visual: (B, N_c), True where a token is a word (or a mark), or stands for pixels; padding is
+    #: neither.
     text: Tensor
     visual: Tensor
 

@@ -40,7 +40,7 @@ def chat(
     sample_frames: bool = True,
     to_be_answered: bool = True,
 ) -> Prompt:
-    """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
+    """Clips and dialogues about them in the chat form of a model: [image,] clip, turns.
 
     Args:
         processor: of the model.

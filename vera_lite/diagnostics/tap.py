@@ -1,11 +1,10 @@
 """Watch a model's attention, or cut connections in it, from outside and without knowing the model.
 
-Both context managers here stand between a model and ``scaled_dot_product_attention`` (SDPA) as a
-``TorchFunctionMode``. Forward hooks keep the stack of running modules, which names a call. What does
-not pass through that function (eager attention, flash-attention packages, ``nn.MultiheadAttention``)
-cannot be reached; :attr:`Tap.unseen` lists such modules.
+A ``TorchFunctionMode`` stands between a model and ``scaled_dot_product_attention`` (SDPA), and forward hooks
+name the running module. What does not pass through that function (eager attention, flash-attention packages,
+``nn.MultiheadAttention``) cannot be reached; :attr:`Tap.unseen` lists such modules.
 
-They can be combined, the knock-out inside, so that the tap sees the cut in the call's mask::
+With the knock-out inside, the tap sees the cut in the call's mask::
 
     with Tap(model, observer), KnockOut(model, keys):
         model(...)
@@ -70,19 +69,19 @@ class Tap(_AttentionMode):
     """See every attention call of a model, named by module, call and step; outputs keep every bit.
 
     A step is one call of the model's forward, with what parts of the model did before it: a denoising
-    step; in ``generate()`` vision tower and prefill, then one step per token. Calls outside the model's
-    modules are not recorded, nor is a checkpointed block's second run (torch keeps function modes out of
-    backward passes). A module registered under two names has the first. Entering again starts anew.
+    step; in ``generate()`` vision tower and prefill, then one step per token. A checkpointed block's second
+    run is not recorded (torch keeps function modes out of backward passes). A module registered under two
+    names has the first. Entering again starts anew. Do not nest taps of one model: the outer would see the
+    inner's measurements.
 
     When it decodes with grouped keys and a padding mask, transformers lays the heads that share a key
-    along the query axis. Do not nest taps of one model: the outer would see the inner's measurements.
+    along the query axis.
 
     Args:
         model: any module that calls SDPA, not compiled.
-        observer: called after every call, without gradients and with the tap off; it may read, not
-            change. The tensors are the model's own: clone what must outlive the call. What it raises
-            ends the model's run. If it has a list ``unmatched``, as a :class:`.CapturePlan` has, the tap
-            warns of what is in it at the end.
+        observer: called after every call, without gradients and with the tap off. It must not change the
+            tensors, which are the model's own: clone what must outlive the call. If it has a list
+            ``unmatched``, as a :class:`.CapturePlan` has, the tap warns of what is in it at the end.
 
     Attributes:
         sites: where attention was seen, in order.
@@ -291,7 +290,7 @@ def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
 
 
 def _open(mask: Tensor) -> Tensor:
-    """Where a mask lets through: additive ones forbid by -inf or by the lowest number of their type."""
+    """Where a mask allows attention: additive ones forbid by -inf or by the lowest number of their type."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
 
 

@@ -3,7 +3,7 @@
 A transformer sees a flat sequence. Here it is cut into streams: a video (or image) stream is a
 (t, h, w) grid of tokens, each of which covers a box of pixels in one or more source frames; a text
 stream has one piece of text per token. A stream need not be contiguous: Qwen3-VL writes a timestamp
-between two temporal slots of one video, and vision towers order patches by merge blocks.
+between two temporal slots of one video.
 
 Values of a stream (attention, coverage, ...) are always in (t, h, w) order:
 
@@ -26,41 +26,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Token:
-    """What one token stands for.
-
-    Attributes:
-        stream: name of its stream.
-        word: its piece of text, or None.
-        frames: source frames that it covers, or that a timestamp speaks of; () for other text.
-        box: (top, left, bottom, right) in source pixels, or None. Not whole where a processor
-            resized the clip; its resampling filter also reaches a little beyond the box.
-        cell: (t, y, x) in the stream's grid of tokens, or None.
-    """
+    """What one token stands for."""
 
     stream: str
-    word: str | None = None
+    word: str | None = None  #: its piece of text, or None.
+    #: source frames that it covers, or that a timestamp speaks of; () for other text.
     frames: tuple[int, ...] = ()
+    #: (top, left, bottom, right) in source pixels, or None. Not whole where a processor resized the clip; its
+    #: resampling filter also reaches a little beyond the box.
     box: tuple[float, float, float, float] | None = None
-    cell: tuple[int, int, int] | None = None
+    cell: tuple[int, int, int] | None = None  #: (t, y, x) in the stream's grid of tokens, or None.
 
 
 @dataclass(frozen=True, eq=False)
 class VideoStream:
-    """A grid of tokens that tiles the frames of a video or image evenly.
-
-    Attributes:
-        name: of the stream.
-        positions: (t * h * w,) place of each token in the sequence, in (t, h, w) order.
-        frames: source frames that each of the t slots covers.
-        grid: (h, w) tokens of a slot.
-        size: (T, H, W) frames and pixels of the source.
-    """
+    """A grid of tokens that tiles the frames of a video or image evenly."""
 
     name: str
-    positions: Tensor
-    frames: tuple[tuple[int, ...], ...]
-    grid: tuple[int, int]
-    size: tuple[int, int, int]
+    positions: Tensor  #: (t * h * w,) place of each token in the sequence, in (t, h, w) order.
+    frames: tuple[tuple[int, ...], ...]  #: source frames that each of the t slots covers.
+    grid: tuple[int, int]  #: (h, w) tokens of a slot.
+    size: tuple[int, int, int]  #: (T, H, W) frames and pixels of the source.
 
     @property
     def cells(self) -> tuple[int, int, int]:
@@ -90,22 +76,17 @@ class VideoStream:
 
 @dataclass(frozen=True, eq=False)
 class TextStream:
-    """Tokens that are pieces of text.
-
-    Attributes:
-        name: of the stream.
-        positions: (N,) place of each token in the sequence.
-        words: the piece of text of each token. Of T5's tokenizers:
-            ``[piece.replace("\u2581", " ") for piece in tokenizer.convert_ids_to_tokens(ids)]``.
-        separator: what stands between two pieces: " " for whole words, "" for a tokenizer's pieces,
-            which carry their own spaces.
-        frames: source frames that each token speaks of (timestamps); empty for other text.
-    """
+    """Tokens that are pieces of text."""
 
     name: str
-    positions: Tensor
+    positions: Tensor  #: (N,) place of each token in the sequence.
+    #: the piece of text of each token. Of T5's tokenizers: ``[piece.replace("\u2581", " ") for piece in
+    #: tokenizer.convert_ids_to_tokens(ids)]``.
     words: tuple[str, ...]
+    #: what stands between two pieces: " " for whole words, "" for a tokenizer's pieces, which carry their own
+    #: spaces.
     separator: str = " "
+    #: source frames that each token speaks of (timestamps); empty for other text.
     frames: tuple[tuple[int, ...], ...] = ()
 
     def token(self, rank: int) -> Token:
@@ -121,17 +102,11 @@ class TextStream:
 class TokenGrid:
     """The tokens 0 .. S - 1 of a sequence, each in exactly one stream.
 
-    In cross-attention queries and keys are two sequences, and have a grid each.
-
-    Attributes:
-        streams: video and text streams, in any order.
-
-    Raises:
-        ValueError: there is no stream, names repeat, a stream's lengths disagree, or the streams do not
-            cover every token once.
+    In cross-attention queries and keys are two sequences, and have a grid each. ValueError if names repeat, a
+    stream's lengths disagree, or the streams do not cover every token once.
     """
 
-    streams: tuple[VideoStream | TextStream, ...]
+    streams: tuple[VideoStream | TextStream, ...]  #: in any order.
 
     def __post_init__(self):
         names = [s.name for s in self.streams]
@@ -205,11 +180,7 @@ class TokenGrid:
         return (stream.token(rank) for stream, rank in self._places)
 
     def __getitem__(self, i: int) -> Token:
-        """What token ``i`` stands for.
-
-        Raises:
-            ValueError: not in 0 .. S - 1.
-        """
+        """What token ``i`` stands for. ValueError unless it is in 0 .. S - 1."""
         if not 0 <= i < len(self):
             raise ValueError(f"token {i} is out of range: the sequence has tokens 0..{len(self) - 1}.")
         stream, rank = self._places[i]
@@ -235,15 +206,10 @@ class TokenGrid:
         return self.stream(stream).positions
 
     def index(self, stream: str, frame: int, y: float, x: float) -> int:
-        """The token that covers a point of a source frame (the first, should two slots hold the frame).
+        """The token that covers a point of a source frame of a video; the first, if two slots hold the frame.
 
-        Args:
-            stream: a video's name.
-            frame: number of the frame in the source.
-            y, x: in source pixels; the centre of the top left pixel is (0.5, 0.5).
-
-        Raises:
-            ValueError: the point is outside, or the model was not shown this frame.
+        y and x are in source pixels; the centre of the top left pixel is (0.5, 0.5). ValueError if the point
+        is outside, or the model was not shown this frame.
         """
         video = self._video(stream)
         _, height, width = video.size
@@ -257,11 +223,7 @@ class TokenGrid:
         return int(video.positions[(slot * h + row) * w + column])
 
     def words(self, phrase: str, stream: str = "text") -> Tensor:
-        """(N,) tokens of every occurrence of a word or phrase; case does not matter.
-
-        Raises:
-            ValueError: the text does not contain it.
-        """
+        """(N,) tokens of every occurrence of a word or phrase, in any case. ValueError if there is none."""
         text = self.stream(stream)
         if not isinstance(text, TextStream):
             raise ValueError(f"stream {stream!r} is not text; it has no words.")
@@ -276,17 +238,9 @@ class TokenGrid:
     # --- values ----------------------------------------------------------------------------------
 
     def coverage(self, stream: str, mask: Tensor) -> Tensor:
-        """Mean of a mask over each token's box and frames, exactly weighted by area.
+        """Mean of a mask over each token's box and frames, exactly weighted by area: (t * h * w,) in [0, 1].
 
-        Args:
-            stream: a video's name.
-            mask: (T, H, W) or (T, 1, H, W) in [0, 1], at the size of the source.
-
-        Returns:
-            (t * h * w,) float32 in [0, 1].
-
-        Raises:
-            ValueError: the mask is not of the source's size, or not in [0, 1].
+        The mask is (T, H, W) or (T, 1, H, W) in [0, 1], at the size of the video's source, or ValueError.
         """
         video = self._video(stream)
         frames, height, width = video.size

@@ -68,11 +68,11 @@ class GenCompositorConfig:
         fusion: "self": foreground tokens join the self-attention (the paper); "cross": noisy tokens read
             them in a cross-attention after every block (ablation).
         shared_projection: the foreground passes through P too, with b in its other channels. Then only
-            positions (and noise) tell the two videos apart, and the branch outside the mask. For the study
-            of ERoPE; not published.
+            positions, noise and (outside the mask) the branch distinguish the two videos. For the study of
+            ERoPE; not published.
         branch_layers: blocks of the background branch; 0 leaves it out (ablation).
-        released_unused_layers: give the branch the layers that the released one holds but never runs, so
-            that its checkpoint loads by name.
+        released_unused_layers: give the branch the layers that the released one has but never runs, so
+            that its checkpoint can be loaded.
         blank_foreground: chance that a training clip gets a blank foreground and the plain background as
             its target, so that removal is learned; 0.2 in the code.
     """

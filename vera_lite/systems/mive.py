@@ -66,7 +66,7 @@ class MiVEConfig:
         vlm_frames: how many frames of the video the VLM sees. The paper does not say; None leaves the choice
             to the processor of the model.
         context_positions: rotary positions of context tokens; the paper does not state them. "none": all at
-            0, so that none is nearer than another. "index": 0, 1, 2, ... along t, as if each were a frame.
+            0, all equally near. "index": 0, 1, 2, ... along t, as if each were a frame.
             "before": ..., -2, -1 along t, positions that no video token has.
         reference_position: "before": the reference stands at t = 0 and the video at 1, 2, ..., as its place
             in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
@@ -95,23 +95,16 @@ class MiVEConfig:
 
 
 class MiVEBatch(TypedDict):
-    """What :meth:`MiVE.training_losses` learns from.
+    """What :meth:`MiVE.training_losses` learns from."""
 
-    Attributes:
-        source, target: latents of the video and of the edited video (B, C, t, h, w).
-        reference: latents of the edited first frame, coded as a clip of its own (B, C, 1, h, w).
-        source_video: pixels (B, T, 3, H, W) in [0, 1], for the VLM.
-        reference_image: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
-        instruction: what to do, B strings.
-        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    """
-
+    #: source, target: latents of the video and of the edited video (B, C, t, h, w).
     source: Tensor
     target: Tensor
-    reference: Tensor
-    source_video: Tensor
-    reference_image: Tensor
-    instruction: Sequence[str]
+    reference: Tensor  #: latents of the edited first frame, coded as a clip of its own (B, C, 1, h, w).
+    source_video: Tensor  #: pixels (B, T, 3, H, W) in [0, 1], for the VLM.
+    reference_image: Tensor  #: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
+    instruction: Sequence[str]  #: what to do, B strings.
+    #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
     changed: NotRequired[Tensor]
 
 
@@ -157,11 +150,7 @@ class MiVE(nn.Module):
         return vlm
 
     def read(self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor]) -> Reading:
-        """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1].
-
-        Raises:
-            UserError: as :func:`vera_lite.conditioning.multiscale.read`.
-        """
+        """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1]."""
         if self.config.conditioning == "decoupled":
             return read_apart(self.vlm, texts, references)
         layers, frames = self.config.vlm_layers, self.config.vlm_frames

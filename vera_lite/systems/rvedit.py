@@ -101,21 +101,18 @@ class RVEDiTConfig:
 
 
 class RVEDiTBatch(TypedDict):
-    """What :meth:`RVEDiT.training_losses` learns from.
+    """What :meth:`RVEDiT.training_losses` learns from."""
 
-    Attributes:
-        source, target: latents of the video and of the edited video (B, C, t, h, w).
-        source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
-        instruction, target_caption: what to do, and what the edited video shows; B strings each.
-        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    """
-
+    #: source, target: latents of the video and of the edited video (B, C, t, h, w).
     source: Tensor
     target: Tensor
+    #: source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
     source_video: Tensor
     target_video: Tensor
+    #: instruction, target_caption: what to do, and what the edited video shows; B strings each.
     instruction: Sequence[str]
     target_caption: Sequence[str]
+    #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
     changed: NotRequired[Tensor]
 
 

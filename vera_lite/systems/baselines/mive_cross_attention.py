@@ -1,11 +1,11 @@
-"""What MiVE's Table 3 holds against its unified self-attention: cross-attention, in three ways.
+"""The baselines of MiVE's Table 3: cross-attention in three ways, instead of unified self-attention.
 
 fused_cross     the same context; every block reads it by one cross-attention, as Wan reads its text.
 dual_cross      the same context; two cross-attentions, whose outputs are added: one reads the tokens of the
                 words, one those of the pixels, as Wan's image-to-video model reads text and image.
-decoupled       two encoders that know nothing of each other, and dual_cross. The paper's are T5 and CLIP. Our
-                stand-ins are the VLM's own halves: its language tower reads the instruction alone, its vision
-                tower the reference image alone, so that nothing but the interplay is missing.
+decoupled       two separate encoders, and dual_cross. The paper's are T5 and CLIP. Ours are the VLM's own
+                halves: its language tower reads the instruction alone, its vision tower the reference image
+                alone, so that only their interplay is missing.
 """
 
 from collections.abc import Sequence
