@@ -52,7 +52,8 @@ class RVEDiTConfig:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
             its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
-        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`. Kiwi-Edit, on which RVEDiT
+            stands, has shift 5 and weights timesteps by a bell around 500; ours weights them equally.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
