@@ -136,6 +136,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = No
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight in the input's precision: under autocast it has no fused kernel for two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps)
+
+
 class Attention(nn.Module):
     """Projections and norms of one attention. Norms run over the whole width, across heads."""
 
@@ -145,17 +152,15 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # "to_out.0", as in diffusers
-        self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, H, d)."""
-        q = self.to_q(x)
-        return self.norm_q(q).type_as(q).unflatten(-1, (self.heads, -1))
+        return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
 
     def keys(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, H, d)."""
-        k = self.to_k(x)
-        return self.norm_k(k).type_as(k).unflatten(-1, (self.heads, -1))
+        return self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
 
     def values(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, H, d)."""
