@@ -4,8 +4,7 @@ Unlike Wan's block it has no cross-attention: text tokens stand before the video
 the same attention and feed-forward layers, and only the modulation by the timestep differs. Built without
 text (``text_embed_dim=None``) it is a plain DiT over video tokens.
 
-As with :class:`~vera_lite.backbone.wan.WanTransformer`, a system walks the three steps embed, blocks and
-head itself, because papers differ in what they put between.
+A system walks the three steps embed, blocks and head itself, because papers differ in what they put between.
 
 Axis letters: B batch, T text tokens, S video tokens, D width, H heads, d = D / H. Parameter names and
 shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.backbone.rotary import Grid, rotary_table, rotate
-from vera_lite.backbone.wan import attend, sinusoids
+from vera_lite.backbone.wan import FeedForward, attend, sinusoids
 from vera_lite.errors import UserError
 
 
@@ -87,15 +86,15 @@ def axis_widths(channels: int) -> Grid:
     return channels // 4, channels // 8 * 3, channels // 8 * 3
 
 
-def sinusoids_at(positions: Tensor, dim: int, spatial_scale: float = 1.875) -> Tensor:
+def sinusoids_at(positions: Tensor, dim: int) -> Tensor:
     """What CogVideoX adds to the tokens: sines and cosines of t, w and h, (S, 3) -> (S, D).
 
-    Rows and columns are divided by ``spatial_scale``, the released models' interpolation.
+    Rows and columns are divided by 1.875, the released models' interpolation.
     """
     t, h, w = positions.float().unbind(1)
     waves = [
         sinusoids(p, n).roll(n // 2, -1)  # here sines come first
-        for p, n in zip((t, w / spatial_scale, h / spatial_scale), axis_widths(dim), strict=True)
+        for p, n in zip((t, w / 1.875, h / 1.875), axis_widths(dim), strict=True)
     ]
     return torch.cat(waves, 1)
 
@@ -168,32 +167,13 @@ def rotate_last(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([x[:, :unplaced], rotate(x[:, unplaced:], rotary)], 1)
 
 
-class FeedForward(nn.Module):
-    """Linear, GELU (tanh), Linear; named as diffusers names it."""
-
-    class _Project(nn.Module):
-        def __init__(self, dim: int):
-            super().__init__()
-            self.proj = nn.Linear(dim, 4 * dim)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.gelu(self.proj(x), approximate="tanh")
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.net = nn.Sequential(self._Project(dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class CogVideoXBlock(nn.Module):
     """Joint self-attention of all streams, then a feed-forward layer, both gated by the timestep."""
 
     def __init__(self, config: CogVideoXConfig):
         super().__init__()
         self.norm1, self.attn1 = AdaptiveNorm(config), Attention(config)
-        self.norm2, self.ff = AdaptiveNorm(config), FeedForward(config.dim)
+        self.norm2, self.ff = AdaptiveNorm(config), FeedForward(config.dim, 4 * config.dim)
 
     def forward(self, streams: list[Tensor], time: Tensor, rotary: Tensor) -> list[Tensor]:
         """
@@ -310,11 +290,7 @@ class AdaptiveNormOut(nn.Module):
 
 
 class CogVideoXTransformer(nn.Module):
-    """Embedding, blocks and head; see the module's docstring for who runs them.
-
-    Args:
-        config, positions, foreground_channels: see :class:`PatchEmbed`.
-    """
+    """Embedding, blocks and head, which a system runs; the arguments are those of :class:`PatchEmbed`."""
 
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()

@@ -8,11 +8,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vera_lite.backbone.wan import WanConfig, WanTransformer
+from vera_lite.backbone.wan import WanConfig
 from vera_lite.errors import UserError
 
 StateDict = dict[str, Tensor]
@@ -91,15 +90,6 @@ def load_branches(model: nn.Module, states: list[StateDict]) -> None:
             tensors[place if place in own else _place(name, 0)] = value
     branches = ("towers.", "blocks.")
     load_weights(model, tensors, new=("summed_text.", *(n for n in own if not n.startswith(branches))))
-
-
-def branch_state(model: nn.Module, branch: int) -> StateDict:
-    """The inverse: one branch as diffusers names and shapes it; shared weights are in every branch."""
-    with torch.device("meta"):
-        names = WanTransformer(model.config.backbone).state_dict()
-    own, branch = model.state_dict(), branch % len(model.towers)
-    places = {n: (_place(n, branch), _place(n, 0)) for n in names if "summed_text" not in n}
-    return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
 
 
 def _place(name: str, branch: int) -> str:

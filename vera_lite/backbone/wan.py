@@ -4,14 +4,15 @@
     blocks:  self-attention, cross-attention to the text, feed-forward; modulated by the time
     head:    tokens -> prediction
 
-A system may walk these three steps itself and put its own between them. Modules, parameter names and
-shapes are those of ``diffusers.WanTransformer3DModel``, so state dicts go either way as they are.
+A system may walk these three steps itself and put its own between them. Parameter names and shapes are
+those of ``diffusers.WanTransformer3DModel``.
 
-Axis letters: B batch, S tokens, T text tokens, G runs of tokens with one timestep, D width, H heads,
-d = D / H.
+Axis letters: B batch, S tokens, T text tokens, G runs of tokens with one timestep, D width, H heads of
+d channels.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,8 +89,8 @@ WAN_TI2V_5B = WanConfig(num_attention_heads=24, ffn_dim=14336, in_channels=48, o
 def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
     """Timesteps (B,) or (B, S) as runs of equal neighbours: one per run (B, G), and the runs' lengths.
 
-    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean first
-    frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
+    Wan2.2-TI2V gives one timestep per token, but only a few differ (clean first frame, noisy rest). A
+    modulation per token, (B, S, 6D), would take gigabytes.
     """
     if timestep.ndim == 1:
         return timestep[:, None], [tokens]
@@ -144,7 +145,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Projections and norms of one attention. Norms run over the whole width, across heads."""
+    """Projections (B, S, D) -> (B, S, H, d) and back. Norms run over the whole width, across heads."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -155,15 +156,12 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
 
     def queries(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
         return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
 
     def keys(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
         return self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
 
     def values(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
         return self.to_v(x).unflatten(-1, (self.heads, -1))
 
     def out(self, attended: Tensor) -> Tensor:
@@ -178,7 +176,7 @@ class SelfAttention(Attention):
         return tuple(y.transpose(1, 2) for y in qkv)
 
     def forward(self, x: Tensor, rotary: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) as in :func:`attend` -> (B, S, D)."""
+        """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) -> (B, S, D)."""
         return self.out(attend(*self.project(x, rotary), key_padding_mask))
 
 
@@ -192,26 +190,18 @@ class CrossAttention(Attention):
     def forward(
         self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        """x (B, S, D), text (B, T, D) or its :meth:`memory`, key_padding_mask (B, T) as in :func:`attend` ->
-        (B, S, D)."""
+        """x (B, S, D), text (B, T, D) or its :meth:`memory`, key_padding_mask (B, T) -> (B, S, D)."""
         k, v = text if isinstance(text, tuple) else self.memory(text)
         return self.out(attend(self.queries(x).transpose(1, 2), k, v, key_padding_mask))
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh), Linear; named as diffusers names it."""
-
-    class _Project(nn.Module):
-        def __init__(self, dim: int, inner: int):
-            super().__init__()
-            self.proj = nn.Linear(dim, inner)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.gelu(self.proj(x), approximate="tanh")
+    """Linear, GELU (tanh), Linear: (B, S, D) -> (B, S, D); named as diffusers names them."""
 
     def __init__(self, dim: int, inner: int):
         super().__init__()
-        self.net = nn.Sequential(self._Project(dim, inner), nn.Identity(), nn.Linear(inner, dim))
+        first = nn.Sequential(OrderedDict(proj=nn.Linear(dim, inner), gelu=nn.GELU("tanh")))
+        self.net = nn.Sequential(first, nn.Identity(), nn.Linear(inner, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -288,11 +278,7 @@ class WanBlock(Float32):
 class PatchEmbedding(nn.Conv3d):
     """Latents (B, C, t, h, w) -> tokens (B, S, D), in the precision of the weights.
 
-    Windows of this convolution do not overlap: one matrix product does the same, and faster.
-
-    Args:
-        config: sizes.
-        zero: start at zero, for a condition that is added to the tokens of a pretrained model.
+    ``zero``: start at zero, for a condition that is added to the tokens of a pretrained model.
     """
 
     def __init__(self, config: WanConfig, zero: bool = False):
@@ -302,8 +288,9 @@ class PatchEmbedding(nn.Conv3d):
 
     def forward(self, latents: Tensor) -> Tensor:
         (p, q, r), latents = self.kernel_size, latents.type_as(self.weight)
+        # Windows do not overlap: one matrix product does the same as the convolution, and faster. Under
+        # autocast, too, the residual stream keeps the precision of the weights.
         rows = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
-        # Under autocast, too, the residual stream keeps the precision of the weights.
         return F.linear(rows, self.weight.flatten(1), self.bias).type_as(self.weight)
 
 
@@ -341,22 +328,14 @@ class TextEmbedder(nn.Module):
 
 
 class Conditions(NamedTuple):
-    """What conditions all blocks.
+    """What conditions the head (``time``) and all blocks (``modulation``, ``text``)."""
 
-    Attributes:
-        time: time embeddings of the runs (B, G, D), float32, for the head.
-        modulation: their six projections (B, G, 6, D), float32, for the blocks.
-        text: text features (B, T, D); None in a model without text embedding.
-    """
-
-    time: Tensor
-    modulation: Tensor
-    text: Tensor | None
+    time: Tensor  # of each run, (B, G, D) float32
+    modulation: Tensor  # its six projections, (B, G, 6, D) float32
+    text: Tensor | None  # (B, T, D); None in a model without text embedding
 
 
 class ConditionEmbedder(nn.Module):
-    """Embeds timesteps and text features."""
-
     def __init__(self, config: WanConfig):
         super().__init__()
         dim = config.dim
@@ -384,11 +363,7 @@ class ConditionEmbedder(nn.Module):
 
 
 class WanTransformer(Float32):
-    """Wan's video transformer.
-
-    Args:
-        config: sizes.
-    """
+    """Wan's video transformer."""
 
     def __init__(self, config: WanConfig):
         super().__init__()

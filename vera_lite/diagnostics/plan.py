@@ -128,8 +128,8 @@ class CapturePlan:
         stored_bytes: of the captures.
 
     Raises:
-        ValueError: no entry, two of one name, or a ``where`` that is no regular expression; during capture
-            a call that would go over budget, before it is measured, or one that a measurement does not fit.
+        ValueError: no entry, or two of one name; during capture a call that would go over budget, before it
+            is measured, or one that a measurement does not fit.
     """
 
     def __init__(self, entries: Sequence[Entry | tuple], budget_bytes: int):
@@ -139,11 +139,6 @@ class CapturePlan:
         self.captures: dict[str, list[Capture | AttentionStore]] = {e.label: [] for e in self.entries}
         if not self.entries or len(self.captures) < len(self.entries):
             raise ValueError("a capture plan needs one or more entries of different names.")
-        for entry in self.entries:
-            try:
-                re.compile(entry.where)
-            except re.error as error:
-                raise ValueError(f"{entry.where!r} is no regular expression: {error}.") from error
 
     def __call__(self, call: AttentionCall) -> None:
         """Measure one call with every entry that matches it."""

@@ -20,7 +20,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -178,7 +177,6 @@ class Tap(_AttentionMode):
         self._calls[module] += 1
         self.sites.append(site)
         if self.observer is not None:
-            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
             # Autocast casts below this function; what the kernel saw has its output's type.
             query, key, value = (x.detach().to(output.dtype) for x in (query, key, value))
             if attn_mask is not None:
@@ -208,8 +206,8 @@ class KnockOut(_AttentionMode):
         queries: the queries that lose the keys, bool (Q,) or indices as ``keys``; None means all.
 
     Raises:
-        ValueError: keys or queries are neither bool nor indices, or ``where`` is no regular expression;
-            during the model's run, if a query would be left with no key.
+        ValueError: keys or queries are neither bool nor indices; during the model's run, if a query would be
+            left with no key.
         RuntimeError: in a backward pass through a checkpointed block; on entering, as :class:`Tap`.
 
     Warns:
@@ -225,10 +223,7 @@ class KnockOut(_AttentionMode):
             # Negative indices would mean another token in calls of another length.
             if chosen.ndim != 1 or not is_index or (chosen.dtype != torch.bool and (chosen < 0).any()):
                 raise ValueError(f"{name} must have one axis of bools, or of indices from 0 up.")
-        try:
-            self._where = re.compile(where)
-        except re.error as error:
-            raise ValueError(f"where={where!r} is no regular expression: {error}.") from error
+        self._where = re.compile(where)
         self.keys, self.queries = keys, queries
 
     def __enter__(self):
@@ -251,7 +246,6 @@ class KnockOut(_AttentionMode):
             self._sizes.add(sizes)
             cut = self._cut(*sizes, query.device)
             if cut is not None:
-                attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
                 if attn_mask is None:
                     attn_mask = torch.ones_like(cut)
                     if is_causal:  # the kernel's triangle starts at the top left, also where K != Q
@@ -299,17 +293,6 @@ def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
 def _open(mask: Tensor) -> Tensor:
     """Where a mask lets through: additive ones forbid by -inf or by the lowest number of their type."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-
-
-def _plain_mask(mask: Tensor | None, is_causal: bool, device) -> tuple[Tensor | None, bool]:
-    """Mask and ``is_causal`` with torch's ``CausalBias``, a tensor that holds no numbers, written out."""
-    if not isinstance(mask, CausalBias):
-        return mask, is_causal
-    queries, keys = mask.seq_len_q, mask.seq_len_kv
-    if mask.variant == CausalVariant.UPPER_LEFT or queries == keys:
-        return None, True
-    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return allowed.tril(keys - queries), False
 
 
 def _four_axes(query, key, value, output, mask):

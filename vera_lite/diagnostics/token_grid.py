@@ -173,47 +173,20 @@ class TokenGrid:
         Raises:
             ValueError: the clip does not fit strides and patches.
         """
-        latents = _latent_frames(frames, temporal_stride)
-        if len(latents) % patch[0]:
-            raise ValueError(f"{len(latents)} latent frames do not divide into patches of {patch[0]}.")
+        if frames < 1 or (frames - 1) % temporal_stride:
+            raise ValueError(f"a clip has 1 + k * {temporal_stride} frames, not {frames}.")
+        latents = [(0,), *(tuple(range(f, f + temporal_stride)) for f in range(1, frames, temporal_stride))]
+        rows, columns = (spatial_stride * p for p in patch[1:])
+        if len(latents) % patch[0] or height % rows or width % columns or min(height, width) < 1:
+            raise ValueError(
+                f"{len(latents)} latent frames of {height} x {width} pixels do not divide into tokens of "
+                f"{patch[0]} frames of {rows} x {columns} pixels."
+            )
         slots = merge_frames(latents, patch[0])
-        size = (frames, height, width)
-        return cls(_in_a_row(streams, 0, slots, size, spatial_stride, patch[1:]))
-
-    @classmethod
-    def cogvideox(
-        cls,
-        frames: int,
-        height: int,
-        width: int,
-        words: Sequence[str],
-        streams: Sequence[str] = ("video",),
-        *,
-        temporal_stride: int = 4,
-        spatial_stride: int = 8,
-        patch_size: int = 2,
-        patch_size_t: int | None = None,
-        separator: str = " ",
-    ) -> "TokenGrid":
-        """CogVideoX: text first, then one video stream or, in GenCompositor, two.
-
-        CogVideoX 1.5 (``patch_size_t`` = 2) pads an odd number of latent frames at the front. The padding
-        is cut off before decoding, so the first token of each place then covers frame 0 only.
-
-        Args:
-            words: one piece of text per token, padding included.
-            patch_size, patch_size_t: as in the transformer's config.
-            separator: see :class:`TextStream`.
-            Others: see :meth:`wan`.
-
-        Raises:
-            ValueError: the clip does not fit strides and patches.
-        """
-        latents, patch_t = _latent_frames(frames, temporal_stride), patch_size_t or 1
-        slots = merge_frames([()] * (-len(latents) % patch_t) + latents, patch_t)
-        size, patch = (frames, height, width), (patch_size, patch_size)
-        videos = _in_a_row(streams, len(words), slots, size, spatial_stride, patch)
-        return cls((TextStream("text", torch.arange(len(words)), tuple(words), separator), *videos))
+        grid, size = (height // rows, width // columns), (frames, height, width)
+        tokens = torch.arange(len(slots) * math.prod(grid))
+        placed = [(name, i * len(tokens) + tokens) for i, name in enumerate(streams)]
+        return cls(tuple(VideoStream(name, positions, slots, grid, size) for name, positions in placed))
 
     # --- tokens to places and words --------------------------------------------------------------
 
@@ -385,35 +358,12 @@ class TokenGrid:
         return labels, tuple(by)
 
 
-# --- layouts -------------------------------------------------------------------------------------
-
-
-def _latent_frames(frames: int, stride: int) -> list[tuple[int, ...]]:
-    """Source frames of each latent frame of a codec that is causal in time."""
-    if frames < 1 or (frames - 1) % stride:
-        raise ValueError(f"a clip has 1 + k * {stride} frames, not {frames}.")
-    return [(0,), *(tuple(range(f, f + stride)) for f in range(1, frames, stride))]
+# --- small helpers -------------------------------------------------------------------------------
 
 
 def merge_frames(frames: Sequence[tuple[int, ...]], n: int) -> tuple[tuple[int, ...], ...]:
     """Join n neighbours; a frame that is repeated counts once."""
     return tuple(tuple(dict.fromkeys(sum(frames[i : i + n], ()))) for i in range(0, len(frames), n))
-
-
-def _in_a_row(names, start, slots, size, stride, patch) -> tuple[VideoStream, ...]:
-    """Streams of equal size from token ``start`` on."""
-    rows, columns = (stride * p for p in patch)
-    if size[1] % rows or size[2] % columns or min(size) < 1:
-        raise ValueError(f"frames of {size[1]} x {size[2]} do not divide into tokens of {rows} x {columns}.")
-    h, w = size[1] // rows, size[2] // columns
-    tokens = torch.arange(len(slots) * h * w)
-    return tuple(
-        VideoStream(name, start + i * len(tokens) + tokens, slots, (h, w), size)
-        for i, name in enumerate(names)
-    )
-
-
-# --- small helpers -------------------------------------------------------------------------------
 
 
 def join_words(words: Sequence[str], separator: str) -> tuple[str, list[int]]:

@@ -53,13 +53,13 @@ def denoise(
             :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
             "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
             (arXiv 2010.02502) from t = 999 on ("trailing").
-        callback: called after every step; it may look, not touch.
+        callback: called after every step; it must not change what it is given.
 
     Returns:
         Clean latents of noise's shape.
 
     Raises:
-        UserError: steps < 1, or above the 1000 of diffusion.
+        UserError: fewer than 1 step, or with diffusion more than 1000.
     """
     if steps < 1:
         raise UserError(f"a sample needs at least one step, got {steps}.")

@@ -46,15 +46,14 @@ from vera_lite.codecs import Codec, latent_mask
 from vera_lite.diffusion.ddpm import Diffusion
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError, check_choice
+from vera_lite.errors import UserError, check_choices, check_tensor
 
 AXES = ("t", "h", "w")
-ROPES = ("paper", "released", "shared")
 
 
 @dataclass(frozen=True)
 class GenCompositorConfig:
-    """Size, and every choice in which paper and code differ or that an ablation turns.
+    """Size, and every choice in which paper and code differ or that an ablation changes.
 
     Attributes:
         backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
@@ -91,9 +90,7 @@ class GenCompositorConfig:
     blank_foreground: float = 0.2
 
     def __post_init__(self):
-        check_choice("rope", self.rope, ROPES)
-        check_choice("rope_axis", self.rope_axis, AXES)
-        check_choice("fusion", self.fusion, ("self", "cross"))
+        check_choices(self)
         if self.backbone.in_channels != 2 * self.backbone.out_channels:
             raise ValueError(
                 "the backbone must read twice the channels that it predicts (noisy latents and masked "
@@ -186,15 +183,10 @@ class BackgroundBranch(nn.Module):
             self.branch_x_embedder = nn.Linear(size.in_channels, dim)
 
     def forward(self, video: Tensor, timestep: Tensor, text: Tensor | None, rotary: Tensor) -> list[Tensor]:
-        """
-        Args:
-            video: noisy latents, masked background and mask (B, 2C + 1, t, h, w).
-            timestep: (B,).
-            text: as for the main stream.
-            rotary: (2, S, d), plain positions.
+        """s_j, (B, S, D) each.
 
-        Returns:
-            s_j, (B, S, D) each.
+        ``video`` is noisy latents, masked background and mask (B, 2C + 1, t, h, w); timestep is (B,), text as
+        for the main stream, rotary (2, S, d) of plain positions.
         """
         streams, time, features = self.patch_embed(video, text), self.time_embedding(timestep), []
         for block, out in zip(self.transformer_blocks, self.branch_blocks, strict=True):
@@ -221,11 +213,7 @@ class CrossAttention(Attention):
 
 
 class GenCompositor(nn.Module):
-    """GenCompositor's denoiser and its training loss.
-
-    Args:
-        config: see :class:`GenCompositorConfig`.
-    """
+    """GenCompositor's denoiser and its training loss."""
 
     def __init__(self, config: GenCompositorConfig):
         super().__init__()
@@ -248,9 +236,8 @@ class GenCompositor(nn.Module):
         stream with P's noisy columns for both its videos, zero for the mask and for W_j (VideoPainter,
         arXiv 2503.05639, from which the released branch comes).
 
-        Args:
-            model: a ``diffusers.CogVideoXTransformer3DModel``.
-            changes: fields of :class:`GenCompositorConfig` other than ``backbone``.
+        ``model`` is a ``diffusers.CogVideoXTransformer3DModel``, ``changes`` are fields of
+        :class:`GenCompositorConfig` other than ``backbone``.
         """
         system = cls(GenCompositorConfig(backbone=config_of(model), **changes))
         main, branch, tensors = system.transformer, system.branch, model.state_dict()
@@ -299,16 +286,11 @@ class GenCompositor(nn.Module):
         Raises:
             ValueError: a condition's size is not that of the latents.
         """
-        for name, condition, channels in (
-            ("masked_background", masked_background, latents.shape[1]),
-            ("mask", mask, 1),
-            ("foreground", foreground, latents.shape[1]),
-        ):
-            expected = (len(latents), channels, *latents.shape[2:])
-            if condition is not None and condition.shape != expected:
-                raise ValueError(
-                    f"{name} is {tuple(condition.shape)}; for these latents it must be {expected}."
-                )
+        B, C, *size = latents.shape
+        check_tensor("masked_background", masked_background, B, C, *size)
+        check_tensor("mask", mask, B, 1, *size)
+        if foreground is not None:
+            check_tensor("foreground", foreground, B, C, *size)
         config, main = self.config, self.transformer
         grid = config.backbone.grid(latents.shape)
         S = math.prod(grid)
@@ -350,17 +332,8 @@ class GenCompositor(nn.Module):
     def training_losses(
         self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
     ) -> dict[str, Tensor]:
-        """Loss of each clip.
-
-        Args:
-            batch: see :class:`CompositionBatch`.
-            sigma: (B,).
-            random: source of noise and of blank foregrounds.
-
-        Returns:
-            ``{"composite": (B,)}``, and ``"masked"`` if ``mask_loss_weight`` is set; the sum of both is
-            the objective.
-        """
+        """Losses of each clip at noise levels sigma (B,): ``{"composite": (B,)}``, and ``"masked"`` if
+        ``mask_loss_weight`` is set. The sum of both is the objective."""
         objective, weight = self.config.objective, self.config.mask_loss_weight
         x_0, foreground = blanked(batch, self.config.blank_foreground, random)
         noise = random.noise(x_0)

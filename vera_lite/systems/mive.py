@@ -34,27 +34,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone import (
-    WAN_14B,
-    WanConfig,
-    WanTransformer,
-    grid_positions,
-    load_weights,
-    read_wan,
-)
+from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.rotary import Grid
 from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import check_choice
+from vera_lite.errors import check_choices
 from vera_lite.systems.baselines.mive_cross_attention import CROSS_ATTENTION, Context, read_apart
 
 
 @dataclass(frozen=True)
 class MiVEConfig:
-    """Size, and every choice that the paper leaves open or that an ablation turns.
+    """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
         backbone: size of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
@@ -96,9 +89,7 @@ class MiVEConfig:
     changed_loss_weight: float = 0.0
 
     def __post_init__(self):
-        check_choice("context_positions", self.context_positions, ("none", "index", "before"))
-        check_choice("reference_position", self.reference_position, ("before", "first"))
-        check_choice("conditioning", self.conditioning, ("self", *CROSS_ATTENTION))
+        check_choices(self)
         if self.vlm_frames is not None and self.vlm_frames < 1:
             raise ValueError(f"vlm_frames must be positive, got {self.vlm_frames}.")
 
@@ -125,11 +116,7 @@ class MiVEBatch(TypedDict):
 
 
 class MiVE(nn.Module):
-    """MiVE's denoiser and its training loss.
-
-    Args:
-        config: see :class:`MiVEConfig`.
-    """
+    """MiVE's denoiser and its training loss."""
 
     def __init__(self, config: MiVEConfig):
         super().__init__()
@@ -149,11 +136,9 @@ class MiVE(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "MiVE":
-        """Start from a Wan checkpoint saved by diffusers, without its text embedding and cross-attention.
-
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`MiVEConfig` other than ``backbone`` and ``conditioning``.
+        """Start from the Wan transformer that diffusers saved in a folder, without text embedding and
+        cross-attention. ``changes`` are fields of :class:`MiVEConfig` other than ``backbone`` and
+        ``conditioning``.
         """
         backbone, tensors = read_wan(folder)
         system = cls(MiVEConfig(backbone=backbone, **changes))
@@ -244,16 +229,8 @@ class MiVE(nn.Module):
         return torch.cat([*parts, grid_positions(grid, (shift, 0, 0))])
 
     def training_losses(self, batch: MiVEBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow matching of each clip.
-
-        Args:
-            batch: see :class:`MiVEBatch`.
-            sigma: (B,).
-            random: source of noise.
-
-        Returns:
-            ``target`` (B,); with its weight also ``changed`` (B,).
-        """
+        """Flow matching of each clip at noise levels sigma (B,): ``target`` (B,), and with its weight also
+        ``changed`` (B,)."""
         objective, x_0 = self.config.objective, batch["target"]
         noise = random.noise(x_0)
         reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])
