@@ -324,7 +324,7 @@ class TextEmbedder(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, T, text_dim) -> (B, T, D)."""
-        return self.linear_2(F.gelu(self.linear_1(text.to(self.linear_1.weight)), approximate="tanh"))
+        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
 class Conditions(NamedTuple):
@@ -408,7 +408,7 @@ class WanTransformer(Float32):
         x = (x + added_tokens).type_as(x)
         values, runs = timestep_runs(timestep, x.shape[1])  # (B, G)
         own_text = self.config.text_dim is not None
-        conditions = self.condition_embedder(values, text if own_text else None, summed)
+        conditions = self.condition_embedder(values, text.to(x) if own_text else None, summed)
         contexts = [conditions.text] * len(self.blocks) if own_text else text
         rotary = self.rotary(grid_positions(grid, device=x.device))
         for block, context in zip(self.blocks, contexts, strict=True):
