@@ -271,7 +271,7 @@ def _notes(frame: av.VideoFrame) -> list[str]:
 def _ragged_end(times: list[int], most: int) -> int:
     """How many of the last ``most`` sorted timestamps come after a gap.
 
-    A cut without re-encoding ends in decoding order, so that frames shown before the last ones may be missing.
+    A cut without re-encoding ends in decoding order: frames shown before the last ones may be missing.
     """
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     wide = [i for i in range(1, min(most + 1, len(gaps))) if gaps[-i] > 1.5 * median(gaps)]
@@ -306,9 +306,7 @@ def _nominal_rate(gap: Fraction | float, tick: Fraction, announced: tuple) -> Fr
     if not gap:
         return Fraction(24)
     near = [fps for fps in (*announced, *_RATES) if fps and abs(1 / fps - gap) <= tick + _MILLISECOND / 2]
-    return (
-        min(near, key=lambda fps: abs(1 / fps - gap)) if near else max(Fraction(round(1 / gap)), Fraction(1))
-    )
+    return min(near or [Fraction(round(1 / gap) or 1)], key=lambda fps: abs(1 / fps - gap))
 
 
 def _frame_rate(times: list[int], tick: Fraction, announced: tuple[Fraction | None, ...]) -> Fraction:

@@ -67,7 +67,6 @@ class VideoWriter:
             self._colour, self._aspect, self._start_time = like.colour, like.pixel_aspect, like.start
         self._sound_file = sound
         self._shape = self._container = self._last = None
-        self._packets: list[av.Packet] = []
         self._count = 0
 
     def __enter__(self) -> VideoWriter:
@@ -96,26 +95,23 @@ class VideoWriter:
                 f"frame {self._count} is {tuple(frame.shape)}; it must have the first one's shape, "
                 f"{tuple(self._shape)}."
             )
-        if self.kind == "lossless" and self._last is not None and torch.equal(frame, self._last):
-            self._mux([_copy(packet) for packet in self._packets])  # the same picture is the same bytes
+        if self.kind == "preview":
+            self._container.mux(self._encode(frame))
         else:
-            picture = self._to_picture(frame.detach().cpu().numpy())
-            picture.pts, picture.time_base = self._count, 1 / self.fps
-            self._packets = self._stream.encode(picture)
-            self._last = frame.detach().clone() if self.kind == "lossless" else None
-            self._mux(
-                [_copy(packet) for packet in self._packets] if self._last is not None else self._packets
-            )
+            if self._last is None or not torch.equal(frame, self._last):
+                self._last, self._bytes = frame.clone(), b"".join(map(bytes, self._encode(frame)))
+            packet = av.Packet(self._bytes)  # the same picture is the same bytes
+            packet.stream, packet.time_base = self._stream, 1 / self.fps
+            packet.pts = packet.dts = self._count
+            packet.duration, packet.is_keyframe = 1, True
+            self._container.mux(packet)
         self._count += 1
         self._copy_sound(until=self._count / self.fps)
 
-    def _mux(self, packets: list[av.Packet]) -> None:
-        for packet in packets:
-            if self.kind == "lossless":
-                packet.stream, packet.time_base = self._stream, 1 / self.fps
-                packet.pts = packet.dts = self._count
-                packet.duration, packet.is_keyframe = 1, True
-            self._container.mux(packet)
+    def _encode(self, frame: Tensor) -> list[av.Packet]:
+        picture = self._to_picture(frame.detach().cpu().numpy())
+        picture.pts, picture.time_base = self._count, 1 / self.fps
+        return self._stream.encode(picture)
 
     def _start(self, frame: Tensor) -> None:
         self._shape = frame.shape
@@ -174,7 +170,7 @@ class VideoWriter:
                 if (packet.dts - shift) * packet.time_base >= until:
                     return
                 if packet.dts >= shift and not packet.is_discard:
-                    copy = _copy(packet)
+                    copy = av.Packet(bytes(packet))
                     copy.stream, copy.time_base = copies[packet.stream_index], packet.time_base
                     copy.pts, copy.dts = packet.pts - shift, packet.dts - shift
                     copy.duration = packet.duration
@@ -208,15 +204,10 @@ class VideoWriter:
     def _close(self, error_type, error, traceback) -> None:
         if self._container is not None:
             with self._container:
-                if error_type is None:
-                    if self.kind == "preview":
-                        self._container.mux(self._stream.encode(None))
+                if error_type is None and self.kind == "preview":  # FFV1 keeps nothing back
+                    self._container.mux(self._stream.encode(None))
         elif error_type is None:
             raise ValueError(f"no frame was written to {self.path}; give at least one.")
-
-
-def _copy(packet: av.Packet) -> av.Packet:
-    return av.Packet(bytes(packet))
 
 
 def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
