@@ -188,8 +188,8 @@ class RVEDiT(nn.Module):
         vlm.model.to(self.tokens.queries.device)
         return vlm
 
-    def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
-        """Let the VLM read videos (T, 3, H, W) in [0, 1] and one text for each.
+    def context(self, videos: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0) -> Context:
+        """Let the VLM read videos (T, 3, H, W) in [0, 1] of ``fps`` frames per second and one text for each.
 
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
@@ -202,7 +202,7 @@ class RVEDiT(nn.Module):
                 "gathers its weights: train with the strategy ddp."
             )
         vlm = self.vlm
-        prompt = self.tokens.prompt(vlm, list(videos), texts)
+        prompt = self.tokens.prompt(vlm, list(videos), texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
 
     def contexts(self, context: Context) -> list[Tensor]:
