@@ -2,6 +2,16 @@
 
 from typing import Literal, get_args, get_origin, get_type_hints
 
+#: Numbers that a person may choose, and their ranges.
+RANGES = {
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 1000),
+    "shift": (1e-3, 1e3),
+    "guidance": (0, 100),
+    "alpha_floor": (0, 0.999),
+}
+_LONGEST_PROMPT = 2000
+
 
 class UserError(ValueError):
     """A mistake in what a person typed or in a file; the command line prints it as one sentence and exits
@@ -14,6 +24,25 @@ def check_choices(config) -> None:
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ValueError(f"{name} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
+
+
+def check_number(name: str, value: object) -> None:
+    """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
+    low, high = RANGES[name]
+    whole = isinstance(low, int) and high > 100
+    kind = int if whole else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # refuses nan
+        raise UserError(f"{name} lies in [{low:g}, {high:g}], not {value}.")
+
+
+def check_prompt(text: str) -> None:
+    """UserError if ``text`` says nothing, or more than any model reads."""
+    if not text.strip():
+        raise UserError("the prompt is empty: say what to do.")
+    if len(text) > _LONGEST_PROMPT:
+        raise UserError(
+            f"the prompt has {len(text):,} characters; at most {_LONGEST_PROMPT:,} are read: say it shorter."
+        )
 
 
 def check_tensor(name: str, tensor, *shape: int | str) -> None:

@@ -137,6 +137,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = No
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight in the input's precision: under autocast it has no fused kernel for two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps)
+
+
 class Attention(nn.Module):
     """Projections (B, S, D) -> (B, S, H, d) and back. Norms run over the whole width, across heads."""
 
@@ -146,15 +153,13 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # "to_out.0", as in diffusers
-        self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
 
     def queries(self, x: Tensor) -> Tensor:
-        q = self.to_q(x)
-        return self.norm_q(q).type_as(q).unflatten(-1, (self.heads, -1))
+        return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
 
     def keys(self, x: Tensor) -> Tensor:
-        k = self.to_k(x)
-        return self.norm_k(k).type_as(k).unflatten(-1, (self.heads, -1))
+        return self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
 
     def values(self, x: Tensor) -> Tensor:
         return self.to_v(x).unflatten(-1, (self.heads, -1))
@@ -319,7 +324,7 @@ class TextEmbedder(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, T, text_dim) -> (B, T, D)."""
-        return self.linear_2(F.gelu(self.linear_1(text.to(self.linear_1.weight)), approximate="tanh"))
+        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
 class Conditions(NamedTuple):
@@ -403,7 +408,7 @@ class WanTransformer(Float32):
         x = (x + added_tokens).type_as(x)
         values, runs = timestep_runs(timestep, x.shape[1])  # (B, G)
         own_text = self.config.text_dim is not None
-        conditions = self.condition_embedder(values, text if own_text else None, summed)
+        conditions = self.condition_embedder(values, text.to(x) if own_text else None, summed)
         contexts = [conditions.text] * len(self.blocks) if own_text else text
         rotary = self.rotary(grid_positions(grid, device=x.device))
         for block, context in zip(self.blocks, contexts, strict=True):

@@ -38,6 +38,7 @@ def read(
     images: Sequence[Tensor],
     layers: Sequence[int] = (1, -1),
     frames: int | None = None,
+    fps: float = 8.0,
 ) -> Reading:
     """Let a VLM read reference image, video and instruction in one prompt; keep chosen layers, no gradients.
 
@@ -49,16 +50,14 @@ def read(
         layers: numbered as transformers numbers ``hidden_states``: 0 is the embedded input, l the output of
             the l-th of L layers, and L (or -1) what the final norm makes of the last.
         frames: how many frames of each clip are shown, spread evenly; None leaves it to the processor.
+        fps: frames per second of the clips, from which the VLM is told when a frame is shown.
 
     Raises:
         ValueError: the model has no such layer, or a word is unknown to the toy model.
     """
-    shown = vlm.sample_frames
-    if frames is not None:
-        clips = [clip[torch.linspace(0, len(clip) - 1, frames).round().long()] for clip in clips]
-        shown = False
+    shown = vlm.sample_frames if frames is None else frames
     dialogues = [[(text, None)] for text in texts]
-    prompt = chat(vlm.processor, clips, dialogues, images, sample_frames=shown, to_be_answered=False).tensors
+    prompt = chat(vlm.processor, clips, dialogues, images, fps, shown, to_be_answered=False).tensors
     prompt = {name: value.to(vlm.model.device) for name, value in prompt.items()}
     hidden = hidden_states(vlm, layers, prompt)
     tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()

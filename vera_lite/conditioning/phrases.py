@@ -62,7 +62,7 @@ class PhraseEncoder:
             else:
                 n = 1
                 if words[i] not in self.fillers:
-                    close = difflib.get_close_matches(words[i], self.phrases, n=3)
+                    close = difflib.get_close_matches(words[i], self.phrases, n=3, cutoff=0.7)
                     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
                     raise UserError(f"unknown word {words[i]!r} in {prompt!r}.{hint} {self._known()}")
             i += n

@@ -149,12 +149,14 @@ class MiVE(nn.Module):
         vlm.model.to(self.adapter.fusion.weight.device)
         return vlm
 
-    def read(self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor]) -> Reading:
+    def read(
+        self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor], fps: float = 8.0
+    ) -> Reading:
         """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1]."""
         if self.config.conditioning == "decoupled":
             return read_apart(self.vlm, texts, references)
         layers, frames = self.config.vlm_layers, self.config.vlm_frames
-        return read(self.vlm, list(videos), texts, list(references), layers, frames)
+        return read(self.vlm, list(videos), texts, list(references), layers, frames, fps)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, source: Tensor, reading: Reading, reference: Tensor | None

@@ -52,7 +52,8 @@ class RVEDiTConfig:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
             its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
-        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`. Kiwi-Edit, on which RVEDiT
+            stands, has shift 5 and weights timesteps by a bell around 500; ours weights them equally.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
@@ -184,8 +185,8 @@ class RVEDiT(nn.Module):
         vlm.model.to(self.tokens.queries.device)
         return vlm
 
-    def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
-        """Let the VLM read videos (T, 3, H, W) in [0, 1] and one text for each.
+    def context(self, videos: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0) -> Context:
+        """Let the VLM read videos (T, 3, H, W) in [0, 1] of ``fps`` frames per second and one text for each.
 
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
@@ -198,7 +199,7 @@ class RVEDiT(nn.Module):
                 "gathers its weights: train with the strategy ddp."
             )
         vlm = self.vlm
-        prompt = self.tokens.prompt(vlm, list(videos), texts)
+        prompt = self.tokens.prompt(vlm, list(videos), texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
 
     def contexts(self, context: Context) -> list[Tensor]:

@@ -194,7 +194,7 @@ class Vera(nn.Module):
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
         embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
-        conditions = [embedder(timestep[:, None], text) for embedder in embedders]
+        conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary = wan.rotary(grid_positions(grid, device=latents.device))
         for block in self.blocks:
