@@ -25,10 +25,8 @@ class Reading(NamedTuple):
     """What a VLM makes of B prompts. Shorter prompts are padded at their end."""
 
     layers: tuple[Tensor, ...]  #: phi_l of each chosen layer, (B, N_c, D_vlm).
-    #: text, visual: (B, N_c), True where a token is a word (or a mark), or stands for pixels; padding is
-    #: neither.
-    text: Tensor
-    visual: Tensor
+    text: Tensor  #: (B, N_c), True where a token is a word or a mark.
+    visual: Tensor  #: (B, N_c), True where a token stands for pixels; padding is neither.
 
 
 def read(

@@ -73,8 +73,8 @@ class GenCompositorConfig:
         branch_layers: blocks of the background branch; 0 leaves it out (ablation).
         released_unused_layers: give the branch the layers that the released one has but never runs, so
             that its checkpoint can be loaded.
-        blank_foreground: chance that a training clip gets a blank foreground and the plain background as
-            its target, so that removal is learned; 0.2 in the code.
+        blank_foreground: chance that a training clip gets a blank foreground and the background as its
+            target, so that the model learns removal; 0.2 in the code.
     """
 
     backbone: CogVideoXConfig = field(default_factory=CogVideoXConfig)
@@ -140,10 +140,10 @@ def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: i
     """Rotary positions of noisy tokens, then foreground tokens.
 
     "paper" moves the foreground by ``offset`` along ``axis``. "shared" does not move it. "released" is what
-    the code does for axis h: it numbers the cells of one grid that is twice as long along the axis, time
-    outermost, and deals them out in the order of the sequence, where the *stream* is outermost. So the
-    positions of a stream are folded: noisy frame f has time floor(f / 2) and the upper rows if f is even,
-    the lower if odd. Along t both orders agree and "released" is "paper".
+    the code does for axis h: it numbers the cells of one grid that is twice as long along the axis, with time
+    outermost, but in the sequence the *stream* is outermost. So the positions of a stream are folded: noisy
+    frame f has time floor(f / 2), and the upper rows if f is even, the lower if odd. Along t both orders
+    agree and "released" is "paper".
 
     Args:
         grid: tokens along t, h, w of one stream.
@@ -196,13 +196,13 @@ class BackgroundBranch(nn.Module):
 
 
 class CrossAttention(Attention):
-    """The ablation's way in for the foreground: z <- z + Attention(norm(z), f)."""
+    """The ablation's fusion of the foreground: z <- z + Attention(norm(z), f)."""
 
     def __init__(self, config: CogVideoXConfig):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.dim, config.norm_eps)
         for parameter in self.to_out.parameters():
-            nn.init.zeros_(parameter)  # as quiet at the start as the gates of the self-attention
+            nn.init.zeros_(parameter)  # no effect at the start, like the gates of the self-attention
 
     def forward(self, z: Tensor, rotary: Tensor, f: Tensor, foreground_rotary: Tensor) -> Tensor:
         """z (B, S, D), f (B, S, D) -> (B, S, D)."""
@@ -232,9 +232,9 @@ class GenCompositor(nn.Module):
     def from_cogvideox(cls, model: nn.Module, **changes) -> "GenCompositor":
         """Start from a CogVideoX image-to-video transformer, as the released code does.
 
-        P_f starts as P's columns for the noisy latents; the branch as the first blocks of the main
-        stream with P's noisy columns for both its videos, zero for the mask and for W_j (VideoPainter,
-        arXiv 2503.05639, from which the released branch comes).
+        P_f starts as P's columns for the noisy latents. The branch starts as the first blocks of the main
+        stream, with P's noisy columns for both its videos, and zeros for the mask and for W_j (as
+        VideoPainter, arXiv 2503.05639, where the released branch comes from).
 
         ``model`` is a ``diffusers.CogVideoXTransformer3DModel``, ``changes`` are fields of
         :class:`GenCompositorConfig` other than ``backbone``.
@@ -367,16 +367,10 @@ def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[T
 def encode_conditions(
     codec: Codec, background: Tensor, foreground: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
-    """Conditions of :meth:`GenCompositor.forward`, from pixels.
+    """Arguments ``masked_background``, ``mask`` and ``foreground`` of :meth:`GenCompositor.forward`.
 
-    Args:
-        codec: pixels to latents.
-        background: (B, T, 3, H, W) in [0, 1].
-        foreground: (B, T, 3, H, W), the centred object on its white canvas.
-        mask: (B, T, 1, H, W); above 0.5 the background is painted black, and the model random.
-
-    Returns:
-        Its arguments ``masked_background``, ``mask`` and ``foreground``.
+    Videos are (B, T, 3, H, W) in [0, 1]; the foreground is the centred object on its white canvas. The mask
+    is (B, T, 1, H, W); where it is above 0.5 the background becomes black.
     """
     return {
         "masked_background": codec.encode(background.masked_fill(mask > 0.5, 0)),

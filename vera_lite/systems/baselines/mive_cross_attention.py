@@ -21,12 +21,11 @@ from vera_lite.media.clip import to_uint8
 
 
 class Context(NamedTuple):
-    """What a denoiser is given: ``tokens`` (B, N_c, D), and which are words (``text``) or stand for pixels
-    (``visual``), (B, N_c); padding is neither."""
+    """What a denoiser is conditioned on."""
 
-    tokens: Tensor
-    text: Tensor
-    visual: Tensor
+    tokens: Tensor  #: (B, N_c, D).
+    text: Tensor  #: (B, N_c), True where a token is a word.
+    visual: Tensor  #: (B, N_c), True where a token stands for pixels; padding is neither.
 
 
 class FusedCrossAttention(CrossAttention):
@@ -46,11 +45,8 @@ class DualCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, S, D) -> (B, S, D)."""
-        words, pixels = (
-            self.text(x, context.tokens, context.text),
-            self.visual(x, context.tokens, context.visual),
-        )
-        return words + pixels
+        words = self.text(x, context.tokens, context.text)
+        return words + self.visual(x, context.tokens, context.visual)
 
 
 CROSS_ATTENTION = {
