@@ -12,6 +12,7 @@ shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -121,7 +122,7 @@ class AdaptiveNorm(nn.Module):
         modulation = self.linear(F.silu(time))[:, None].chunk(len(streams), -1)[::-1]
         shifts, scales, gates = zip(*(m.chunk(3, -1) for m in modulation), strict=True)
         normed = [self.norm(x) * (1 + b) + a for x, a, b in zip(streams, shifts, scales, strict=True)]
-        return normed, gates
+        return normed, list(gates)
 
 
 class Attention(nn.Module):
@@ -205,6 +206,8 @@ class PatchEmbed(nn.Module):
             the first one's.
     """
 
+    pos_embedding: Tensor
+
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
         self.config, p, dim = config, config.patch_size, config.dim
@@ -235,7 +238,7 @@ class PatchEmbed(nn.Module):
         tokens = self._patches(video, self.proj)
         if foreground is not None:
             tokens = torch.cat([tokens, self._patches(foreground, self.fg_proj or self.proj)], 1)
-        streams = [tokens] if text is None else [self.text_proj(text), tokens]
+        streams = [tokens] if self.text_proj is None else [self.text_proj(text), tokens]
         if self.config.use_learned_positional_embeddings:
             return self._placed(streams, self.config.grid(video.shape))
         return streams
@@ -326,7 +329,7 @@ def config_of(model: nn.Module) -> CogVideoXConfig:
 
     UserError if it is CogVideoX-2B (no rotary positions) or 1.5 (patches in time).
     """
-    theirs = model.config
+    theirs: Any = model.config
     if not theirs.use_rotary_positional_embeddings or theirs.patch_size_t is not None:
         raise UserError("only CogVideoX 1.0 of 5 B is built here, not the 2 B model and not version 1.5.")
     return CogVideoXConfig(**{f.name: theirs[f.name] for f in fields(CogVideoXConfig)})

@@ -173,7 +173,8 @@ class SelfAttention(Attention):
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)
-        return tuple(y.transpose(1, 2) for y in qkv)
+        q, k, v = (y.transpose(1, 2) for y in qkv)
+        return q, k, v
 
     def forward(self, x: Tensor, rotary: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) -> (B, S, D)."""
@@ -222,7 +223,7 @@ class WanBlock(Float32):
         dim = config.dim
         self.eps = config.eps
         self.attn1 = SelfAttention(config)
-        self.attn2 = self.norm2 = None
+        self.attn2, self.norm2 = None, nn.Identity()
         if config.cross_attention:
             self.attn2 = CrossAttention(config)
             self.norm2 = Float32LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
@@ -354,8 +355,9 @@ class ConditionEmbedder(nn.Module):
         if self.text_embedder is not None:
             text = self.text_embedder(text)
         time = self.time_embedder(timestep)
-        if self.summed_text is not None:
-            time = time + self.summed_text((text if summed is None else summed).sum(1, keepdim=True))
+        summed = text if summed is None else summed
+        if self.summed_text is not None and summed is not None:
+            time = time + self.summed_text(summed.sum(1, keepdim=True))
         return Conditions(time, self.time_proj(F.silu(time)).unflatten(-1, (6, -1)), text)
 
 
@@ -380,8 +382,8 @@ class WanTransformer(Float32):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.proj_out.weight)  # an untrained network predicts zero
-        if config.summed_text:
-            nn.init.zeros_(self.condition_embedder.summed_text.weight)
+        if (summed_text := self.condition_embedder.summed_text) is not None:
+            nn.init.zeros_(summed_text.weight)
 
     def forward(
         self,

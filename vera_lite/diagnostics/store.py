@@ -103,21 +103,21 @@ class AttentionStore:
         """Exact weights of some queries and keys, None for all: (B, H, queries, keys) float32."""
         batch, _, query_count, _ = self.query.shape
         key_count = self.key.shape[2]
-        queries = self._chosen("queries", queries, query_count)
-        keys = self._chosen("keys", keys, key_count)
+        rows = self._chosen("queries", queries, query_count)
+        columns = self._chosen("keys", keys, key_count)
         tiles = []
         # Autocast would round the products, but maximum and total were found without it.
         with torch.autocast(self.query.device.type, enabled=False):
             for i, head in enumerate(self.heads):
                 mask = head_mask(self.mask, head, batch, query_count, key_count)
                 query, key = self.query[:, i], self.key[:, self.key_heads[i]]
-                tile = masked_logits(query, key, mask, self.is_causal, self.scale, queries, keys)
-                tiles.append(tile.sub_(self.maximum[:, i, queries]).exp_().div_(self.total[:, i, queries]))
+                tile = masked_logits(query, key, mask, self.is_causal, self.scale, rows, columns)
+                tiles.append(tile.sub_(self.maximum[:, i, rows]).exp_().div_(self.total[:, i, rows]))
         return torch.stack(tiles, dim=1)
 
     def _chosen(self, what: str, indices: Sequence[int] | None, count: int) -> Tensor | slice:
         if indices is None:
             return slice(None)
-        indices = whole_numbers(what, indices)
-        check_range(self.site.module, what, indices, count)
-        return indices
+        chosen = whole_numbers(what, indices)
+        check_range(self.site.module, what, chosen, count)
+        return chosen

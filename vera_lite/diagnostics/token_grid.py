@@ -56,10 +56,8 @@ class VideoStream:
     @cached_property
     def edges(self) -> tuple[list[float], list[float]]:
         """Where rows and columns of tokens begin and end, in pixels."""
-        return tuple(
-            [i * pixels / cells for i in range(cells + 1)]
-            for pixels, cells in zip(self.size[1:], self.grid, strict=True)
-        )
+        (_, height, width), (rows, columns) = self.size, self.grid
+        return [i * height / rows for i in range(rows + 1)], [i * width / columns for i in range(columns + 1)]
 
     def token(self, rank: int) -> Token:
         """The ``rank``-th token in (t, h, w) order."""
@@ -167,11 +165,10 @@ class TokenGrid:
 
     @cached_property
     def _places(self) -> list[tuple[VideoStream | TextStream, int]]:
-        places = [None] * sum(len(s.positions) for s in self.streams)
-        for s in self.streams:
-            for rank, position in enumerate(s.positions.tolist()):
-                places[position] = (s, rank)
-        return places
+        places = {
+            position: (s, rank) for s in self.streams for rank, position in enumerate(s.positions.tolist())
+        }
+        return [places[position] for position in range(len(places))]
 
     def __len__(self) -> int:
         return len(self._places)

@@ -251,8 +251,7 @@ class GenCompositor(nn.Module):
             projection = main.patch_embed.proj
             noisy = projection.weight[:, : system.config.backbone.out_channels]
             if main.patch_embed.fg_proj is not None:
-                main.patch_embed.fg_proj.weight.copy_(noisy)
-                main.patch_embed.fg_proj.bias.copy_(projection.bias)
+                main.patch_embed.fg_proj.load_state_dict({"weight": noisy, "bias": projection.bias})
             if branch is not None:
                 tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
                 missing, _ = branch.load_state_dict(tensors, strict=False)

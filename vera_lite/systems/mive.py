@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class MiVEBatch(TypedDict):
     reference_image: Tensor  #: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
     instruction: Sequence[str]  #: what to do, B strings.
     #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    changed: NotRequired[Tensor]
+    changed: Tensor
 
 
 class MiVE(nn.Module):

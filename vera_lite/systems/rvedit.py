@@ -29,7 +29,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class RVEDiTBatch(TypedDict):
     instruction: Sequence[str]
     target_caption: Sequence[str]
     #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    changed: NotRequired[Tensor]
+    changed: Tensor
 
 
 class AdaptedVLM(VisionLanguageModel):

@@ -193,7 +193,8 @@ class Vera(nn.Module):
             xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
-        embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
+        own: list[WanTransformer] = list(self.towers)
+        embedders = [t.condition_embedder for t in own if t.condition_embedder is not None]
         conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary = wan.rotary(grid_positions(grid, device=latents.device))

@@ -84,7 +84,7 @@ def static_page(saved: dict, budget_mb: float = 8.0) -> str:
     if size > budget_mb:
         sizes = {name: len(json.dumps(value)) for name, value in saved["state"].items()}
         sizes |= {".".join(map(str, b["path"])): len(b["data"]) for b in saved.get("buffers", [])}
-        name = max(sizes, key=sizes.get)
+        name = max(sizes, key=lambda name: sizes[name])
         raise UserError(
             f"the page of {widget_name(saved)} would be {size:.2f} MB, over the budget of {budget_mb:g} MB; "
             f"{name} alone is {sizes[name] / 1e6:.2f} MB: show less, or raise the budget."

@@ -43,15 +43,15 @@ def quantise(maps: Tensor, apart: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         Codes (..., M), uint8, off by at most scale / 510, 0 for tokens apart; and (..., 2 + len(apart))
         float32: zero, scale and the values of the tokens apart.
     """
-    apart = torch.as_tensor(apart, dtype=torch.long)
-    others = torch.ones(maps.shape[-1], dtype=torch.bool).index_fill(0, apart, False)
+    exact = torch.as_tensor(apart, dtype=torch.long)
+    others = torch.ones(maps.shape[-1], dtype=torch.bool).index_fill(0, exact, False)
     rest = maps[..., others]
     zero = rest.amin(-1, keepdim=True)
     scale = rest.amax(-1, keepdim=True) - zero
     codes = torch.zeros(maps.shape, dtype=torch.uint8)
     tiny = torch.finfo(torch.float32).tiny
     codes[..., others] = ((rest - zero) / scale.clamp_min(tiny) * 255).round().to(torch.uint8)
-    return codes, torch.cat([zero, scale, maps[..., apart]], -1).float()
+    return codes, torch.cat([zero, scale, maps[..., exact]], -1).float()
 
 
 def packed(maps: Tensor, direction: str, sinks: Sequence[int]) -> tuple[Tensor, Tensor]:

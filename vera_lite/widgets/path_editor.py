@@ -121,12 +121,15 @@ class PathEditor(Widget):
         Set it to draw on: the i-th moves foreground i, and further ones the last. Foregrounds without a
         trajectory get an empty path.
         """
-        paths = [_trajectory(item) for item in self.objects]
-        if None in paths:
-            raise ValueError(
-                f"the path of object {paths.index(None) + 1} is empty: click in the picture to draw it, or "
-                "remove the object."
-            )
+        paths = []
+        for number, item in enumerate(self.objects, 1):
+            path = _trajectory(item)
+            if path is None:
+                raise ValueError(
+                    f"the path of object {number} is empty: click in the picture to draw it, or remove the "
+                    "object."
+                )
+            paths.append(path)
         return paths
 
     @trajectories.setter
