@@ -192,7 +192,7 @@ def read_trajectory(
     kind = Path(path).suffix
     if kind in (".json", ".txt"):
         if not Path(path).is_file():
-            raise UserError(f"there is no path file {path}.")
+            raise UserError(f"there is no path file {path}; check the path.")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -202,7 +202,10 @@ def read_trajectory(
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     else:
-        trajectory = Trajectory.from_txt("\n".join(str(path).split()), size)
+        try:
+            trajectory = Trajectory.from_txt("\n".join(str(path).split()), size)
+        except UserError as error:
+            raise UserError(f"--path {str(path)[:40]!r}: {error}") from error
     changes = {} if timing is None else {"timing": timing}
     if scale is not None:
         if any(k.scale for k in trajectory.keyframes) or trajectory.scales != (1.0,):

@@ -143,7 +143,7 @@ def read_picture(path: Path, role: str, mode: str = "RGB") -> np.ndarray:
         UserError: there is no such file, it is no picture, is damaged, too large, or moves.
     """
     if not path.is_file():
-        raise UserError(f"there is no {role} file {path}.")
+        raise UserError(f"there is no {role} file {path}; check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

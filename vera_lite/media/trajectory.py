@@ -98,7 +98,7 @@ class Trajectory:
         if len(size) != 2 or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
             raise UserError(f"the frame's size is {size}; it must be (height, width) in whole pixels.")
         if self.timing not in get_args(Timing):
-            raise UserError(f"timing is equal_frames or constant_speed, not {self.timing!r}.")
+            raise UserError(f"timing must be equal_frames or constant_speed, not {self.timing!r}.")
         if not all(s is None or (_is_number(s) and s >= 0) for s in scales) or not any(scales):
             raise UserError(f"scales are {scales}; give at least one number above 0.")
         if any(k.scale for k in keyframes) and scales != (1.0,):
@@ -189,7 +189,9 @@ class Trajectory:
             fields = json.loads(text)
             version = fields.pop("version")
             if version != _VERSION:
-                raise UserError(f"the trajectory has version {version!r}, but only {_VERSION} can be read.")
+                raise UserError(
+                    f"the trajectory has version {version!r}, but only {_VERSION} can be read; draw it again."
+                )
             keyframes = tuple(Keyframe(**keyframe) for keyframe in fields.pop("keyframes"))
             return cls(keyframes, **fields)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
