@@ -18,6 +18,10 @@ class UserError(ValueError):
     with 2. Wrong use of the Python API raises ValueError or TypeError instead."""
 
 
+class Notice(UserWarning):
+    """What a person should know although the work goes on; the command line prints it as one sentence."""
+
+
 def check_number(name: str, value: object) -> None:
     """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
     low, high = RANGES[name]

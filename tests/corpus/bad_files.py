@@ -154,7 +154,7 @@ def make_paths(folder: Path) -> None:
         "digits": '{"version": 1, "size": [128, 128], "keyframes": [{"x": 1' + "0" * 400 + ', "y": 3}]}',
         "deep": "[" * 100_000,
         "version": json.dumps(good | {"version": 2}),
-        "frame": json.dumps(good | {"size": [32, 32]}),
+        "frame": json.dumps(good | {"size": [32, 32], "keyframes": [{"x": 3, "y": 3}]}),
         "scaled": json.dumps(good | {"scales": [0.5]}),
         "none": json.dumps(good | {"keyframes": []}),
         "backwards": json.dumps(good | {"keyframes": [{"x": 1, "y": 1, "time": t} for t in (0.9, 0.1)]}),

@@ -1,6 +1,5 @@
 """Every bad input is refused: exit code 2, one sentence that names the thing and the remedy, nothing lost."""
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -186,27 +185,22 @@ CASES: dict[str, tuple[list[str], str]] = {
     "export onto itself": (["export", "{}/garbage.ipynb", "--out", "{}/garbage.ipynb"], "garbage.ipynb"),
 }
 REMEDY = re.compile(
-    r"give|use |check|copy|export|save|draw|make|convert|leave|say |paint|scale|must|at most|lies in|see `|known"
-    r"|Known|agree|needs|with: |choose|it has|put it|write it|wants|holds no|no such|shorter"
+    r"give|use |check|copy|export|save|draw|make|convert|leave|say |paint|scale|must|at most|lies in|see `"
+    r"|known|Known|agree|needs|lies above|does not fit|put them|with: |choose|it has|put it|write it|wants|holds no|no such|shorter"
 )
 
 
-def state(folder: Path) -> dict[str, str]:
-    """All that lies in a folder."""
-    return {
-        str(path.relative_to(folder)): (
-            "link"
-            if path.is_symlink()
-            else hashlib.md5(path.read_bytes()).hexdigest()
-            if path.is_file()
-            else ""
-        )
-        for path in sorted(folder.rglob("*"))
-    }
+def state(folder: Path) -> dict[str, tuple]:
+    """All that lies in a folder, and when it was last written."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        facts = path.lstat()
+        found[str(path.relative_to(folder))] = facts.st_ino, facts.st_size, facts.st_mtime_ns
+    return found
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def files(tmp_path_factory) -> tuple[Path, dict[str, tuple]]:
     folder = tmp_path_factory.mktemp("corpus")
     make_files(folder)
     return folder, state(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vera_lite.apps.inputs import check_mask, check_out, check_source
-from vera_lite.errors import UserError, check_number
+from vera_lite.errors import Notice, UserError, check_number
 from vera_lite.media.header import VideoInfo, check_video
 from vera_lite.media.trajectory import Keyframe, Timing, Trajectory, track_point
 
@@ -244,6 +244,7 @@ def follow(reader: VideoReader, point: Trajectory) -> Trajectory:
         warnings.warn(
             f"The point is lost after frame {first} of 0..{info.frames - 1}; it then rests at "
             f"({rest.x:.1f}, {rest.y:.1f}).",
+            Notice,
             stacklevel=3,
         )
     return replace(point, keyframes=tuple(keyframes))

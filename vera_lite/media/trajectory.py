@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vera_lite.errors import UserError
+from vera_lite.errors import Notice, UserError
 
 if TYPE_CHECKING:  # a path is read and checked before torch is imported
     from torch import Tensor
@@ -117,6 +117,7 @@ class Trajectory:
             warnings.warn(
                 f"Keyframes {', '.join(moved)} (counted from 1) lay outside the {width}x{height} frame and "
                 "were moved to its edge.",
+                Notice,
                 stacklevel=3,
             )
         scales = tuple(None if s is None else float(s) for s in scales)
@@ -276,6 +277,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         if found is None:
             warnings.warn(
                 f"The point is lost in frame {t} of 0..{frames - 1}; it then rests at ({x:.1f}, {y:.1f}).",
+                Notice,
                 stacklevel=2,
             )
             path += path[-1:] * (frames - t)
