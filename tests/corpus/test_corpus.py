@@ -186,7 +186,8 @@ CASES: dict[str, tuple[list[str], str]] = {
 }
 REMEDY = re.compile(
     r"give|use |check|copy|export|save|draw|make|convert|leave|say |paint|scale|must|at most|lies in|see `"
-    r"|known|Known|agree|needs|lies above|does not fit|put them|with: |choose|it has|put it|write it|wants|holds no|no such|shorter"
+    r"|known|Known|agree|needs|lies above|does not fit|put them"
+    r"|with: |choose|it has|put it|write it|wants|holds no|no such|shorter"
 )
 
 
