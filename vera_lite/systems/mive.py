@@ -44,7 +44,8 @@ from vera_lite.backbone import (
 )
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.rotary import Grid
-from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
+from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read, remembered
+from vera_lite.conditioning.readings import Readings
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
@@ -131,6 +132,9 @@ class MiVE(nn.Module):
         config: see :class:`MiVEConfig`.
     """
 
+    #: Keeps what the frozen VLM reads, if it is set.
+    readings: Readings | None = None
+
     def __init__(self, config: MiVEConfig):
         super().__init__()
         self.config = config
@@ -177,10 +181,23 @@ class MiVE(nn.Module):
         Raises:
             UserError: as :func:`vera_lite.conditioning.multiscale.read`.
         """
-        if self.config.conditioning == "decoupled":
-            return read_apart(self.vlm, texts, references)
-        layers, frames = self.config.vlm_layers, self.config.vlm_frames
-        return read(self.vlm, list(videos), texts, list(references), layers, frames)
+        vlm, videos, references = self.vlm, list(videos), list(references)
+        layers, frames, apart = (
+            self.config.vlm_layers,
+            self.config.vlm_frames,
+            self.config.conditioning == "decoupled",
+        )
+
+        def read_anew() -> Reading:
+            if apart:
+                return read_apart(vlm, texts, references)
+            return read(vlm, videos, texts, references, layers, frames)
+
+        if self.readings is None:
+            return read_anew()
+        how = ("reading", apart, layers, frames, vlm.sample_frames, read, read_apart, VisionLanguageModel)
+        seen = list(zip(videos, references, strict=True))
+        return remembered(self.readings, vlm, how, texts, seen, read_anew)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, source: Tensor, reading: Reading, reference: Tensor | None
