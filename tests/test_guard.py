@@ -202,6 +202,7 @@ def test_a_checkpoint_inside_an_accumulation_window_resumes_bit_for_bit(cache_di
         ("--model.init_args.system.init_args.config.backbone.num_attention_heads=0", "configuration"),
         ("--data.init_args.batch_size=0", "batch_size"),
         ("--trainer.max_stepz=1", "max_stepz"),
+        ("--model.learning_rate=1", "learning_rate"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_and_exits_with_2(cache_dir, tmp_path, capsys, option, named):

@@ -272,9 +272,9 @@ def test_readings_that_are_kept_are_those_that_were_made(ablation, variant, tmp_
         found = system.read(*inputs)
         assert len(list(tmp_path.rglob("*.safetensors"))) == 2
         # Padding may stand elsewhere.
-        for ours, theirs in zip(found.layers, expected.layers, strict=True):
-            ours, theirs = ours[found.text | found.visual], theirs[expected.text | expected.visual]
-            torch.testing.assert_close(ours, theirs)
+        tokens, theirs = found.text | found.visual, expected.text | expected.visual
+        for layer, wanted in zip(found.layers, expected.layers, strict=True):
+            torch.testing.assert_close(layer[tokens], wanted[theirs])
         assert torch.equal(found.visual.sum(1), expected.visual.sum(1))
 
 

@@ -189,12 +189,6 @@ def test_a_missing_checkpoint_is_one_sentence_and_exits_with_2(cache_dir, tmp_pa
     assert "vera-lite: Checkpoint file not found" in capsys.readouterr().err
 
 
-def test_a_bad_config_key_is_named_and_exits_with_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", f"--config={TINY}", "--model.learning_rate=1"])
-    assert stop.value.code == 2 and "learning_rate" in capsys.readouterr().err
-
-
 def test_the_shipped_config_builds_what_it_says():
     """`--print_config` parses it whole; the text width is the vocabulary's."""
     import yaml

@@ -34,7 +34,7 @@ class EditingModule(L.LightningModule):
         ema_decay: of the average.
         seed: of everything random in training.
         compile: ``torch.compile`` the system: slow first steps, then up to twice the speed. Ignored, with a
-            warning, where there is no compiler.
+            warning, where there is no compiler or weights are sharded.
         readings: folder that keeps what a frozen vision-language model reads, see
             :class:`vera_lite.conditioning.readings.Readings`. It pays where clips come again.
     """
@@ -95,7 +95,8 @@ class EditingModule(L.LightningModule):
     def on_train_start(self) -> None:
         if not self.compile_system:
             return
-        if (reason := _no_compiler(self.device)) is not None:
+        reason = "its weights are sharded" if self.device_mesh is not None else _no_compiler(self.device)
+        if reason is not None:
             rank_zero_warn(f"The system is not compiled: {reason}.")
             return
         self.system.compile()  # in place: names in the state dict stay
