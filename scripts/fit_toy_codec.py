@@ -3,7 +3,7 @@
 import torch
 
 from vera_lite.codecs import PatchCodec
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy.world import render
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 

@@ -80,7 +80,7 @@ def test_nan_stops_and_the_last_good_checkpoint_stays(cache_dir, tmp_path, monke
 
 def test_weights_that_are_not_finite_are_not_saved(cache_dir, tmp_path):
     with pytest.raises(FloatingPointError, match="step 1: a weight"):
-        run(cache_dir, tmp_path, lr=1e38)  # their norm overflows float32
+        run(cache_dir, tmp_path, lr=1e36)  # their norm overflows float32
     assert not (tmp_path / "last.ckpt").exists()
 
 

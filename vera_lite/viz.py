@@ -24,6 +24,38 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
+def _grid(
+    rows: Sequence[str], columns: Sequence[str], title: str, width: float, height: float, fontsize: int
+):
+    """A figure with named rows and columns of pictures, without ticks, and its axes by [row][column]."""
+    figure = _figure(width, height, title)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for ax in grid.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, name in zip(grid[:, 0], rows, strict=True):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, name in zip(grid[0], columns, strict=True):
+        ax.set_title(name, fontsize=fontsize)
+    return figure, grid
+
+
+def _style(i: int) -> dict:
+    """The i-th colour, dash and mark."""
+    marks = {"ls": ("-", "--", "-.", ":")[i % 4], "marker": ("o", "s", "^", "D")[i % 4]}
+    return {"color": PALETTE[i % len(PALETTE)], "lw": 2, "ms": 4, **marks}
+
+
+def _open(ax, **labels) -> None:
+    """Axes without a frame at the top and the right."""
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, handles: Sequence, names: Sequence[str]) -> None:
+    columns = min(len(names), 4)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+
+
 def image(frame: Tensor) -> np.ndarray:
     """A frame (1 or 3, H, W) in [0, 1] as (H, W, 3) for imshow."""
     return frame.detach().float().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -38,7 +70,7 @@ def contact_sheet(
     """Frames in a grid, pixels kept square and sharp.
 
     Args:
-        rows: label -> one frame a column, each (1 or 3, H, W) in [0, 1], or None for a gap.
+        rows: label -> one frame per column, each (1 or 3, H, W) in [0, 1], or None for a gap.
         columns: their headings.
         title: what to see.
         side: inches of a frame.
@@ -46,19 +78,12 @@ def contact_sheet(
     label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
     width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
-    figure = _figure(width, height, title)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes, (name, frames) in zip(grid, rows.items(), strict=True):
+    figure, grid = _grid(list(rows), columns, title, width, height, fontsize=10)
+    for axes, frames in zip(grid, rows.values(), strict=True):
         for ax, frame in zip(axes, frames, strict=True):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_color("0.8")
-            if frame is None:
-                ax.spines[:].set_visible(False)
-            else:
+            ax.spines[:].set(color="0.8", visible=frame is not None)
+            if frame is not None:
                 ax.imshow(image(frame), interpolation="nearest")
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for ax, name in zip(grid[0], columns, strict=True):
-        ax.set_title(name, fontsize=10)
     return figure
 
 
@@ -78,10 +103,10 @@ def attention_matrices(
     labels: tuple[str, str, str] = ("query: who looks", "key: looked at", "attention"),
     side: float = 2.6,
 ) -> Figure:
-    """Attention weights or masses, one row a query and one column a key, on one colour scale.
+    """Attention weights or masses on one colour scale: a row per query, a column per key.
 
     Args:
-        matrices: heading -> (R, R), of which every name owns an equal run of rows and of columns.
+        matrices: heading -> (R, R), in which each name has a run of rows and of columns, all equally long.
         names: of the runs; lines are drawn between them.
         title: what to see.
         numbers: write each value into its cell.
@@ -124,31 +149,26 @@ def heat_maps(
     """Maps in a grid, on one colour scale from 0 that a bar shows.
 
     Args:
-        rows: name -> one map (h, w) a column, not negative.
+        rows: name -> one map (h, w) per column, not negative.
         columns: their headings.
         title: what to see.
         outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
         label: of the colour bar.
-        each_its_own: stretch every map from its own least to its own largest value, as many tools do;
-            then there is no bar, since colours mean something else in each map.
+        each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools
+            do; then there is no bar.
         side: inches of a map.
     """
     width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75
-    figure = _figure(width, height, title)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    figure, grid = _grid(list(rows), columns, title, width, height, fontsize=9)
     top = max(float(m.max()) for maps in rows.values() for m in maps)
     for axes, (name, maps) in zip(grid, rows.items(), strict=True):
         for ax, values in zip(axes, maps, strict=True):
             scale = {} if each_its_own else {"vmin": 0, "vmax": top}
             shown = ax.imshow(values.detach().float().numpy(), cmap="cividis", extent=(0, 1, 1, 0), **scale)
-            ax.set(xticks=[], yticks=[])
             if outlines and name in outlines:
                 mask = outlines[name].numpy()
                 y, x = ((np.arange(n) + 0.5) / n for n in mask.shape)
                 ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=1.2)
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for ax, name in zip(grid[0], columns, strict=True):
-        ax.set_title(name, fontsize=9)
     if not each_its_own:
         figure.colorbar(shown, ax=grid, shrink=0.9, label=label)
     return figure
@@ -166,27 +186,23 @@ def bands(
     ax = figure.subplots()
     for i, (name, (middle, low, high)) in enumerate(lines.items()):
         at = range(len(middle)) if x is None else x
-        colour = PALETTE[i % len(PALETTE)]
-        ax.plot(at, middle, ("o-", "s--", "^-.", "D:")[i % 4], color=colour, lw=2, ms=4, label=name)
+        ax.plot(at, middle, label=name, **_style(i))
         if low is not None:
-            ax.fill_between(at, low, high, color=colour, alpha=0.2, lw=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    ax.spines[["top", "right"]].set_visible(False)
+            ax.fill_between(at, low, high, color=_style(i)["color"], alpha=0.2, lw=0)
+    _open(ax, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.legend(frameon=False, fontsize=9)
     return figure
 
 
 def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """Lines over steps, each in a colour and a dash of its own."""
+    """Lines over steps, each with its own colour and dash."""
     figure = _figure(6.4, 3.4, title)
     ax = figure.subplots()
     for i, (name, values) in enumerate(lines.items()):
-        style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4]}
-        ax.plot(values, lw=2, label=name, **style)
+        ax.plot(values, label=name, **_style(i) | {"marker": None})
     lowest = min(min(values) for values in lines.values())
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if lowest >= 0 else None)
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(len(lines), 3), frameon=False)
+    _open(ax, xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if lowest >= 0 else None)
+    _legend(figure, ax.lines, list(lines))
     return figure
 
 
@@ -219,25 +235,20 @@ def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("height position")
-    figure.legend(
-        [Patch(color=colour) for colour in PALETTE[:2]],
-        ["composite (number: frame)", "foreground"],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-    )
+    patches = [Patch(color=colour) for colour in PALETTE[:2]]
+    _legend(figure, patches, ["composite (number: frame)", "foreground"])
     return figure
 
 
 def seed_dots(
     panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, xlabels: Sequence[str]
 ) -> Figure:
-    """Variants under each other: a dot a seed and a bar at their mean; panels share a scale.
+    """Variants under each other: one dot per seed and a bar at their mean; panels share a scale.
 
     Args:
         panels: heading -> variant -> values of the seeds; all panels have the same variants.
         title: what to see.
-        xlabels: one a panel.
+        xlabels: one per panel.
     """
     variants = list(next(iter(panels.values())))
     figure = _figure(2.1 * len(panels) + 2.2, 0.38 * len(variants) + 1.3, title)
@@ -249,11 +260,10 @@ def seed_dots(
             if len(seeds):
                 ax.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.6, ms=5)
                 ax.plot([seeds.mean()] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
-        ax.set(title=heading, xlabel=xlabel)
-        ax.title.set_fontsize(10)
+        ax.set_title(heading, fontsize=10)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+        _open(ax, xlabel=xlabel)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[0].invert_yaxis()
     return figure
@@ -268,13 +278,13 @@ def line_panels(
     sharey: bool = False,
     side: float = 2.7,
 ) -> Figure:
-    """Lines side by side over one x axis: a dot a seed, a line through the means, a band over the range.
+    """Lines side by side over one x axis: one dot per seed, a line through the means, a band over the range.
 
     Args:
         panels: heading -> line -> x -> values of the seeds there, one or more.
         title: what to see.
         xlabel: of all panels.
-        references: heading -> (name, value) of a gray horizontal line.
+        references: heading -> (name, value) of a grey horizontal line.
         sharey: one scale for all panels; else each has its own.
         side: inches of a panel.
     """
@@ -284,11 +294,10 @@ def line_panels(
     drawn = {}
     for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
         for name, points in lines.items():
-            i = names.index(name)
+            style = _style(names.index(name)) | {"ms": 5}
             x, seeds = list(points), [sorted(values) for values in points.values()]
             means = [sum(values) / len(values) for values in seeds]
-            style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4], "lw": 2}
-            (drawn[name],) = ax.plot(x, means, marker=("o", "s", "^", "D")[i % 4], ms=5, label=name, **style)
+            (drawn[name],) = ax.plot(x, means, label=name, **style)
             ax.fill_between(
                 x, [v[0] for v in seeds], [v[-1] for v in seeds], color=style["color"], alpha=0.18, lw=0
             )
@@ -298,15 +307,14 @@ def line_panels(
         if references and heading in references:
             name, value = references[heading]
             drawn[name] = ax.axhline(value, color="0.45", lw=1.2, ls=(0, (1, 2)), label=name)
-        ax.set(xlabel=xlabel)
         ax.set_title(heading, fontsize=10)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 4), frameon=False)
+        _open(ax, xlabel=xlabel)
+    _legend(figure, list(drawn.values()), list(drawn))
     return figure
 
 
 def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float = 3.0) -> Figure:
-    """Points in a plane side by side, each group in a colour and a mark of its own.
+    """Points in a plane side by side, each group with its own colour and mark.
 
     Args:
         panels: heading -> group -> points (N, 2); all panels have the same groups.
@@ -324,14 +332,14 @@ def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float 
         ax.set_title(heading, fontsize=10)
         ax.spines[:].set_color("0.8")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+    _legend(figure, handles, names)
     return figure
 
 
 def who_sees(
     readers: Mapping[str, Tensor], tokens: Sequence[str], groups: Sequence[str], title: str
 ) -> Figure:
-    """Which tokens each reader is given: a coloured square where it is, an empty one where it is not.
+    """Which tokens each reader sees: a coloured square for those that it sees, an empty one for others.
 
     Args:
         readers: name -> (N,) of bool, from top to bottom.
@@ -352,11 +360,5 @@ def who_sees(
     ax.set_yticks(range(len(readers)), readers)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    figure.legend(
-        [Patch(color=PALETTE[i]) for i in range(len(names))],
-        names,
-        loc="outside lower center",
-        ncols=len(names),
-        frameon=False,
-    )
+    _legend(figure, [Patch(color=PALETTE[i]) for i in range(len(names))], names)
     return figure

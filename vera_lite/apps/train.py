@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
-from vera_lite.pipelines import GenCompositorPipeline, MiVEPipeline, RVEDiTPipeline, VeraPipeline
+from vera_lite.pipelines import PIPELINES
 from vera_lite.systems import build_system
 from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.guard import RunGuard
@@ -86,24 +86,36 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
         UserError: the file is missing or no such checkpoint.
     """
     if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint file {checkpoint}.")
+        raise UserError(f"there is no checkpoint file {checkpoint}; check the path.")
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or damaged file fails in many ways
-        raise UserError(f"{checkpoint} is no checkpoint that can be read safely.") from error
+        raise UserError(
+            f"{checkpoint} is no checkpoint that can be read safely: give the .ckpt of a training."
+        ) from error
     if not isinstance(saved, dict) or "vera_lite" not in saved:
-        raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training.")
+        raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training: give another file.")
     if "vision_language" in saved["vera_lite"]:
         _export_vision_language(saved, folder, half)
         return
-    system = build_system(saved["vera_lite"])
     prefix = "ema."
-    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
-    system.load_state_dict(weights)
-    codec = PatchCodec(*saved["vera_lite"]["codec"]["shape"])
+    try:
+        system = build_system(saved["vera_lite"])
+        weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+        system.load_state_dict(weights)
+        settings = saved["vera_lite"]["codec"]["settings"]
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{checkpoint} does not hold the weights of its system: train again.") from error
+    if "vae" in settings:
+        raise UserError(
+            f"{checkpoint} was trained on latents of {settings['vae']} {settings['path']}, which has its own "
+            "folder: build the pipeline from its parts."
+        )
+    codec = PatchCodec(**settings)
     codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])
-    pipelines = (VeraPipeline, GenCompositorPipeline, RVEDiTPipeline, MiVEPipeline)
-    pipeline = next(p for p in pipelines if isinstance(system, p.systems))
+    pipeline = next(p for p in PIPELINES if isinstance(system, p.systems))
     pipe = pipeline(system, codec, **saved["vera_lite"]["pipeline"])
     pipe.save_pretrained(folder, torch.float16 if half else torch.float32)
 

@@ -7,10 +7,10 @@ code that reads, how it is read, the pixels and the text. So nothing stale is ev
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,7 +74,7 @@ class Readings:
     def _model(self, vlm: VisionLanguageModel) -> str:
         """Digest of the model's weights, once per process: seconds per gigabyte."""
         if id(vlm) not in self._models:
-            digest = hashlib.sha256(transformers.__version__.encode())
+            digest = hashlib.sha256(version("transformers").encode())
             for name, tensor in vlm.model.state_dict().items():
                 if tensor.numel():
                     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
+from vera_lite.errors import check_choices
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Denoising diffusion (DDPM, arXiv 2006.11239) on the schedule of CogVideoX-5B.
+    """The training objective (arXiv 2006.11239) on the schedule of CogVideoX-5B.
 
     With abar_t the share of signal left after t of 1000 steps, and sigma = t / 1000:
 
@@ -23,15 +23,14 @@ class Diffusion:
     Attributes:
         prediction: what the network outputs, in diffusers' words.
             "epsilon": the noise; the loss is its mean squared error.
-            "v_prediction": v, read as the clean latents x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'. The
-            loss is (x_0' - x_0)^2 / (1 - abar_t), which is (v' - v)^2 by another name.
+            "v_prediction": v. The loss (v' - v)^2 is computed as (x_0' - x_0)^2 / (1 - abar_t) with
+            x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'.
     """
 
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def __post_init__(self):
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction is epsilon or v_prediction, not {self.prediction!r}.")
+        check_choices(self)
 
     def sample_sigma(self, random: StepRandom) -> Tensor:
         """(B,) of t / 1000, t uniform in 0 .. 999 and stratified as in :class:`FlowMatching`."""
@@ -64,21 +63,23 @@ class Diffusion:
         """Mean over each clip, (..., B, C, t, h, w) -> (..., B)."""
         if self.prediction == "epsilon":
             return (output - noise).float().square().mean((-4, -3, -2, -1))
-        error = (
-            self.predict_x0(output.float(), self.add_noise(x_0.float(), noise.float(), sigma), sigma) - x_0
-        )
+        x_t = self.add_noise(x_0.float(), noise.float(), sigma)
+        error = self.predict_x0(output.float(), x_t, sigma) - x_0
         return (error.square() / (1 - self.alphas_cumprod(sigma))).mean((-4, -3, -2, -1))
 
 
 @functools.cache
 def _signal_table(zero_terminal_snr: bool) -> Tensor:
-    """abar of the 1000 steps, (1000,)."""
-    # Kept beyond this call: it must not be born as an inference tensor, or on another device.
+    """abar of the 1000 steps, (1000,): diffusers' ``CogVideoXDDIMScheduler`` with ``snr_shift_scale=1``.
+
+    beta_t rises from 0.00085 to 0.012, linear in its square root; abar_t is the product of 1 - beta so far.
+    For a terminal signal of zero, sqrt(abar) is shifted and stretched (arXiv 2305.08891, Algorithm 1).
+    """
+    # Cached beyond this call, so it must not be an inference tensor, nor live on another device.
     with torch.inference_mode(False), torch.device("cpu"):
-        return CogVideoXDDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            snr_shift_scale=1.0,
-            rescale_betas_zero_snr=zero_terminal_snr,
-        ).alphas_cumprod.float()
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        table = torch.cumprod(1 - betas, 0)
+        if zero_terminal_snr:
+            root = table.sqrt()
+            table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        return table.float()

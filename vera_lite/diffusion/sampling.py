@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vera_lite.diffusion.ddpm import Diffusion
@@ -18,27 +18,20 @@ _Walk = Iterator[tuple[Tensor, Tensor, Tensor]]  # of each step: sigma (B,), x, 
 
 @dataclass(frozen=True)
 class DenoisingState:
-    """What a callback sees after a step.
+    """What a callback sees after a step."""
 
-    Attributes:
-        step: 0 .. steps - 1.
-        sigma: noise level that the network saw.
-        latents: x at the next noise level.
-        x_0: the network's present guess of the clean latents.
-    """
-
-    step: int
-    sigma: float
-    latents: Tensor
-    x_0: Tensor
+    step: int  #: 0 .. steps - 1.
+    sigma: float  #: noise level that the network saw.
+    latents: Tensor  #: x at the next noise level.
+    x_0: Tensor  #: the network's present guess of the clean latents.
 
 
 @torch.no_grad()
 def denoise(
     predict: Predict,
     noise: Tensor,
-    steps: int = 12,
-    shift: float = 3.0,
+    steps: int,
+    shift: float = 1.0,
     prediction: Prediction | Literal["epsilon", "v_prediction"] = "velocity",
     callback: Callable[[DenoisingState], None] | None = None,
 ) -> Tensor:
@@ -48,18 +41,18 @@ def denoise(
         predict: (x_sigma, sigma (B,)) -> the network's output, of x_sigma's shape.
         noise: (..., B, C, t, h, w).
         steps: network calls.
-        shift: spends more steps at high noise, as in training; flow matching only.
+        shift: above 1 spends more steps at high noise, as in training; flow matching only.
         prediction: what ``predict`` returns: "velocity" and "x_0" of
             :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
             "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
             (arXiv 2010.02502) from t = 999 on ("trailing").
-        callback: called after every step; it may look, not touch.
+        callback: called after every step; it must not change what it is given.
 
     Returns:
         Clean latents of noise's shape.
 
     Raises:
-        UserError: steps < 1, or above the 1000 of diffusion.
+        UserError: fewer than 1 step, or with diffusion more than 1000.
     """
     if steps < 1:
         raise UserError(f"a sample needs at least one step, got {steps}.")
@@ -74,18 +67,16 @@ def denoise(
 
 
 def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Prediction) -> _Walk:
-    # 1. The noise levels.
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-    batch = x.shape[-5]
-    for step, timestep in enumerate(scheduler.timesteps):
-        # 2. Where does the network think this goes?
-        sigma = scheduler.sigmas[step].to(x.device).expand(batch)
-        # In x's own precision: the scheduler would carry on in that of a bfloat16 network.
+    # 1. The noise levels: evenly spaced from 1 to 1 / steps, shifted towards noise, and 0 at the end.
+    levels = torch.linspace(1, 1 / steps, steps)
+    levels = torch.cat([shift * levels / (1 + (shift - 1) * levels), torch.zeros(1)]).to(x.device)
+    for level, following in pairwise(levels):
+        # 2. The network's velocity, in the precision of x.
+        sigma = level.expand(x.shape[-5])
         velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
-        # 3. One Euler step along it.
-        x_0 = x - scheduler.sigmas[step] * velocity
-        x = scheduler.step(velocity, timestep, x).prev_sample
+        # 3. One Euler step along it; the whole way would end at x_0.
+        x_0 = x - level * velocity
+        x = x + (following - level) * velocity
         yield sigma, x, x_0
 
 

@@ -4,6 +4,8 @@ Positions are in pixels, x to the right and y down; (0, 0) is the *centre* of th
 clicked pixel is its own position. Times are shares of the clip: 0 is the first frame, 1 the last.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import warnings
@@ -11,19 +13,22 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from numbers import Real
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+from vera_lite.errors import Notice, UserError
 
-from vera_lite.errors import UserError
+if TYPE_CHECKING:  # a path is read and checked before torch is imported
+    from torch import Tensor
 
 Timing = Literal["equal_frames", "constant_speed"]
 _VERSION = 1
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Trajectory:
         if len(size) != 2 or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
             raise UserError(f"the frame's size is {size}; it must be (height, width) in whole pixels.")
         if self.timing not in get_args(Timing):
-            raise UserError(f"timing is equal_frames or constant_speed, not {self.timing!r}.")
+            raise UserError(f"timing must be equal_frames or constant_speed, not {self.timing!r}.")
         if not all(s is None or (_is_number(s) and s >= 0) for s in scales) or not any(scales):
             raise UserError(f"scales are {scales}; give at least one number above 0.")
         if any(k.scale for k in keyframes) and scales != (1.0,):
@@ -112,6 +117,7 @@ class Trajectory:
             warnings.warn(
                 f"Keyframes {', '.join(moved)} (counted from 1) lay outside the {width}x{height} frame and "
                 "were moved to its edge.",
+                Notice,
                 stacklevel=3,
             )
         scales = tuple(None if s is None else float(s) for s in scales)
@@ -155,6 +161,8 @@ class Trajectory:
         Raises:
             UserError: n < 1.
         """
+        import torch
+
         if n < 1:
             raise UserError(f"a trajectory can be sampled at one frame or more, not {n}.")
         times = self.times()
@@ -176,26 +184,28 @@ class Trajectory:
         return json.dumps({"version": _VERSION, **asdict(self)})
 
     @classmethod
-    def from_json(cls, text: str) -> "Trajectory":
+    def from_json(cls, text: str) -> Trajectory:
         """Read what :meth:`to_json`, or the path editor, wrote; UserError if it is anything else."""
         try:
             fields = json.loads(text)
             version = fields.pop("version")
             if version != _VERSION:
-                raise UserError(f"the trajectory has version {version!r}, but only {_VERSION} can be read.")
+                raise UserError(
+                    f"the trajectory has version {version!r}, but only {_VERSION} can be read; draw it again."
+                )
             keyframes = tuple(Keyframe(**keyframe) for keyframe in fields.pop("keyframes"))
             return cls(keyframes, **fields)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"this is not the JSON of a trajectory ({error!r}); export it again.") from error
 
     def to_txt(self, n: int) -> str:
-        """GenCompositor's form: one ``x,y`` a frame, fractions dropped; it knows no scales."""
+        """GenCompositor's form: one ``x,y`` per frame, fractions dropped; it knows no scales."""
         positions, _ = self.sample(n)
         # 2.9999999 is 3 after rounding errors, and must not become 2. Nothing here is negative.
         return "".join(f"{int(x)},{int(y)}\n" for x, y in (positions + 1e-6).tolist())
 
     @classmethod
-    def from_txt(cls, text: str, size: tuple[int, int]) -> "Trajectory":
+    def from_txt(cls, text: str, size: tuple[int, int]) -> Trajectory:
         """Read GenCompositor's form (else UserError); sampled at its number of lines, it gives those."""
         keyframes = []
         for number, line in enumerate(text.strip().splitlines(), 1):
@@ -216,7 +226,9 @@ def _interpolate(times, values, t: float) -> float:
 
 
 def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> Trajectory:
-    """Follow one point through a video by optical flow (iterative Lucas-Kanade, scikit-image).
+    """Follow one point through a video by optical flow (iterative Lucas-Kanade).
+
+    scikit-image is a dependency already; OpenCV would be another, for one function.
 
     The point is lost when it leaves the frame, or when the 21x21 pixels around it no longer look like
     those of the first frame (correlation below 0.5): behind an occlusion, after a cut, and also after
@@ -228,11 +240,12 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         window: pixels to look at on each side; make it a few times the motion between two frames.
 
     Returns:
-        A trajectory with one keyframe a frame; if the point is lost, a warning says when.
+        A trajectory with one keyframe per frame; if the point is lost, a warning says when.
 
     Raises:
         UserError: video of another shape, or point outside the frame.
     """
+    import torch
     from skimage.registration import optical_flow_ilk  # slow to import
 
     if video.ndim != 4 or video.shape[1] != 3 or not video.numel():
@@ -264,6 +277,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         if found is None:
             warnings.warn(
                 f"The point is lost in frame {t} of 0..{frames - 1}; it then rests at ({x:.1f}, {y:.1f}).",
+                Notice,
                 stacklevel=2,
             )
             path += path[-1:] * (frames - t)

@@ -1,142 +1,50 @@
-"""Read and write video files, and refuse the ones that would quietly spoil hours of work.
+"""Read video files, and refuse the ones that would quietly spoil hours of work.
 
-A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks and mattes. The
-models count frames and know no clock, so a file must be whole and have a constant frame rate.
+A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks and mattes.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import struct
-import uuid
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
-from itertools import islice
-from numbers import Real
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
-from PIL import Image
+from av.video.reformatter import Interpolation
 from torch import Tensor
 
 from vera_lite.errors import UserError
+from vera_lite.media.header import (
+    MATRICES,
+    VideoInfo,
+    alpha_decoder,
+    check_video,
+    damaged,
+    ffmpeg,
+    frame_rate,
+    open_video,
+)
 
 __all__ = [
     "VideoInfo",
     "VideoReader",
-    "VideoWriter",
     "check_video",
     "frame_rate",
-    "read_gray",
+    "read_grey",
     "read_video",
-    "replacing",
-    "write_gif",
-    "write_video",
 ]
 
-# Best first. All three play in browsers; only the first is sure to be in PyAV's own wheels.
-_PREVIEW_ENCODERS = {
-    "libx264": {"crf": "18"},
-    "libopenh264": {"b": "8M"},
-    "libvpx-vp9": {"crf": "24", "b": "0"},
-}
-_SUFFIXES = {"lossless": ".mkv", "preview": ".mp4"}
-_MILLISECOND = Fraction(1, 1000)
-_BT709 = 1  # H.273 code, the same for primaries, transfer curve and matrix
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video file holds.
-
-    Attributes:
-        width: pixels, as displayed (after rotation).
-        height: pixels, as displayed (after rotation).
-        fps: frames per second.
-        frames: how many frames the file holds.
-        rotation: degrees that the reader turns every frame counter-clockwise: 0, 90, 180 or 270.
-        has_alpha: whether the frames have an alpha channel.
-    """
-
-    width: int
-    height: int
-    fps: Fraction
-    frames: int
-    rotation: int = 0
-    has_alpha: bool = False
-
-    @property
-    def duration(self) -> float:
-        """Length in seconds."""
-        return float(self.frames / self.fps)
-
-
-def check_video(path: str | Path) -> VideoInfo:
-    """Check a video from its packets' timestamps; only the first frame is decoded.
-
-    Quick enough to run before hours of work. A file cut short is recognised where the container
-    announces its length or the cut goes through a packet; the dump of a live stream that ends
-    between two packets looks whole. What only decoding shows, ``VideoReader`` finds: a change of
-    the frame size, and damage inside packets, as far as the decoder notices it.
-
-    Raises:
-        UserError: the file is missing, a folder, no video, empty, cut short, or has a variable
-            frame rate.
-    """
-    path = Path(path)
-    times, packets, first, others_end, corrupt = [], 0, None, Fraction(0), False
-    with _open_video(path) as (container, stream):
-        for packet in container.demux():
-            if packet.stream_index != stream.index:
-                if packet.pts is not None:
-                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    others_end = max(others_end, packet_end)
-                continue
-            if first is None:
-                first = next(iter(packet.decode()), None)
-            if not packet.size:  # the empty packet that ends the stream
-                continue
-            packets += 1
-            corrupt |= packet.is_corrupt
-            if packet.pts is None:
-                raise UserError(
-                    f"{path} holds no timestamps; put it into a container with: "
-                    f"{_ffmpeg(path, '-r 24 -i', '')}"
-                )
-            if not packet.is_discard:  # trimmed away by an edit list
-                times.append(packet.pts)
-        # The index, not stream.frames, which still counts what an edit list trims away.
-        indexed, tick = len(stream.index_entries), stream.time_base
-        announced_end, slack = _announced_end(container, stream)
-        rates = (stream.average_rate, stream.guessed_rate)
-        has_alpha = _alpha_decoder(stream) is not None
-
-    if not times or first is None:
-        raise UserError(f"{path} holds no frames: it is empty or cut short; export it again.")
-    times.sort()  # packets come in decoding order
-    fps = _frame_rate(times, tick, rates)
-    end = times[-1] * tick + 1 / fps
-    if slack:  # the announced end is that of the longest stream
-        end = max(end, others_end)
-    # Three quarters: one missing frame is noticed, and rounded or sloppy ends are not.
-    is_short = end < announced_end - slack - Fraction(3, 4) / fps
-    if corrupt or packets < indexed or is_short:
-        raise _damaged(path)
-    _check_constant_rate(path, times, tick)
-
-    rotation = _rotation(path, first)
-    width, height = first.width, first.height
-    if rotation % 180:
-        width, height = height, width
-    has_alpha = has_alpha or any(component.is_alpha for component in first.format.components)
-    return VideoInfo(width, height, fps, len(times), rotation, has_alpha)
+#: FFmpeg's default is quicker, and one or two levels off, with coarse chroma.
+ACCURATE = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+#: Planes in FFmpeg's order, by what is read.
+_FORMATS = {"rgb": ("gbrp", (2, 0, 1)), "rgba": ("gbrap", (2, 0, 1, 3)), "grey": ("gray", (0,))}
+_KEPT_BYTES = 2**27
 
 
 class VideoReader:
@@ -144,33 +52,90 @@ class VideoReader:
 
     Iterating gives uint8 tensors ``(3, H, W)`` in RGB order, upright as a player shows them, and
     may be done again from the start. ``len(reader)`` is the number of frames, and ``reader.info``
-    describes the file; both are known before the first frame is decoded.
+    describes the file; both are known before the first frame is decoded. A short video (up to 128 MB)
+    stays in memory after it was decoded once.
 
     Args:
         path: the file.
-        alpha: read frames ``(4, H, W)``, with the alpha channel as the last one (FFV1, ProRes 4444,
-            QuickTime Animation, VP8, VP9 and others can hold one).
+        kind: ``"rgb"``; ``"rgba"``, with the alpha channel as the last one (FFV1, ProRes 4444, QuickTime
+            Animation, VP8, VP9 and others can hold one); or ``"grey"``, the luma alone.
+        info: of the file, if it was checked already.
 
     Raises:
         UserError: on opening, as ``check_video``, and if there is no alpha to read; while iterating,
             as soon as a frame is damaged or its size changes, and at the end when frames are missing.
     """
 
-    def __init__(self, path: str | Path, alpha: bool = False):
-        self.path, self.alpha = Path(path), alpha
-        self.info = check_video(self.path)
-        if alpha and not self.info.has_alpha:
+    def __init__(self, path: str | Path, kind: str = "rgb", info: VideoInfo | None = None):
+        self.path, self.kind = Path(path), kind
+        self.info = info or check_video(self.path)
+        self._kept: list[av.VideoFrame] = []
+        if kind == "rgba" and not self.info.has_alpha:
             raise UserError(f"{path} has no alpha channel; give a video that has one, or a mask.")
 
     def __len__(self) -> int:
         return self.info.frames
 
     def __iter__(self) -> Iterator[Tensor]:
-        return _decode(self.path, self.info, "rgba" if self.alpha else "rgb24")
+        return map(self.to_tensor, self.decode())
+
+    def decode(self) -> Iterator[av.VideoFrame]:
+        """FFmpeg's own frames, for :meth:`to_tensor`: those that are not wanted cost no conversion."""
+        if len(self._kept) == len(self):
+            yield from self._kept
+            return
+        kept, held = [], 0
+        for frame in self._decode():
+            held += sum(plane.buffer_size for plane in frame.planes)
+            if held <= _KEPT_BYTES:
+                kept.append(frame)
+            yield frame
+        self._kept = kept
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        count, size = 0, None
+        with open_video(self.path) as (container, stream):
+            stream.thread_type = "AUTO"  # decode several frames at once
+            frames, decoder = container.decode(stream), alpha_decoder(stream)
+            if self.kind == "rgba" and decoder is not None:
+                context = av.CodecContext.create(decoder, "r")
+                frames = (f for packet in container.demux(stream) for f in context.decode(packet))
+            for frame in frames:
+                if count == len(self) and self.info.left_out:
+                    return
+                if frame.is_corrupt or count == len(self):
+                    raise damaged(self.path)
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    raise UserError(
+                        f"{self.path} changes its size at frame {count} from {size[0]}x{size[1]} to "
+                        f"{frame.width}x{frame.height}; give it one size with: "
+                        f"{ffmpeg(self.path, '-i', f'-vf scale={size[0]}:{size[1]}')}"
+                    )
+                yield frame
+                count += 1
+        if count < len(self):
+            raise damaged(self.path)
+
+    def to_tensor(self, frame: av.VideoFrame) -> Tensor:
+        """uint8 (3, 4 or 1, H, W), as the reader's kind says."""
+        name, planes = _FORMATS[self.kind]
+        colour = self.info.colour
+        frame = frame.reformat(
+            format=name,
+            src_colorspace=MATRICES.get(colour.matrix),
+            src_color_range="JPEG" if colour.full_range or not colour.matrix else "MPEG",
+            dst_color_range="JPEG",
+            interpolation=ACCURATE,
+        )
+        shape = (frame.height, -1)
+        rows = [np.frombuffer(frame.planes[i], np.uint8).reshape(shape)[:, : frame.width] for i in planes]
+        pixels = torch.from_numpy(np.stack(rows))
+        return pixels.rot90(self.info.rotation // 90, (1, 2)).contiguous()
 
 
-def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor, VideoInfo]:
-    """Read a colour video whole, or its first ``max_frames`` frames.
+def read_video(path: str | Path) -> tuple[Tensor, VideoInfo]:
+    """Read a colour video whole.
 
     Returns:
         uint8 frames ``(T, 3, H, W)`` in RGB order, and the description of the whole file.
@@ -178,13 +143,11 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
     Raises:
         UserError: as ``VideoReader``.
     """
-    if max_frames is not None and max_frames < 1:
-        raise UserError(f"max_frames is {max_frames}; ask for one frame or more.")
-    info = check_video(path)
-    return _gather(_decode(Path(path), info, "rgb24"), info, 3, max_frames), info
+    reader = VideoReader(path)
+    return _gather(reader, 3), reader.info
 
 
-def read_gray(path: str | Path) -> Tensor:
+def read_grey(path: str | Path) -> Tensor:
     """Read a video of masks or mattes; colour is turned into its luma.
 
     Returns:
@@ -193,389 +156,13 @@ def read_gray(path: str | Path) -> Tensor:
     Raises:
         UserError: as ``VideoReader``.
     """
-    info = check_video(path)
-    return _gather(_decode(Path(path), info, "gray"), info, 1, None)
+    return _gather(VideoReader(path, "grey"), 1)
 
 
-class VideoWriter:
-    """Writes a video file frame by frame; the file appears, whole, when the ``with`` block ends.
-
-    If the block fails, nothing is left behind and an older file of that name stays as it was::
-
-        with VideoWriter("out.mkv", fps=8, kind="lossless") as writer:
-            for frame in frames:
-                writer.write(frame)
-
-    Args:
-        path: where to write, in a folder that exists.
-        fps: frames per second, 0.01 to 240.
-        kind: ``"lossless"`` for FFV1 in ``.mkv``, bit for bit what was written; ``"preview"`` for
-            H.264 in ``.mp4``, which browsers play. H.264 wants even sizes, so a preview repeats
-            the last row or column of an odd size.
-
-    Raises:
-        UserError: unknown kind, wrong file name ending, no such folder, a frame rate out of range,
-            or no frame written.
-    """
-
-    def __init__(self, path: str | Path, fps: float | Fraction, kind: str):
-        self.path = Path(path)
-        self.fps = frame_rate(fps)
-        self.kind = kind
-        if kind not in _SUFFIXES:
-            raise UserError(f"Unknown kind of video {kind!r}; use 'lossless' or 'preview'.")
-        _check_target(self.path, _SUFFIXES[kind])
-        self._shape = None
-        self._container = None
-        self._stream = None
-        self._count = 0
-
-    def __enter__(self) -> VideoWriter:
-        self._on_exit = ExitStack()
-        self._temporary = self._on_exit.enter_context(replacing(self.path))
-        self._on_exit.push(self._close)  # runs first, so a failure in it discards the file
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._on_exit.__exit__(*error)
-
-    def write(self, frame: Tensor) -> None:
-        """Append one uint8 frame, ``(3, H, W)`` in RGB order or ``(1, H, W)``.
-
-        Raises:
-            UserError: another dtype, or not the shape of the first frame.
-        """
-        if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) not in (1, 3):
-            raise UserError(
-                f"A frame must be uint8 of shape (3, H, W) or (1, H, W), not {frame.dtype} of "
-                f"shape {tuple(frame.shape)}; convert floats in [0, 1] with clip.to_uint8."
-            )
-        if self._container is None:
-            self._start(frame)
-        if frame.shape != self._shape:
-            raise UserError(
-                f"Frame {self._count} has shape {tuple(frame.shape)}, but the first one "
-                f"{tuple(self._shape)}; all frames of a file must have the same shape."
-            )
-        picture = self._to_picture(frame)
-        picture.pts = self._count
-        picture.time_base = 1 / self.fps
-        self._container.mux(self._stream.encode(picture))
-        self._count += 1
-
-    def _start(self, frame: Tensor) -> None:
-        self._shape = frame.shape
-        channels, height, width = frame.shape
-        if self.kind == "lossless":
-            encoder, container_format = "ffv1", "matroska"
-            pixel_format = "bgr0" if channels == 3 else "gray"
-            # The default depends on the machine's cores, and the bytes of a file must not;
-            # FFV1 cannot cut tiny frames into four.
-            options = {"slices": "4" if min(height, width) >= 16 else "1"}
-        else:
-            encoder, container_format, pixel_format = _preview_encoder(), "mp4", "yuv420p"
-            options = _PREVIEW_ENCODERS[encoder]
-            height, width = height + height % 2, width + width % 2
-        self._container = av.open(
-            str(self._temporary.absolute()),
-            "w",
-            format=container_format,
-            # bitexact leaves out dates and random ids: equal frames give equal files.
-            container_options={"fflags": "+bitexact", "movflags": "+faststart"},
-        )
-        self._stream = self._container.add_stream(encoder, rate=self.fps, options=options)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = pixel_format
-        if self.kind == "preview":
-            context = self._stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = 1  # limited, as players expect of H.264
-
-    def _to_picture(self, frame: Tensor) -> av.VideoFrame:
-        pixels = frame.detach().cpu().numpy()
-        if self.kind == "lossless":
-            if len(pixels) == 1:
-                return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[0]), "gray")
-            rgb = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-            return av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="bgr0")
-        height, width = pixels.shape[1:]
-        rgb = np.broadcast_to(pixels, (3, height, width)).transpose(1, 2, 0)
-        rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        # Players take untagged video for BT.601 or BT.709 as they please; say which, and use it.
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-        )
-
-    def _close(self, error_type, error, traceback) -> None:
-        if self._container is not None:
-            with self._container:
-                if error_type is None:
-                    self._container.mux(self._stream.encode(None))
-        elif error_type is None:
-            raise UserError(f"No frame was written to {self.path}; give at least one.")
-
-
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
-    """Write frames, a uint8 tensor ``(T, C, H, W)`` or any iterable, as ``VideoWriter`` does."""
-    with VideoWriter(path, fps, kind) as writer:
-        for frame in frames:
-            writer.write(frame)
-
-
-def write_gif(path: str | Path, frames: Tensor, fps: float | Fraction) -> None:
-    """Write an endlessly looping GIF for a notebook.
-
-    A GIF has 256 colours, chosen once for all frames so that a still background stays still, and
-    frame times in hundredths of a second: the average rate is kept, up to 50 frames per second.
-
-    Args:
-        path: where to write, ending in ``.gif``, in a folder that exists.
-        frames: uint8 ``(T, 3, H, W)`` or ``(T, 1, H, W)``.
-        fps: frames per second, at most 50, beyond which browsers slow a GIF down.
-
-    Raises:
-        UserError: wrong file name ending, no such folder, frames of another shape or dtype, or a
-            frame rate out of range.
-    """
-    path = Path(path)
-    _check_target(path, ".gif")
-    rate = frame_rate(fps)
-    if rate > 50:
-        raise UserError(f"A GIF cannot show {float(rate):g} frames per second; use 50 or fewer.")
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] not in (1, 3):
-        raise UserError(
-            f"The frames of a GIF must be uint8 of shape (T, 3, H, W) or (T, 1, H, W), not "
-            f"{frames.dtype} of shape {tuple(frames.shape)}."
-        )
-    if not frames.numel():
-        raise UserError(f"No frame was given for {path}; give at least one.")
-    count, _, height, width = frames.shape
-    pixels = frames.expand(count, 3, height, width).permute(0, 2, 3, 1).cpu().numpy()
-    # A megapixel from all over the clip tells its colours.
-    step = max(round((count * height * width / 2**20) ** 0.5), 1)
-    sample = pixels[:, ::step, ::step]
-    palette = Image.fromarray(sample.reshape(-1, sample.shape[2], 3)).quantize(256)
-    pictures = [
-        # Dithering would make the noise of every frame dance.
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pixels
-    ]
-    starts = [round(index * 100 / rate) for index in range(count + 1)]
-    durations = [10 * (after - before) for before, after in zip(starts, starts[1:], strict=False)]
-    with replacing(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations,
-            loop=0,
-        )
-
-
-def frame_rate(fps: float | Fraction) -> Fraction:
-    """The exact frame rate meant by ``fps``: 29.97002997... is 30000/1001.
-
-    Raises:
-        UserError: not a number from 0.01 to 240.
-    """
-    # Matroska counts milliseconds: far above 240 its frames could not be told apart.
-    if not isinstance(fps, Real) or not 0.01 <= fps <= 240:  # also catches nan
-        raise UserError(f"The frame rate is {fps!r}; it must be a number from 0.01 to 240.")
-    return Fraction(float(fps)).limit_denominator(1001)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
-
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file and its video stream; whatever FFmpeg cannot read becomes a UserError."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a video file.")
-    if not path.exists():
-        raise UserError(f"There is no file {path}; check the path.")
-    try:
-        # An absolute path cannot be taken for a URL, and FFmpeg lets no file lead to the network.
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
-            name = container.format.name
-            if name in ("tty", "image2") or name.endswith("_pipe"):
-                raise UserError(f"{path} is a picture or a text; give a video file.")
-            stream = container.streams.best("video")
-            if (
-                stream is None
-                or stream.codec_context is None
-                or stream.disposition & Disposition.attached_pic  # a song's cover
-            ):
-                raise UserError(
-                    f"{path} has no video that can be decoded: it is only sound, cut short or of "
-                    "an unknown kind; give another file."
-                )
-            yield container, stream
-    except av.FFmpegError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): it is damaged, cut short or not a video; "
-            "copy or export it again."
-        ) from error
-
-
-def _announced_end(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> tuple[Fraction, Fraction]:
-    """When the container says that the pictures end, and by how much it may overstate, in seconds.
-
-    Only Matroska and WebM need it, as they index no frames; for others, and for live recordings,
-    which announce nothing, the end is 0.
-    """
-    if "matroska" not in container.format.name:
-        return Fraction(0), Fraction(0)
-    try:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds), Fraction(0)
-    except (KeyError, ValueError):
-        # All streams share the container's length, and sound is padded to whole blocks.
-        slack = Fraction(1, 2) if len(container.streams) > 1 else Fraction(0)
-        return Fraction(container.duration or 0, av.time_base), slack
-
-
-def _decode(path: Path, info: VideoInfo, pixel_format: str) -> Iterator[Tensor]:
-    """The frames of a checked file: uint8 ``(C, H, W)``, C as ``pixel_format`` has it."""
-    count, size = 0, None
-    with _open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"  # decode several frames at once
-        frames, decoder = container.decode(stream), _alpha_decoder(stream)
-        if pixel_format == "rgba" and decoder is not None:
-            context = av.CodecContext.create(decoder, "r")
-            frames = (f for packet in container.demux(stream) for f in context.decode(packet))
-        for frame in frames:
-            if frame.is_corrupt or count == info.frames:
-                raise _damaged(path)
-            size = size or (frame.width, frame.height)
-            if (frame.width, frame.height) != size:
-                raise UserError(
-                    f"{path} changes its size at frame {count} from {size[0]}x{size[1]} to "
-                    f"{frame.width}x{frame.height}; give it one size with: "
-                    f"{_ffmpeg(path, '-i', f'-vf scale={size[0]}:{size[1]}')}"
-                )
-            pixels = torch.from_numpy(frame.to_ndarray(format=pixel_format))
-            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-            yield pixels.rot90(info.rotation // 90, (1, 2)).contiguous()
-            count += 1
-    if count < info.frames:
-        raise _damaged(path)
-
-
-def _alpha_decoder(stream: av.VideoStream) -> str | None:
-    """For VP8 and VP9 with alpha, the decoder that gives it: FFmpeg's own drops it without a word."""
-    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    has_alpha = stream.metadata.get("alpha_mode") == "1" and decoder in av.codecs_available
-    return decoder if has_alpha else None
-
-
-def _gather(frames: Iterator[Tensor], info: VideoInfo, channels: int, limit: int | None) -> Tensor:
+def _gather(reader: VideoReader, channels: int) -> Tensor:
     """Collect frames into one tensor; stacking a list would take the memory twice."""
-    count = min(info.frames, limit or info.frames)
-    video = torch.empty((count, channels, info.height, info.width), dtype=torch.uint8)
-    for index, frame in enumerate(islice(frames, limit)):
+    info = reader.info
+    video = torch.empty((info.frames, channels, info.height, info.width), dtype=torch.uint8)
+    for index, frame in enumerate(reader):
         video[index] = frame
     return video
-
-
-def _check_constant_rate(path: Path, times: list[int], tick: Fraction) -> None:
-    """Refuse sorted timestamps, counted in ``tick`` seconds, that no constant rate explains.
-
-    Rounding to ticks moves a timestamp by less than a tick: 30 fps in milliseconds is 33, 33, 34.
-    A file that came through Matroska on its way keeps that rounding, whatever its ticks are now.
-    No allowance may hide a dropped frame, though, where ticks are as coarse as frames.
-    """
-    if len(times) < 2:
-        return
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
-    mean_gap = Fraction(times[-1] - times[0], len(gaps))
-    allowed = min(1 + _MILLISECOND / tick, Fraction(min(gaps), 2))
-    drift = max(abs(time - times[0] - i * mean_gap) for i, time in enumerate(times))
-    if min(gaps) <= 0 or max(gaps) - min(gaps) > allowed or drift > allowed:
-        fps = max(round(1 / (mean_gap * tick)), 1) if mean_gap else 24
-        raise UserError(
-            f"{path} has a variable frame rate (frames last {_milliseconds(min(gaps) * tick)} to "
-            f"{_milliseconds(max(gaps) * tick)} ms); make it constant with: "
-            f"{_ffmpeg(path, '-i', f'-vf fps={fps}')}"
-        )
-
-
-def _frame_rate(times: list[int], tick: Fraction, announced: tuple[Fraction | None, ...]) -> Fraction:
-    """The simplest frame rate that explains the timestamps; an announced one may be wrong."""
-    steps, span = len(times) - 1, (times[-1] - times[0]) * tick
-    if not span:
-        return next(filter(None, announced), Fraction(1))
-    for fps in (*announced, Fraction(round(steps / span))):
-        if fps and abs(steps / fps - span) <= tick + _MILLISECOND:
-            return fps
-    return (steps / span).limit_denominator(1_000_000)
-
-
-def _rotation(path: Path, frame: av.VideoFrame) -> int:
-    """Counter-clockwise degrees that show the frame upright, from the display matrix."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
-        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-        if a * d - b * c < 0:  # an angle cannot say this
-            raise UserError(
-                f"{path} is to be shown mirrored, which is not supported; re-encode it with: "
-                f"{_ffmpeg(path, '-i', '')}"
-            )
-    return round(frame.rotation / 90) % 4 * 90
-
-
-def _preview_encoder() -> str:
-    """The best encoder for previews in this build of PyAV."""
-    for encoder in _PREVIEW_ENCODERS:
-        if encoder in av.codecs_available:
-            if encoder != "libx264":
-                warnings.warn(
-                    f"This build of PyAV has no libx264; previews are written with {encoder}.",
-                    stacklevel=4,
-                )
-            return encoder
-    raise UserError(
-        "This build of PyAV has no encoder for previews (libx264); install it with: "
-        "pip install --only-binary av av"
-    )
-
-
-def _check_target(path: Path, suffix: str) -> None:
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{path} should end in {suffix}; rename it.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent}; create it first.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a file.")
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} is cut short or damaged: it does not hold the frames that it announces; copy or "
-        "export it again."
-    )
-
-
-def _ffmpeg(path: Path, before: str, after: str) -> str:
-    """A command that converts the file, to be pasted into a shell."""
-    parts = ("ffmpeg", before, shlex.quote(str(path)), after, "converted.mp4")
-    return " ".join(filter(None, parts))
-
-
-def _milliseconds(seconds: Fraction) -> str:
-    return f"{float(seconds * 1000):.4g}"

@@ -14,13 +14,15 @@ from vera_lite import codecs
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
 from vera_lite.media import clip
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy import drawing, phrases, words
 from vera_lite.toy import world as world_module
-from vera_lite.toy.phrases import PhraseEncoder
+from vera_lite.toy.phrases import VOCABULARY, toy_encoder
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import SHARD, STREAMS, VALIDATION, LatentCache, StepBatches, StepData
 
+#: How toy models are sampled; see :class:`vera_lite.pipelines.Sampling`.
+SAMPLING = {"steps": 12, "shift": 3.0}
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
 
 
@@ -31,7 +33,7 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
         The cache's folder, below ``folder``. Its name is a fingerprint of everything that the latents depend
         on, so a changed codec, world or seed never meets stale latents.
     """
-    encoder = PhraseEncoder()
+    encoder = toy_encoder()
     digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -96,7 +98,8 @@ class ToyWorldData(StepData):
     @property
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
-        return {"clip_size": self.world.size}
+        sampling = SAMPLING | {"alpha_floor": 0.1}
+        return {"clip_size": self.world.size, "sampling": sampling, "text_encoder": VOCABULARY}
 
     def prepare_data(self) -> None:
         """Build the caches; Lightning calls this on one process only."""
