@@ -168,7 +168,8 @@ class _Change:
 
     def __init__(self):
         self.error = self.values = self.outside_error = self.outside_values = 0
-        self._matte = self._outside = None
+        self._matte: Tensor | None = None
+        self._outside = torch.empty(0)
 
     def add(self, source: Tensor, result: EditResult, final: Tensor) -> None:
         """One frame: source and final as uint8, and the result whose alpha or mask is 0 outside."""
@@ -261,7 +262,7 @@ def draw_sheet(
     )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     draw.multiline_text((sheet.width / 2, 4), "\n".join(lines), "black", font, anchor="ma", align="center")
-    dots = None if trajectory is None else trajectory.sample(len(columns))[0].tolist()
+    dots = [] if trajectory is None else trajectory.sample(len(columns))[0].tolist()
     for column, (pictures, second) in enumerate(zip(columns, seconds, strict=True)):
         x = left + column * (tile[0] + gap)
         draw.text((x + tile[0] / 2, top - 6), f"{second:.2f} s", "black", font, anchor="ms")
