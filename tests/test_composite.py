@@ -643,7 +643,7 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(model, tmp_path, cap
         (CLOUDS, RED, {"--scale": "-1"}, "give at least one number above 0"),
         (CLOUDS, RED, {"--scale": "nan"}, "give at least one number above 0"),
         (CLOUDS, RED, {"--scale": "0.001"}, "the object is too small for the model"),
-        (CLOUDS, RED, {"--timing": "later"}, "timing is equal_frames or constant_speed"),
+        (CLOUDS, RED, {"--timing": "later"}, "timing must be equal_frames or constant_speed"),
         (CLOUDS, RED, {"--steps": 0}, "steps lies in"),
         (CLOUDS, RED, {"--mask-sigma": -1}, "mask-sigma lies in"),
         (CLOUDS, RED, {"--mask-sigma": 1e9}, "mask-sigma lies in"),

@@ -162,7 +162,7 @@ def test_the_command_edits_a_file_after_a_reference(files, capsys):
     [
         ([], "--system mive needs --reference"),
         (["--reference", "none.png"], "there is no reference "),
-        (["--reference", "text.png"], "text.png is no picture that can be read"),
+        (["--reference", "text.png"], "text.png is damaged or no picture"),
         (["--reference", "dark.png", "--mask", "m.png"], "--mask cannot be used with --system mive"),
         (["--reference", "dark.png", "--guidance", "2"], "--guidance cannot be used with --system mive"),
     ],
