@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(vars(_parser().parse_args(arguments)))
     except UserError as error:
         return _fail(str(error))
+    except FloatingPointError as error:  # a training met NaN
+        print(f"vera-lite: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # no such file, no permission, no space left
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:

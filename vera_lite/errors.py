@@ -1,6 +1,6 @@
 """Errors that a person can mend, and the checks of arguments that all rooms share."""
 
-from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
 
 #: Numbers that a person may choose, and their ranges.
 RANGES = {
@@ -22,6 +22,14 @@ class Notice(UserWarning):
     """What a person should know although the work goes on; the command line prints it as one sentence."""
 
 
+def check_choices(config) -> None:
+    """ValueError if a field of a dataclass is none of the values that its ``Literal`` annotation lists."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
+
+
 def check_number(name: str, value: object) -> None:
     """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
     low, high = RANGES[name]
@@ -39,13 +47,6 @@ def check_prompt(text: str) -> None:
         raise UserError(
             f"the prompt has {len(text):,} characters; at most {_LONGEST_PROMPT:,} are read: say it shorter."
         )
-
-
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """ValueError if ``value`` is none of ``choices``."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}.")
 
 
 def check_tensor(name: str, tensor, *shape: int | str) -> None:

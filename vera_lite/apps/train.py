@@ -1,15 +1,50 @@
 """Training from the command line: LightningCLI on this project's module and data, and the export."""
 
+import re
+from argparse import ArgumentError
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
 from vera_lite.pipelines import PIPELINES
 from vera_lite.systems import build_system
 from vera_lite.toy.vlm import toy_processor
+from vera_lite.training.guard import RunGuard
+
+
+class _TrainingCLI(LightningCLI):
+    """LightningCLI with ``--override``, :class:`RunGuard`, and one sentence for a wrong configuration."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(**kwargs | {"exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--override", action="store_true", help="resume although settings have changed, with the new ones"
+        )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"the configuration cannot be used: {_one_line(error)}") from error
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, RunGuard):
+                callback.override = self._get(self.config, "override", default=False)
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong; jsonargparse wraps it in a list of all types that an option might have had."""
+    text = str(error)
+    reasons = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", text, re.M)
+    reasons = [r for r in reasons if not r.startswith("Expected a")] or [text]
+    return " ".join(reasons[0].split())
 
 
 def train(arguments: list[str]) -> None:
@@ -18,14 +53,23 @@ def train(arguments: list[str]) -> None:
     Args:
         arguments: ``fit`` or ``validate``, then options. ``--config FILE`` reads a configuration,
             ``--print_config`` shows it whole without running, ``--ckpt_path last`` resumes.
+
+    Raises:
+        UserError: the configuration is wrong; or as :class:`vera_lite.training.guard.RunGuard`.
     """
-    LightningCLI(
-        args=arguments,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        # Order and rank are the data module's business (see StepBatches).
-        trainer_defaults={"use_distributed_sampler": False},
-    )
+    try:
+        _TrainingCLI(
+            args=arguments,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            # Order and rank are the data module's business (see StepBatches).
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "callbacks": [RunGuard()],
+            },
+        )
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from None
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:

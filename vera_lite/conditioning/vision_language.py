@@ -21,11 +21,10 @@ TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given: ``tensors`` are its keyword arguments, ``metadata`` says for each clip
-    which frames were sampled (``frames_indices``)."""
+    """What the model is given."""
 
-    tensors: dict[str, Tensor]
-    metadata: list
+    tensors: dict[str, Tensor]  # its keyword arguments
+    metadata: list  # of each clip: which frames were sampled (``frames_indices``)
 
 
 #: A question and its answer; None: the model is to answer.
@@ -41,7 +40,7 @@ def chat(
     sample_frames: bool | int = True,
     to_be_answered: bool = True,
 ) -> Prompt:
-    """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
+    """Clips and dialogues about them in the chat form of a model: [image,] clip, turns.
 
     Args:
         processor: of the model.
@@ -137,10 +136,9 @@ class VisionLanguageModel:
 
         Args:
             name: a local folder, or a model of the Hub: "Qwen/Qwen3-VL-8B-Instruct",
-                "Qwen/Qwen2.5-VL-3B-Instruct" and "zai-org/GLM-4.6V-Flash" are of classes that are tested
-                on tiny random weights (the checkpoints themselves are not); None is the toy model in the
-                package.
-            download: fetch what is not on this machine yet. Off: nothing touches the network.
+                "Qwen/Qwen2.5-VL-3B-Instruct" and "zai-org/GLM-4.6V-Flash" are tested with tiny random
+                weights, not with the checkpoints; None is the toy model in the package.
+            download: fetch what is not on this machine yet. Without it, nothing touches the network.
             kwargs: for the model, e.g. ``dtype=torch.bfloat16, device_map="auto"``.
 
         Raises:

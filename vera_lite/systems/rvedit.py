@@ -29,7 +29,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -37,39 +37,40 @@ from torch import Tensor, nn
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
 from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
+from vera_lite.conditioning.readings import Readings
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.diffusion.infonce import info_nce
-from vera_lite.errors import UserError, check_choice
+from vera_lite.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)
 class RVEDiTConfig:
-    """Size, and every choice that the paper leaves open or that an ablation turns.
+    """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
             its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
-        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`. Kiwi-Edit, on which RVEDiT
+            stands, has shift 5 and weights timesteps by a bell around 500; ours weights them equally.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
         lora_rank: of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64 in the
-            paper; 0: none. They are weights of the system, and trained: the paper says "adapted" and
+            paper; 0: none. They are trained and saved with the system: the paper says "adapted" and
             "update", but also "frozen", from a first stage.
         editing_tokens: K.
         text_tokens: longest instruction.
         read: see :class:`~vera_lite.conditioning.editing_tokens.EditingTokens`.
-        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). All of
-            them is its "without GRTC"; 0 gives every block everything, the control that it lacks.
+        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). If all do,
+            this is its "without GRTC"; 0 gives every block all tokens, a control that the paper lacks.
         alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
             0.25, 0.5 and 1 are worse than 0: start low.
         temperature: tau.
-        reference_noise: "shared": the pass that knows the answer is given the same noisy latents, as we read
-            Algorithm 1. Then the noise alone can tell positions apart. "own": it draws its own noise (ours,
-            a control).
+        reference_noise: "shared": the reference pass sees the same noisy latents, as we read Algorithm 1.
+            Then the noise alone can tell positions apart. "own": it draws its own noise (ours, a control).
         changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
             pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
     """
@@ -96,28 +97,25 @@ class RVEDiTConfig:
             raise ValueError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
-        check_choice("reference_noise", self.reference_noise, ("shared", "own"))
+        check_choices(self)
         if self.alignment_weight < 0:
             raise ValueError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
 
 
 class RVEDiTBatch(TypedDict):
-    """What :meth:`RVEDiT.training_losses` learns from.
+    """What :meth:`RVEDiT.training_losses` learns from."""
 
-    Attributes:
-        source, target: latents of the video and of the edited video (B, C, t, h, w).
-        source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
-        instruction, target_caption: what to do, and what the edited video shows; B strings each.
-        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    """
-
+    #: source, target: latents of the video and of the edited video (B, C, t, h, w).
     source: Tensor
     target: Tensor
+    #: source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
     source_video: Tensor
     target_video: Tensor
+    #: instruction, target_caption: what to do, and what the edited video shows; B strings each.
     instruction: Sequence[str]
     target_caption: Sequence[str]
-    changed: NotRequired[Tensor]
+    #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
+    changed: Tensor
 
 
 class AdaptedVLM(VisionLanguageModel):
@@ -148,14 +146,12 @@ class AdaptedVLM(VisionLanguageModel):
 
 
 class RVEDiT(nn.Module):
-    """RVEDiT's denoiser, its editing tokens, and its training loss.
-
-    Args:
-        config: see :class:`RVEDiTConfig`.
-    """
+    """RVEDiT's denoiser, its editing tokens, and its training loss."""
 
     #: Entries of :meth:`training_losses` that are logged and not minimised.
     logged_only = ("positive_rank",)
+    #: Keeps what the frozen VLM reads, if it is set.
+    readings: Readings | None = None
 
     def __init__(self, config: RVEDiTConfig):
         super().__init__()
@@ -165,6 +161,8 @@ class RVEDiT(nn.Module):
             config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
         )
         self.source_embedding = PatchEmbedding(config.backbone, zero=True)  # E
+        #: Of a compiled system: outputs of all cross-attentions of the last pass.
+        self.attended: list[Tensor] | None = None
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
             self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
@@ -175,17 +173,24 @@ class RVEDiT(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "RVEDiT":
-        """Start the transformer from a Wan checkpoint saved by diffusers, without its text embedding.
+        """Start from the Wan transformer that diffusers saved in a folder, without its text embedding.
 
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`RVEDiTConfig` other than ``backbone``.
+        ``changes`` are fields of :class:`RVEDiTConfig` other than ``backbone``.
         """
         backbone, tensors = read_wan(folder)
         system = cls(RVEDiTConfig(backbone=replace(backbone, text_dim=None), **changes))
         text = "condition_embedder.text_embedder."
         load_weights(system.transformer, {n: v for n, v in tensors.items() if not n.startswith(text)})
         return system
+
+    def compile(self, *args, **kwargs) -> None:
+        """``nn.Module.compile``. Compiled code must not change with the aligned depth, so every
+        cross-attention hands out its output."""
+        if self.config.alignment_weight and self.attended is None:
+            self.attended = []
+            for block in self.transformer.blocks:
+                block.attn2.register_forward_hook(lambda _m, _i, output: self.attended.append(output))
+        super().compile(*args, **kwargs)
 
     @property
     def vlm(self) -> VisionLanguageModel:
@@ -207,8 +212,12 @@ class RVEDiT(nn.Module):
                 "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "
                 "gathers its weights: train with the strategy ddp."
             )
-        vlm = self.vlm
-        prompt = self.tokens.prompt(vlm, list(videos), texts, fps)
+        vlm, videos = self.vlm, list(videos)
+        if self.readings is not None:
+            if self._adapted is not None:
+                raise ValueError("readings can be kept of a frozen VLM alone, not of one with adapters.")
+            return self.tokens(vlm, *self.tokens.remembered(self.readings, vlm, videos, texts, fps))
+        prompt = self.tokens.prompt(vlm, videos, texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
 
     def contexts(self, context: Context) -> list[Tensor]:
@@ -233,12 +242,7 @@ class RVEDiT(nn.Module):
         return self.transformer(latents, timestep, self.contexts(context), added, summed)
 
     def training_losses(self, batch: RVEDiTBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow matching and alignment of each clip.
-
-        Args:
-            batch: see :class:`RVEDiTBatch`.
-            sigma: (B,).
-            random: source of noise and of the aligned depth.
+        """Flow matching and alignment of each clip, at noise levels sigma (B,).
 
         Returns:
             ``target`` (B,); with its weight also ``changed`` (B,); with an alignment weight also
@@ -274,17 +278,23 @@ class _CrossAttention:
     """Keeps what the cross-attention of one block puts out: A (B, S, D). Depth None keeps nothing."""
 
     def __init__(self, system: RVEDiT, depth: int | None):
-        self.module = None if depth is None else system.transformer.blocks[depth].attn2
+        self.system, self.depth = system, depth
         self.features: Tensor | None = None
 
     def __enter__(self):
-        if self.module is not None:
-            self.hook = self.module.register_forward_hook(self._keep)
+        self.hook = None
+        if self.depth is not None and self.system.attended is None:
+            block = self.system.transformer.blocks[self.depth]
+            self.hook = block.attn2.register_forward_hook(self._keep)
         return self
 
     def _keep(self, _module, _inputs, output: Tensor) -> None:
         self.features = output
 
     def __exit__(self, *_exception):
-        if self.module is not None:
+        if self.hook is not None:
             self.hook.remove()
+        if self.system.attended:
+            if self.depth is not None:
+                self.features = self.system.attended[self.depth]
+            self.system.attended.clear()
