@@ -147,7 +147,7 @@ def test_the_command_refuses_in_a_sentence(files, more, said, capsys):
 def test_a_model_of_another_system_is_refused(files, capsys):
     arguments = ["edit", str(files / "clip.mkv"), "--model", str(files / "model"), "--out", str(files / "no")]
     assert main([*arguments, "--prompt", "remove the red ring"]) == 2
-    assert "holds a rvedit model, which VeraPipeline cannot run" in capsys.readouterr().err
+    assert "holds a 'rvedit' model, but this command runs vera" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- numbers

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -27,9 +26,11 @@ from vera_lite.media.header import VideoInfo, ffmpeg
 from vera_lite.media.trajectory import Trajectory
 from vera_lite.media.video import VideoReader
 from vera_lite.media.video_writer import SOUND_IN_MP4, VideoWriter
-from vera_lite.pipelines import EditResult, Pipeline, frame_choice
+from vera_lite.pipelines import Pipeline, frame_choice
+from vera_lite.pipelines.base import Drawing
 
 _SHEET_FRAMES = 5
+_BAND = 128
 
 
 def apply_to_file(
@@ -82,7 +83,7 @@ def apply_to_file(
     drawn_at = time.perf_counter()
     del frames
 
-    measured, sheet, uint8 = _Change(), [], _Pictures()
+    measured, sheet, show = _Change(), [], _Pictures(drawing)
     moments = sorted(set(frame_choice(info.frames, _SHEET_FRAMES)))
     with replacing_set(out, RESULT_FILES) as folder:
         with ExitStack() as stack:
@@ -90,23 +91,26 @@ def apply_to_file(
 
             def writer(name: str, kind: str) -> VideoWriter:
                 sound = reader.path if kind == "preview" else None
-                return stack.enter_context(VideoWriter(folder / name, info.fps, kind, info, sound))
+                like = writers.get("final", [None])[0] if kind == "lossless" else None
+                return stack.enter_context(VideoWriter(folder / name, info.fps, kind, info, sound, like))
 
             for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
-                result = drawing.frame(t, to_float(frame))
-                pictures = uint8(result)
+                pictures = show(t, frame)
                 if not writers:  # the first frame says which layers there are
-                    writers = {name: [writer(f"{name}.mkv", "lossless")] for name in pictures}
+                    for name in pictures:
+                        writers[name] = [writer(f"{name}.mkv", "lossless")]
                     writers["final"].append(writer("final.mp4", "preview"))
                 for name, picture in pictures.items():
                     for file in writers[name]:
                         file.write(picture)
-                measured.add(frame, result, pictures["final"])
+                measured.add(frame, pictures["final"], show.outside)
                 if t in moments:
                     rows = [name for name in ("edit", "alpha", "mask", "final") if name in pictures]
-                    sheet.append({"source": frame} | {name: pictures[name] for name in rows})
+                    shown = {"source": frame} | {name: pictures[name] for name in rows}
+                    sheet.append({name: _tile(picture) for name, picture in shown.items()})
         seconds = [t / float(info.fps) for t in moments]
-        draw_sheet(sheet, seconds, title, trajectory).save(folder / "sheet.png")
+        zoom = sheet[0]["source"].width / info.width
+        draw_sheet(sheet, seconds, title, trajectory, zoom).save(folder / "sheet.png")
         if trajectory is not None:
             (folder / "trajectory.json").write_text(trajectory.to_json() + "\n")
         not_carried_over = _not_carried_over(reader.path, info)
@@ -147,20 +151,42 @@ def _not_carried_over(path: Path, info: VideoInfo) -> list[str]:
 
 
 class _Pictures:
-    """uint8 pictures of a frame, by the name of their file; layers that stay are converted once."""
+    """uint8 pictures of each frame of a drawing, by the name of their file.
 
-    def __init__(self):
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+    Made band by band, as floats of a whole frame take much memory. What does not depend on the source is made
+    again only when the drawn frame that is shown changes.
+    """
 
-    def __call__(self, result: EditResult) -> dict[str, Tensor]:
-        layers = result.layers()
-        layers.pop("matte", None)
-        if result.composite is result.final or "alpha" in layers:  # Vera's composite is not for use
-            layers.pop("composite")
-        for name, layer in layers.items():
-            if name not in self._kept or self._kept[name][0] is not layer:
-                self._kept[name] = layer, to_uint8(layer)
-        return {name: self._kept[name][1] for name in layers}
+    def __init__(self, drawing: Drawing):
+        self.drawing, self._shown = drawing, None
+        self._pictures: dict[str, Tensor] = {}
+        #: uint8 (1, H, W), 1 where nothing was to change; None for a system that redraws.
+        self.outside: Tensor | None = None
+
+    def __call__(self, t: int, frame: Tensor) -> dict[str, Tensor]:
+        height, width = frame.shape[1:]
+        is_new = self.drawing.nearest[t] != self._shown
+        self._shown = self.drawing.nearest[t]
+        for top in range(0, height, _BAND):
+            rows = slice(top, top + _BAND)
+            result = self.drawing.frame(t, to_float(frame[:, rows]), rows)
+            layers = result.layers()
+            layers.pop("matte", None)
+            if (
+                result.composite is result.final or result.alpha is not None
+            ):  # Vera's composite is not for use
+                layers.pop("composite")
+            for name, layer in layers.items():
+                if name not in self._pictures:
+                    self._pictures[name] = torch.empty(len(layer), height, width, dtype=torch.uint8)
+                if is_new or name == "final":
+                    self._pictures[name][:, rows] = to_uint8(layer)
+            matte = result.mask if result.alpha is None else result.alpha
+            if is_new and matte is not None:
+                if self.outside is None:
+                    self.outside = torch.empty(1, height, width, dtype=torch.uint8)
+                self.outside[:, rows] = matte == 0
+        return self._pictures
 
 
 class _Change:
@@ -168,22 +194,15 @@ class _Change:
 
     def __init__(self):
         self.error = self.values = self.outside_error = self.outside_values = 0
-        self._matte: Tensor | None = None
-        self._outside = torch.empty(0)
 
-    def add(self, source: Tensor, result: EditResult, final: Tensor) -> None:
-        """One frame: source and final as uint8, and the result whose alpha or mask is 0 outside."""
+    def add(self, source: Tensor, final: Tensor, outside: Tensor | None) -> None:
+        """One frame: source and final as uint8; and 1 where nothing was to change."""
         error = torch.maximum(source, final) - torch.minimum(source, final)  # bytes: quick to look through
         self.error += _square_sum(error)
         self.values += error.numel()
-        matte = result.mask if result.alpha is None else result.alpha
-        if matte is None:
-            return
-        if matte is not self._matte:
-            self._matte, self._outside = matte, (matte == 0).to(torch.uint8)
-            self._count = 3 * int(self._outside.sum())
-        self.outside_error += _square_sum(error * self._outside)
-        self.outside_values += self._count
+        if outside is not None:
+            self.outside_error += _square_sum(error * outside)
+            self.outside_values += 3 * int(outside.sum())
 
     def metrics(self) -> dict:
         """Mean squares are of colours in [0, 1]. Outside is where alpha or mask is 0; a system that redraws
@@ -200,8 +219,7 @@ def _square_sum(error: Tensor) -> float:
     """Of bytes; 0 if and only if all are."""
     if not error.any():
         return 0.0
-    values = error.flatten().float()
-    return float(values @ values)
+    return sum(float(band @ band) for band in (part.float() for part in error.flatten().split(2**20)))
 
 
 # --- what is read ------------------------------------------------------------------------------------
@@ -240,26 +258,36 @@ def read_mask(path: Path, info: VideoInfo, chosen: Sequence[int]) -> Tensor:
 # --- the contact sheet ---------------------------------------------------------------------------------
 
 
+def _tile(picture: Tensor) -> Image.Image:
+    """A uint8 picture (3 or 1, H, W), at the size of the sheet."""
+    height, width = picture.shape[-2:]
+    zoom = min(190 / height, 380 / width)
+    pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels).resize((max(1, round(zoom * width)), max(1, round(zoom * height))))
+
+
 def draw_sheet(
-    columns: list[dict[str, Tensor]], seconds: list[float], title: str, trajectory: Trajectory | None = None
+    columns: list[dict[str, Image.Image]],
+    seconds: list[float],
+    title: str,
+    trajectory: Trajectory | None = None,
+    zoom: float = 1.0,
 ) -> Image.Image:
     """One column per moment, one row per layer.
 
     Args:
-        columns: for each moment, uint8 pictures (3 or 1, H, W) by the name of their row.
+        columns: for each moment, pictures of one size by the name of their row.
         seconds: when each moment is.
         title: of the sheet.
         trajectory: drawn into the first row, with a dot where the object is.
+        zoom: size of the pictures / that of the frame that the trajectory is in.
     """
     names, gap, left = list(columns[0]), 8, 90
-    height, width = columns[0][names[0]].shape[-2:]
-    zoom = min(190 / height, 380 / width)
-    tile = max(1, round(zoom * width)), max(1, round(zoom * height))
+    tile = columns[0][names[0]].size
     lines = textwrap.wrap(title, max(20, (left + len(columns) * (tile[0] + gap)) // 9)) or [""]
     top = 22 * len(lines) + 30
-    sheet = Image.new(
-        "RGB", (left + len(columns) * (tile[0] + gap), top + len(names) * (tile[1] + gap)), "white"
-    )
+    size = left + len(columns) * (tile[0] + gap), top + len(names) * (tile[1] + gap)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     draw.multiline_text((sheet.width / 2, 4), "\n".join(lines), "black", font, anchor="ma", align="center")
     dots = [] if trajectory is None else trajectory.sample(len(columns))[0].tolist()
@@ -267,11 +295,9 @@ def draw_sheet(
         x = left + column * (tile[0] + gap)
         draw.text((x + tile[0] / 2, top - 6), f"{second:.2f} s", "black", font, anchor="ms")
         for row, name in enumerate(names):
-            pixels = pictures[name].expand(3, -1, -1).permute(1, 2, 0).numpy()
-            picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(tile)
             if row == 0 and trajectory is not None:
-                _draw_path(ImageDraw.Draw(picture), trajectory, dots[column], zoom)
-            sheet.paste(picture, (x, top + row * (tile[1] + gap)))
+                _draw_path(ImageDraw.Draw(pictures[name]), trajectory, dots[column], zoom)
+            sheet.paste(pictures[name], (x, top + row * (tile[1] + gap)))
     for row, name in enumerate(names):
         draw.text((left - 8, top + row * (tile[1] + gap) + tile[1] / 2), name, "black", font, anchor="rm")
     return sheet

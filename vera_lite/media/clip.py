@@ -41,12 +41,14 @@ def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
     check_tensor("source", source, *edit.shape)
     check_tensor("alpha", alpha, *edit.shape[:-3], 1, *edit.shape[-2:])
     check_tensor("edit", edit, *source.shape)
-    return torch.where(alpha == 0, source, alpha * edit + (1 - alpha) * source)
+    mixed = alpha * edit
+    mixed += (1 - alpha) * source
+    return torch.where(alpha == 0, source, mixed)
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """Floats in [0, 1] as uint8 in [0, 255], rounded; what lies outside is clamped."""
-    return x.mul(255).round().clamp(0, 255).to(torch.uint8)
+    return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_float(x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ ACCURATE = (
 )
 #: Planes in FFmpeg's order, by what is read.
 _FORMATS = {"rgb": ("gbrp", (2, 0, 1)), "rgba": ("gbrap", (2, 0, 1, 3)), "grey": ("gray", (0,))}
-_KEPT_BYTES = 2**27
+_KEPT_BYTES = 2**25
 
 
 class VideoReader:
@@ -52,7 +52,7 @@ class VideoReader:
 
     Iterating gives uint8 tensors ``(3, H, W)`` in RGB order, upright as a player shows them, and
     may be done again from the start. ``len(reader)`` is the number of frames, and ``reader.info``
-    describes the file; both are known before the first frame is decoded. A short video (up to 128 MB)
+    describes the file; both are known before the first frame is decoded. A short video (up to 32 MB)
     stays in memory after it was decoded once.
 
     Args:
@@ -89,6 +89,8 @@ class VideoReader:
             held += sum(plane.buffer_size for plane in frame.planes)
             if held <= _KEPT_BYTES:
                 kept.append(frame)
+            else:
+                kept.clear()
             yield frame
         self._kept = kept
 

@@ -44,6 +44,8 @@ class VideoWriter:
         like: a video whose pixel aspect and colour coding are taken over. Without it pixels are square and
             colours BT.709.
         sound: a file whose sound tracks are copied into a preview, as they are; ``like`` describes it.
+        share: another lossless writer of frames of this shape, whose encoder is used: it takes 65 bytes a
+            pixel, and its frames do not depend on each other.
 
     Raises:
         UserError: there is no such folder, or the frame rate is out of range.
@@ -57,6 +59,7 @@ class VideoWriter:
         kind: str,
         like: VideoInfo | None = None,
         sound: str | Path | None = None,
+        share: VideoWriter | None = None,
     ):
         self.path, self.fps, self.kind = Path(path), frame_rate(fps), kind
         if self.path.suffix.lower() != _SUFFIXES.get(kind):
@@ -66,7 +69,7 @@ class VideoWriter:
         self._colour, self._aspect, self._start_time = Colour(), Fraction(1), Fraction(0)
         if like is not None:
             self._colour, self._aspect, self._start_time = like.colour, like.pixel_aspect, like.start
-        self._sound_file = sound
+        self._sound_file, self._share = sound, share
         self._container: Any = None  # PyAV's, opened with the first frame
         self._shape = self._last = None
         self._count = 0
@@ -112,7 +115,7 @@ class VideoWriter:
     def _encode(self, frame: Tensor) -> list[av.Packet]:
         picture = self._to_picture(frame.detach().cpu().numpy())
         picture.pts, picture.time_base = self._count, 1 / self.fps
-        return self._stream.encode(picture)
+        return self._encoder.encode(picture)
 
     def _start(self, frame: Tensor) -> Any:
         """Open PyAV's container, for frames of this shape."""
@@ -125,7 +128,10 @@ class VideoWriter:
             # picture alone.
             encoder, options = "ffv1", {"slices": "4" if min(height, width) >= 16 else "1", "g": "1"}
         else:
-            encoder, options = "libx264", {"crf": "18", "preset": "veryfast"}
+            encoder, options = (
+                "libx264",
+                {"crf": "18", "preset": "veryfast", "x264-params": "rc-lookahead=4:sync-lookahead=0"},
+            )
             height, width = height + height % 2, width + width % 2
         self._container = av.open(
             str(self._temporary.absolute()),
@@ -149,6 +155,11 @@ class VideoWriter:
                 colour.transfer,
             )
             context.color_range = 1  # limited, as players expect of H.264
+            context.thread_count = 2  # more hold more frames, and the bytes must not depend on the machine
+        self._encoder = self._stream
+        if lossless and self._share is not None and self._share._shape == self._shape:
+            self._container.start_encoding()  # the file's header has to say how it is coded
+            self._encoder = self._share._encoder
         self._open_sound()
         return self._container
 

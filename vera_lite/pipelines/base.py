@@ -350,15 +350,17 @@ class Drawing:
         drawn = len(next(iter(layers.values())))
         #: Frames of the video that the model itself drew.
         self.exact_frames = tuple(sorted(set(frame_choice(frames, drawn))))
-        self._nearest = frame_choice(drawn, frames)  # in time, of the drawn frames, for each frame
+        #: For each frame the nearest, in time, of the drawn ones.
+        self.nearest = frame_choice(drawn, frames)
         self._shown, self._large = None, {}
 
-    def frame(self, t: int, source: Tensor) -> EditResult:
-        """Frame ``t``, given the source's (3, H, W) in [0, 1]: tensors (C, H, W)."""
-        if self._nearest[t] != self._shown:
-            self._shown = self._nearest[t]
+    def frame(self, t: int, source: Tensor, rows: slice = slice(None)) -> EditResult:
+        """Frame ``t``, given the source's (3, H, W) in [0, 1], or ``rows`` of it: tensors (C, H, W)."""
+        if self.nearest[t] != self._shown:
+            self._shown = self.nearest[t]
             self._large = {name: enlarge(v[self._shown], self.size) for name, v in self.layers.items()}
-        return self.pipe.read({name: v.to(source) for name, v in self._large.items()}, source, self.sampling)
+        layers = {name: v[:, rows].to(source) for name, v in self._large.items()}
+        return self.pipe.read(layers, source, self.sampling)
 
 
 def load_weights(system: nn.Module, path: Path) -> None:
@@ -429,7 +431,7 @@ def enlarge(picture: Tensor, size: Sequence[int]) -> Tensor:
         return picture
     # Bicubic interpolation is linear in each axis: two matrix products, many times quicker.
     rows, columns = (_bicubic(a, b).to(picture) for a, b in zip(picture.shape[-2:], size, strict=True))
-    return (rows @ picture @ columns.T).clamp(0, 1)
+    return (rows @ picture @ columns.T).clamp_(0, 1)
 
 
 def _bicubic(inputs: int, outputs: int) -> Tensor:
