@@ -14,7 +14,7 @@ import torch
 from _harness import Report, cpu_seconds, main
 from torch import Tensor
 
-from vera_lite.backbone import WAN_1_3B, WAN_14B, WanBlock, WanConfig, rotary_table
+from vera_lite.backbone import WAN_1_3B, WAN_14B, WanBlock, WanConfig, grid_positions, rotary_table
 from vera_lite.backbone.wan import ConditionEmbedder, gated_residual, modulated_norm
 
 TOY = WanConfig(num_attention_heads=4, attention_head_dim=32, freq_dim=64, ffn_dim=384)
@@ -29,10 +29,10 @@ WAYS = ("two vectors", "dense")
 
 
 def modulation(embedder: ConditionEmbedder, clean: int, noisy: int, way: str) -> tuple[Tensor, list[int]]:
-    """(1, 1, G, 6, D) and the runs' lengths: G = 2, or one run whose numbers differ from token to token."""
+    """(1, G, 6, D) and the runs' lengths: G = 2, or one run whose numbers differ from token to token."""
     lengths, runs = ((clean, noisy), [clean + noisy]) if way == "dense" else ((1, 1), [clean, noisy])
     times = torch.cat([torch.full((1, n), t) for n, t in zip(lengths, (0.0, 700.0), strict=True)], 1)
-    return embedder(times, None)[1], runs
+    return embedder(times, None).modulation, runs
 
 
 def parts(config: WanConfig) -> tuple[ConditionEmbedder, WanBlock]:
@@ -45,15 +45,15 @@ def parts(config: WanConfig) -> tuple[ConditionEmbedder, WanBlock]:
 def adaln(x: Tensor, given: Tensor, runs: list[int]) -> Tensor:
     """What AdaLN does in one half of a block: modulate, and add what comes back with its gate."""
     shift, scale, gate = given.float().unbind(-2)[:3]
-    return gated_residual(x, modulated_norm(x, scale, shift, runs, 1e-6), gate, runs)
+    return gated_residual(x, modulated_norm(x, shift, scale, runs, 1e-6), gate, runs)
 
 
 def measure(report: Report, rounds: int) -> None:
     """Fill the report: the same numbers, memory, time."""
     config, clean, noisy = SIZES["toy"]
     embedder, block = parts(config)
-    x = torch.randn(1, 2, clean + noisy, config.dim)
-    rotary = rotary_table(config.attention_head_dim, (clean + noisy, 1, 1))
+    x = torch.randn(2, clean + noisy, config.dim)
+    rotary = rotary_table(grid_positions((clean + noisy, 1, 1)), config.rotary_widths)
 
     def run(way: str) -> Tensor:
         given, runs = modulation(embedder, clean, noisy, way)

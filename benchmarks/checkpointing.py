@@ -14,8 +14,9 @@ import torch
 from _harness import Report, cpu_seconds, main
 from torch.profiler import ProfilerActivity, profile
 
-from vera_lite.backbone import WanConfig, WanTransformer
+from vera_lite.backbone import WanConfig
 from vera_lite.diagnostics.flops import forward_flops
+from vera_lite.systems import Vera, VeraConfig
 
 BRANCHES = 3
 LATENTS = (6, 32, 32)
@@ -42,15 +43,16 @@ def kept_bytes(forward) -> int:
 def measure(report: Report, rounds: int) -> None:
     """Fill the report: time of forward and backward, and bytes in between."""
     shared = {"share_text_kv": True, "share_condition_embedder": True}
-    model = WanTransformer(CONFIG, BRANCHES, **shared)
-    torch.nn.init.normal_(model.proj_out.weight, std=0.1)  # zero would stop all gradients
+    model = Vera(VeraConfig(backbone=CONFIG, **shared))
+    for tower in model.towers:
+        torch.nn.init.normal_(tower.proj_out.weight, std=0.1)  # zero would stop all gradients
     latents = torch.randn(BRANCHES, 1, CONFIG.in_channels, *LATENTS)
     timestep = torch.tensor([500.0])
     text = torch.randn(1, TEXT_TOKENS, CONFIG.text_dim)
 
     def forward(kind):
         model.checkpointing = kind
-        return model(latents, timestep, text)
+        return model(latents, timestep, text, latents[0], latents[0])
 
     def step(kind):
         model.zero_grad()

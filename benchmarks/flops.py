@@ -9,6 +9,7 @@ from _harness import Report, main
 
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, WanTransformer
 from vera_lite.diagnostics.flops import counted_flops, forward_flops
+from vera_lite.systems import Vera, VeraConfig
 
 TOY = WanConfig(
     num_attention_heads=4,
@@ -31,10 +32,17 @@ SHARED = {"share_text_kv": True, "share_condition_embedder": True}
 def counted(config: WanConfig, latent_size, text_tokens: int, branches: int, **shared) -> int:
     """FLOPs that torch counts in one forward pass of one clip."""
     with torch.device("meta"), torch.no_grad():
-        model = WanTransformer(config, branches, **shared)
-        latents = torch.empty(branches, 1, config.in_channels, *latent_size)
+        latents = torch.empty(1, config.in_channels, *latent_size)
+        model, source = WanTransformer(config), ()
+        if branches > 1:
+            how = {"share_text_kv": False, "share_condition_embedder": False} | shared
+            model, source = Vera(VeraConfig(backbone=config, **how)), (latents,)
+            latents = latents.expand(branches, *latents.shape)
         text = torch.empty(1, text_tokens, config.text_dim)
-        return counted_flops(lambda: model(latents, torch.empty(1), text))
+        total = counted_flops(lambda: model(latents, torch.empty(1), text, *source))
+    # The source's embedding is Vera's own, no part of the transformers.
+    t, h, w = config.grid(latent_size)
+    return total - len(source) * 2 * t * h * w * config.token_width * config.dim
 
 
 def measure(report: Report, rounds: int) -> None:

@@ -115,18 +115,22 @@ def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, runs: list[int], eps: float) -> Tensor:
     """norm(x) * (1 + scale) + shift in float32; x (B, S, D), shift and scale (B, G, D), one per run."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    parts = zip(normed.split(runs, 1), shift.split(1, 1), scale.split(1, 1), strict=True)
-    return _joined([torch.addcmul(a, part, 1 + b) for part, a, b in parts]).type_as(x)
+    return _by_run(lambda part, a, b: torch.addcmul(a, part, 1 + b), runs, [normed], [shift, scale]).type_as(
+        x
+    )
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor, runs: list[int]) -> Tensor:
     """x + gate * update in float32; x and update (B, S, D), gate (B, G, D), one per run."""
-    parts = zip(x.split(runs, 1), update.split(runs, 1), gate.split(1, 1), strict=True)
-    return _joined([torch.addcmul(a.float(), b.float(), g) for a, b, g in parts]).type_as(x)
+    return _by_run(torch.addcmul, runs, [x.float(), update.float()], [gate]).type_as(x)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tensor]) -> Tensor:
+    """``function`` of the tokens (B, S, D) of each run and of its vectors (B, G, D)."""
+    if len(runs) == 1:
+        return function(*tokens, *vectors)
+    parts = [x.split(runs, 1) for x in tokens] + [v.split(1, 1) for v in vectors]
+    return torch.cat([function(*part) for part in zip(*parts, strict=True)], 1)
 
 
 # --- attention -----------------------------------------------------------------------------------
