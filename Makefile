@@ -11,11 +11,9 @@ PROMPT ?= add a red ring at the top left moving right
 OUT    ?= build/run
 
 WORKERS   ?= 2
-# xdist must keep a notebook's cells on one worker (loadscope): they share one kernel.
-PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest \
-             -m "not gpu" -n $(WORKERS) --dist loadscope \
-             --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
-             --nbval-sanitize-with notebooks/sanitize.cfg
+# worksteal: a worker that is done takes half of what the other has left.
+PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" \
+             -n $(WORKERS) --dist worksteal --cov --cov-report=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test notebooks lab lint constraints clean
@@ -33,13 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## edit one sample clip into build/run
 	$(BIN)/vera-lite edit $(CLIP) --prompt "$(PROMPT)" --out $(OUT)
 
-# One pytest call for tests, checked cells (nbval) and papermill runs: one closing line for all.
+# One pytest call for tests and notebooks: one closing line for all.
 test: lint  ## lint, then tests and every notebook
-	$(PYTEST) tests notebooks
+	$(PYTEST) tests
 
-lint: $(STAMP)  ## ruff, import contracts, notebook hygiene
+lint: $(STAMP)  ## ruff, types, import contracts, notebook hygiene
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/notebooks.py check
 
@@ -57,5 +56,5 @@ constraints:  ## resolve the newest versions anew and pin them
 	  cat build/constraints.txt; } > constraints.txt
 
 clean:  ## remove everything built and cached, keep .venv
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist .coverage .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +

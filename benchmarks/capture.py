@@ -24,11 +24,8 @@ from _harness import Report, cpu_seconds, main
 from torch import Tensor
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.diagnostics.ladder import DECODER_LAYERS
-from vera_lite.diagnostics.plan import CapturePlan, Entry, attention_shapes
-from vera_lite.diagnostics.probes import Rows
-from vera_lite.diagnostics.tap import Tap
-from vera_lite.diagnostics.token_grid import TokenGrid
+from vera_lite.diagnostics import CapturePlan, Entry, Rows, Tap, attention_shapes, qwen_vl_grid
+from vera_lite.diagnostics.layer_attention import DECODER_LAYERS
 from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
@@ -61,7 +58,7 @@ class Watched:
         prompt = vlm.prompt([torch.rand(frames, 3, SIDE, SIDE)], [TEXT])
         inputs = prompt.tensors | {"video_metadata": prompt.metadata}
         self.model, self.inputs = vlm.model, prompt.tensors
-        self.words = TokenGrid.qwen_vl(inputs, vlm.processor, [(SIDE, SIDE)]).words(TEXT)
+        self.words = qwen_vl_grid(inputs, vlm.processor, [(SIDE, SIDE)]).words(TEXT)
 
     def plan(self) -> CapturePlan:
         return CapturePlan([Entry(DECODER_LAYERS, Rows(self.words), "text")], budget_bytes=10**9)

@@ -4,6 +4,8 @@ Full-size models run on the "meta" device: shapes without numbers. The last rows
 attention makes of three branches, at Wan's own clip size: 81 frames of 480 x 832 pixels.
 """
 
+import math
+
 import torch
 from _harness import Report, main
 
@@ -42,7 +44,9 @@ def counted(config: WanConfig, latent_size, text_tokens: int, branches: int, **s
         total = counted_flops(lambda: model(latents, torch.empty(1), text, *source))
     # The source's embedding is Vera's own, no part of the transformers.
     t, h, w = config.grid(latent_size)
-    return total - len(source) * 2 * t * h * w * config.token_width * config.dim
+    return (
+        total - len(source) * 2 * t * h * w * config.in_channels * math.prod(config.patch_size) * config.dim
+    )
 
 
 def measure(report: Report, rounds: int) -> None:

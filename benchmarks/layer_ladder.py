@@ -16,8 +16,8 @@ import torch
 from _harness import report_head
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.diagnostics.ladder import layer_ladder
-from vera_lite.diagnostics.measures import bootstrap, lift, mask_ratio, shuffled_baseline, trend
+from vera_lite.diagnostics import attention_over_clips, lift, mask_ratio
+from vera_lite.evaluation.statistics import bootstrap, shuffled_baseline, trend
 from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
 from vera_lite.media.video import replacing
 from vera_lite.toy.dialogues import ask
@@ -36,7 +36,7 @@ def interval(values: torch.Tensor) -> dict:
 def score(vlm: VisionLanguageModel) -> dict:
     """Curves by layer and what they amount to, in each reading."""
     asked = ask(render(TEST_SEED, range(CLIPS), DIALOGUE_WORLD), "locate", TEST_SEED, range(CLIPS))
-    ladder = layer_ladder(vlm, ((d.clip, d.mask, d.question, 8.0) for d in asked))
+    ladder = attention_over_clips(vlm, ((d.clip, d.mask, d.question, 8.0) for d in asked))
     pairs = list(zip(ladder.attention, ladder.coverage, strict=True))
     readings = {"softmax attention": ladder.heat}
     readings |= {f"hidden similarity, {name}": maps for name, maps in ladder.similarity.items()}

@@ -47,8 +47,8 @@ viewer""",
 import torch
 from vera_lite.toy.dialogues import ask
 from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.diagnostics import layer_ladder, look
-from vera_lite.diagnostics.measures import bootstrap, mask_ratio
+from vera_lite.diagnostics import attention_by_layer, attention_over_clips, mask_ratio
+from vera_lite.evaluation.statistics import bootstrap
 from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
 from vera_lite.toy.world import render
 from vera_lite.training.toy.dialogues import DIALOGUE_WORLD
@@ -56,12 +56,12 @@ from vera_lite.widgets.explorer import AttentionExplorer
 
 asked = ask(render(TEST_SEED, range(24), DIALOGUE_WORLD), "locate", TEST_SEED, range(24))
 vlm = VisionLanguageModel.from_pretrained()
-ladder = layer_ladder(vlm, ((d.clip, d.mask, d.question, 8.0) for d in asked))
+ladder = attention_over_clips(vlm, ((d.clip, d.mask, d.question, 8.0) for d in asked))
 ratios = torch.stack([mask_ratio(h, c) for h, c in zip(ladder.heat, ladder.coverage)])
 clip = asked[5]
-seen = look(vlm, clip.clip, clip.question)
+seen = attention_by_layer(vlm, clip.clip, clip.question)
 area = float(ladder.coverage.mean())
-explorer = AttentionExplorer.of_look(
+explorer = AttentionExplorer.of_layer_attention(
     seen, clip.clip, clip.question, mask=clip.mask, curve=bootstrap(ratios), baselines={"uniform": area}
 )
 explorer.layer, explorer.frame, explorer.opacity = 1, 5, 0.5

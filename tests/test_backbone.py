@@ -144,6 +144,40 @@ def test_rotary_products_depend_on_relative_position_only(dt, dh, dw):
     torch.testing.assert_close(scores((dt, dh, dw)), scores((0, 0, 0)), atol=1e-4, rtol=1e-4)
 
 
+def test_a_block_is_one_graph_for_the_compiler():
+    """Plain and joint blocks, forward and backward, without a break."""
+    torch._dynamo.reset()
+    config = WanConfig(**TINY)
+    wan, vera = WanTransformer(config), Vera(VeraConfig(backbone=config))
+    rotary = wan.rotary(grid_positions((1, 2, 3)))
+    x, text, modulation = torch.randn(2, 6, 24), torch.randn(2, 5, 24), torch.randn(2, 1, 6, 24)
+    for block, inputs in (
+        (wan.blocks[0], (x, text, modulation, [6], rotary)),
+        (vera.blocks[0], ([x, x + 1, x - 1], [text], [modulation], rotary)),
+    ):
+        expected = block(*inputs)
+        result = torch.compile(block, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(result, expected)
+        sum(y.sum() for y in result).backward()
+        assert block.state_dict().keys() == {n for n, p in block.named_parameters() if p.grad is not None}
+
+
+def test_adapters_of_peft_find_plain_linear_layers(wan):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    _, folder = wan
+    model = Vera.from_wan(folder)
+    source, timestep, text = inputs(False)
+    given = source.expand(3, *source.shape), timestep, text, source
+    expected = model(*given)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q", "to_v"]), model)
+    torch.testing.assert_close(model(*given), expected)  # B = 0
+    model(*given).square().mean().backward()
+    names = {n.split(".lora_B")[0] for n, p in model.named_parameters() if "lora_B" in n and p.grad.any()}
+    assert {f"blocks.1.branches.{k}.attn1.to_q" for k in range(3)} <= names
+    assert "blocks.0.branches.0.attn2.to_v" in names
+
+
 @pytest.mark.parametrize("kind", ["full", "attention"])
 def test_checkpointing_changes_no_gradient_by_a_bit(kind):
     torch.manual_seed(0)

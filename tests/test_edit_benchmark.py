@@ -83,7 +83,8 @@ def test_a_folder_holds_the_pipeline(pipe, tmp_path):
     again = RVEDiTPipeline.from_pretrained(tmp_path)
     video = render_edits(3, [1]).source[0]
     for prompt in ("make the blue square green", "remove the red ring"):
-        assert torch.equal(pipe(video, prompt, steps=1), again(video, prompt, steps=1))
+        results = (p(video, prompt, steps=1) for p in (pipe, again))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
 def test_bad_input_is_refused(pipe):

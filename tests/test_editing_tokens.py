@@ -61,6 +61,19 @@ def whole_pass(vlm, reader, prompt):
     return hidden, places
 
 
+def test_clips_of_unequal_size_are_padded(vlm):
+    reader = tokens(vlm)
+    large, small = clips()[0], clips()[1][:, :, :16, :16]
+    both = reader(vlm, reader.prompt(vlm, [large, small], TEXTS))
+    for row, clip in enumerate((large, small)):
+        alone = reader(vlm, reader.prompt(vlm, [clip], TEXTS[row : row + 1]))
+        length = alone.video.shape[1]
+        assert_close(both.video[row, :length], alone.video[0], rtol=1e-3, atol=1e-4)
+        assert not both.video[row, length:].any()
+        assert_close(both.editing[row], alone.editing[0], rtol=1e-3, atol=1e-4)
+    assert both.video.shape[1] > length
+
+
 def test_an_untrained_connector_says_nothing():
     assert not Connector(8, 4)(torch.randn(3, 8)).any()
 

@@ -1,5 +1,6 @@
 """The predicted FLOPs against those that torch counts, exactly."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,10 @@ def counted(config, latent_size, text_tokens, branches, batch, timesteps, device
         total = counted_flops(lambda: model(latents, time, text, *source))
     # The source's embedding is Vera's own, no part of the transformers.
     t, h, w = config.grid(latent_size)
-    return total - len(source) * 2 * batch * t * h * w * config.token_width * config.dim
+    return (
+        total
+        - len(source) * 2 * batch * t * h * w * config.in_channels * math.prod(config.patch_size) * config.dim
+    )
 
 
 @settings(max_examples=40, deadline=None)

@@ -250,7 +250,7 @@ def test_the_branch_reaches_only_tokens_without_a_masked_cell(inputs):
     everywhere = inputs | {"mask": torch.ones_like(inputs["mask"])}
     model, without = build(), build()
     without.branch = None
-    assert torch.equal(model(**everywhere), without(**everywhere))
+    torch.testing.assert_close(model(**everywhere), without(**everywhere), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(model(**inputs), without(**inputs))
 
 
@@ -390,7 +390,7 @@ def test_a_saved_config_builds_the_same_system(inputs, objective):
     again = build_system(saved)
     again.load_state_dict(model.state_dict())
     assert again.config == model.config
-    assert torch.equal(again(**inputs), model(**inputs))
+    torch.testing.assert_close(again(**inputs), model(**inputs), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="does not fit this version"):
         build_system(saved | {"config": saved["config"] | {"colour": 1}})
 

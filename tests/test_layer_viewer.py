@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from test_clip import make_clip
+from traitlets import TraitError
 
-from vera_lite.errors import UserError
 from vera_lite.media.clip import to_uint8
 from vera_lite.pipelines import EditResult
 from vera_lite.widgets.layer_viewer import BUDGET, LayerViewer
@@ -30,7 +30,7 @@ def test_the_browser_gets_every_layer_in_eight_bits():
 
 def test_an_edit_result_needs_its_source():
     clip = make_clip()
-    with pytest.raises(UserError, match="give the video as source="):
+    with pytest.raises(ValueError, match="give the video as source="):
         LayerViewer(edit_result(clip))
     viewer = LayerViewer(edit_result(clip), source=clip.source, fps=12)
     assert viewer.source == LayerViewer(clip).source and viewer.fps == 12
@@ -46,31 +46,21 @@ def test_thinning_takes_whole_pixels_and_keeps_the_time():
 
 def test_a_large_clip_is_refused_until_it_is_thinned():
     clip = make_clip(frames=16, height=120, width=160)
-    with pytest.raises(UserError, match=r"16 frames of 160x120 would put 4.1 MB .* max_frames or max_side"):
+    with pytest.raises(ValueError, match=r"16 frames of 160x120 would put 4.1 MB .* max_frames or max_side"):
         LayerViewer(clip)
     viewer = LayerViewer(clip, max_side=128)
     saved = viewer.get_manager_state(widgets=[viewer])["state"][viewer.model_id]
     assert sum(len(buffer["data"]) for buffer in saved["buffers"]) < BUDGET
 
 
-def test_the_script_is_small():
-    assert len(str(LayerViewer._esm).encode()) < 30_000
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("frame", 3, "give 0 to 2"),
-        ("frame", -1, "give 0 to 2"),
-        ("view", "x-ray", "choose from final"),
-        ("visible", ["source", "mask"], "source, edit, alpha"),
-        ("wipe", 1.5, "0 to 1"),
-    ],
+    ("name", "value"),
+    [("frame", 3), ("frame", -1), ("view", "x-ray"), ("visible", ["source", "mask"]), ("wipe", 1.5)],
 )
-def test_a_state_that_cannot_be_shown_is_refused(name, value, sentence):
+def test_a_state_that_cannot_be_shown_is_refused(name, value):
     viewer = LayerViewer(make_clip())
     before = getattr(viewer, name)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises((ValueError, TraitError)):
         setattr(viewer, name, value)
     assert getattr(viewer, name) == before
 
@@ -78,12 +68,14 @@ def test_a_state_that_cannot_be_shown_is_refused(name, value, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"source": torch.rand(3, 3, 9, 12)}, r"source is .* like edit"),
+        ({"source": torch.rand(3, 3, 9, 12)}, r"source is .* but edit"),
         ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "give floating"),
+        ({"source": torch.full((3, 3, 9, 13), 255.0)}, "values from 255 to 255"),
+        ({"source": torch.full((3, 3, 9, 13), torch.nan)}, "values from nan"),
         ({"fps": 0}, "frame rate"),
         ({"max_side": 0}, "at least 1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         LayerViewer(make_clip(), **options)

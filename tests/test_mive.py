@@ -242,7 +242,7 @@ def test_summed_words_start_as_no_op_and_are_words_only(batch, reading):
     plain, system = build(), build(backbone=replace(SMALL, summed_text=True))
     system.load_state_dict(plain.state_dict(), strict=False)
     base = run(system, batch, reading)
-    assert torch.equal(base, run(plain, batch, reading))
+    torch.testing.assert_close(base, run(plain, batch, reading), rtol=1e-4, atol=1e-5)
     torch.nn.init.normal_(system.transformer.condition_embedder.summed_text.weight, std=0.2)
     for block in system.transformer.blocks:
         torch.nn.init.zeros_(block.attn1.to_v.weight)  # attention says the same to all

@@ -1,102 +1,14 @@
-"""Notebook 04: its exercises judge right and wrong answers, its measures say what they claim."""
-
-import re
+"""Notebook 04: its measures say what they claim."""
 
 import pytest
 import torch
-from notebook_cells import Book
+from notebook_cells import BOOKS
 from torch.testing import assert_close
-
-from vera_lite import viz
-
-BOOK = Book("04_granularity_routing")
 
 
 @pytest.fixture
 def book():
-    """The notebook's definitions."""
-    return BOOK.definitions(LAYERS=6, FULL="L_s 3, lambda 0.1")
-
-
-# ---------------------------------------------------------------------- exercises
-
-EXERCISES = {"routing_mask": "check_routing_mask", "places_read": "check_places_read"}
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes(name, book):
-    book[EXERCISES[name]](BOOK.solution(book, name))
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_an_unsolved_exercise_says_so(name, book, capsys):
-    book["attempt"](name, lambda: book[EXERCISES[name]](book[name]))
-    assert capsys.readouterr().out == f"{name}: not solved yet\n"
-
-
-def mask(rule):
-    """An answer to exercise 1: a rule of block (L, 1), token (T,), L_s and K."""
-    return lambda layers, routed, lengths: rule(
-        torch.arange(layers)[:, None], torch.arange(sum(lengths)), routed, lengths[0]
-    )
-
-
-WRONG_MASKS = {
-    "AND the editing tokens": mask(lambda i, j, routed, k: (j < k) ^ (i >= routed)),
-    "upside down": mask(lambda i, j, routed, k: (j < k) | (i < routed)),
-    "off by one": mask(lambda i, j, routed, k: (j < k) | (i > routed)),
-    "every block is given the editing tokens": mask(lambda i, j, routed, k: (i >= routed) & (j >= 0)),
-    "boolean": mask(lambda i, j, routed, k: ((j < k) | (i >= routed)).float()),
-    "(blocks, tokens) are": mask(lambda i, j, routed, k: ((j < k) | (i >= routed)).T),
-    "wrong for L": mask(lambda i, j, routed, k: (j < k + 1) | (i >= routed)),
-}
-
-
-def by_word_alone(words, given, placeholder, tokens, read):
-    found = [i for i, word in enumerate(words) if word == placeholder]
-    return list(range(len(words) - tokens, len(words))) if read == "last" else found
-
-
-def always_last(words, given, placeholder, tokens, read):
-    return list(range(len(words) - tokens, len(words)))
-
-
-def always_queries(words, given, placeholder, tokens, read):
-    return [i for i, word in enumerate(words) if given[i] and word == placeholder]
-
-
-def without_the_last(words, given, placeholder, tokens, read):
-    right = always_queries if read == "queries" else always_last
-    return right(words, given, placeholder, tokens, read)[:-1]
-
-
-def shifted(words, given, placeholder, tokens, read):
-    right = always_queries if read == "queries" else always_last
-    return [i - (read == "last") for i in right(words, given, placeholder, tokens, read)]
-
-
-WRONG_PLACES = {
-    "that is padding": by_word_alone,
-    "queries: these are the last K places": always_last,
-    "last: these are the queries": always_queries,
-    "queries: they stand at [4, 5, 6, 7], not at [4, 5, 6]": without_the_last,
-    "last: the last 4 places of 10 are [6, 7, 8, 9], not [5, 6, 7, 8]": shifted,
-}
-
-
-@pytest.mark.parametrize("hint", WRONG_MASKS)
-def test_a_wrong_mask_is_named(hint, book):
-    with pytest.raises(AssertionError, match=re.escape(hint)):
-        book["check_routing_mask"](WRONG_MASKS[hint])
-
-
-@pytest.mark.parametrize("hint", WRONG_PLACES)
-def test_wrong_places_are_named(hint, book):
-    with pytest.raises(AssertionError, match=re.escape(hint)):
-        book["check_places_read"](WRONG_PLACES[hint])
-
-
-# ---------------------------------------------------------------------- measures
+    return BOOKS["04_granularity_routing"].definitions()
 
 
 def test_coarse_and_detail_are_told_apart(book):
@@ -145,27 +57,3 @@ def test_claims_need_all_seeds(book, capsys):
         ["of", "3", "seeds", "unclear"],
         ["of", "3", "seeds", "reversed"],
     ]
-
-
-# ---------------------------------------------------------------------- pictures
-
-
-def test_who_sees_shows_what_is_given():
-    readers = {"one": torch.tensor([True, False]), "two": torch.tensor([True, True])}
-    figure = viz.who_sees(readers, ["a", "b"], ["left", "right"], "title")
-    [ax] = figure.axes
-    assert figure.get_suptitle() == "title" and [t.get_text() for t in ax.texts] == ["a", "a", "b"]
-    colours = [patch.get_facecolor()[:3] for patch in ax.patches]
-    assert colours[1] == (1, 1, 1) and colours[0] == colours[2] != colours[3]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["one", "two"]
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["left", "right"]
-
-
-def test_points_are_shown_by_group():
-    points = {"a": torch.tensor([[0.0, 1], [2, 3]]), "b": torch.tensor([[4.0, 5]])}
-    figure = viz.scatter({"left": points, "right": points}, "title")
-    for ax, heading in zip(figure.axes, ("left", "right"), strict=True):
-        assert ax.get_title() == heading
-        shown = [torch.as_tensor(c.get_offsets().data).float() for c in ax.collections]
-        assert torch.equal(shown[0], points["a"]) and torch.equal(shown[1], points["b"])
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]

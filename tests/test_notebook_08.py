@@ -1,102 +1,20 @@
-"""Notebook 08: its exercises judge right and wrong answers, its measures say what they claim."""
+"""Notebook 08: its measures say what they claim."""
 
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from notebook_cells import Book
+from notebook_cells import BOOKS
 from torch.testing import assert_close
 
 from vera_lite.toy.edits import EditConfig
 from vera_lite.toy.words import MOTIONS
 
-BOOK = Book("08_multiscale_conditioning")
-
 
 @pytest.fixture
 def book():
-    """The notebook's definitions."""
-    return BOOK.definitions(WORLD=EditConfig(from_place=True), world_seed=1, ends=[0, 8])
-
-
-# ---------------------------------------------------------------------- exercises
-
-EXERCISES = {"per_token_adaln": "check_adaln", "cost_factor": "check_cost"}
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes(name, book):
-    book[EXERCISES[name]](BOOK.solution(book, name))
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_an_unsolved_exercise_says_so(name, book, capsys):
-    book["attempt"](name, lambda: book[EXERCISES[name]](book[name]))
-    assert capsys.readouterr().out == f"{name}: not solved yet\n"
-
-
-def adaln(row, plus=1.0):
-    """An answer to exercise 1: the row of each token, a rule of its number and of ``clean``."""
-
-    def answer(x, scale, shift, clean):
-        rows = row(torch.arange(len(x)), clean).long()
-        return x * (plus + scale[rows]) + shift[rows]
-
-    return answer
-
-
-WRONG_ADALN = {
-    "upside down": adaln(lambda i, clean: i < clean),
-    "multiply by 1 + scale": adaln(lambda i, clean: i >= clean, plus=0.0),
-    "every token is modulated as clean": adaln(lambda i, clean: i < 0),
-    "every token is modulated as noisy": adaln(lambda i, clean: i >= 0),
-    "off by one": adaln(lambda i, clean: i > clean),
-    "but x is (6, 3)": lambda x, scale, shift, clean: x[:clean] * (1 + scale[0]) + shift[0],
-    "wrong for S = 6, clean = 2": adaln(lambda i, clean: i + 1 >= clean),
-}
-
-
-def cost(linear=8, pairs=4, fed=4):
-    """An answer to exercise 2 whose block costs something else."""
-
-    def answer(context, video, dim, inner):
-        def block(tokens):
-            return linear * tokens * dim**2 + pairs * tokens**2 * dim + fed * tokens * dim * inner
-
-        return block(context + video) / block(video)
-
-    return answer
-
-
-WRONG_COSTS = {
-    "upside down": lambda *sizes: 1 / cost()(*sizes),
-    "a factor of 1 is no change": lambda *sizes: cost()(*sizes) - 1,
-    "the feed-forward part is missing": cost(fed=0),
-    "linear layers are missing": cost(linear=0),
-    "two matrix products have pairs": cost(pairs=2),
-    "attention has four linear layers": cost(linear=6),
-    "the feed-forward part has two linear layers": cost(fed=2),
-    "pairs are missing: this is the ratio of tokens": lambda context, video, dim, inner: (
-        (context + video) / video
-    ),
-    "it is": lambda *sizes: cost()(*sizes) + 0.1,
-}
-
-
-@pytest.mark.parametrize("hint", WRONG_ADALN)
-def test_a_wrong_modulation_is_named(hint, book):
-    with pytest.raises(AssertionError, match=re.escape(hint)):
-        book["check_adaln"](WRONG_ADALN[hint])
-
-
-@pytest.mark.parametrize("hint", WRONG_COSTS)
-def test_a_wrong_cost_is_named(hint, book):
-    with pytest.raises(AssertionError, match=re.escape(hint)):
-        book["check_cost"](WRONG_COSTS[hint])
-
-
-# ---------------------------------------------------------------------- measures
+    return BOOKS["08_multiscale_conditioning"].definitions()
 
 
 def test_a_probe_finds_what_is_there_and_nothing_else(book):
@@ -224,11 +142,8 @@ def test_claims_need_all_seeds(book, capsys):
     assert said[0][-6] == "+1.3" and said[3][-6] == "+1.7"
 
 
-# ---------------------------------------------------------------------- tokens
-
-
 def test_every_token_of_the_sequence_has_its_place():
-    names = BOOK.definitions(ends=[0, 8], per_frame=16)
+    names = BOOKS["08_multiscale_conditioning"].definitions(per_frame=16)
     system = names["MiVEPipeline"].from_pretrained().system
     names["vlm"] = system.vlm
     edits = names["render_edits"](3, [0])

@@ -1,6 +1,5 @@
 """From a prompt to layers, and from a video file to results on disk."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from vera_lite.evaluation.metrics import PooledPSNR, iou
 from vera_lite.evaluation.toy.layer_benchmark import evaluate
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_gray, read_video, write_video
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, enlarge, floored, frame_choice
+from vera_lite.pipelines import VeraPipeline, enlarge, floored, frame_choice
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera
 from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.toy.world import WorldConfig, render
@@ -147,7 +146,8 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
     copy = VeraPipeline.from_pretrained(tmp_path / "copy")
     assert copy.system.config == pipe.system.config and copy.clip_size == pipe.clip_size
     video = render(31, [3]).source[0]
-    assert torch.equal(copy(video, PROMPT, steps=1).final, pipe(video, PROMPT, steps=1).final)
+    results = (p(video, PROMPT, steps=1).composite for p in (copy, pipe))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     saved = json.loads((tmp_path / "copy" / "pipeline.json").read_text())
     for change, message in (
         ({"system": "other"}, "unknown system 'other'"),
@@ -156,32 +156,6 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
         (tmp_path / "copy" / "pipeline.json").write_text(json.dumps(saved | change))
         with pytest.raises(UserError, match=message):
             VeraPipeline.from_pretrained(tmp_path / "copy")
-
-
-def test_the_shipped_checkpoint_is_small_and_safe():
-    folder = ROOT / "vera_lite" / "assets" / "vera_toy"
-    files = {p.name for p in folder.iterdir()}
-    assert files == {"README.md", "codec.safetensors", "pipeline.json", "system.safetensors"}
-    assert sum(p.stat().st_size for p in folder.iterdir()) <= 6e6
-
-
-def test_the_shipped_checkpoint_edits_as_asked(pipe):
-    """A floor well below the card's numbers (64 clips; the card has 256)."""
-    with_mask = evaluate(pipe, 64, True)["add"]
-    assert with_mask["preserved_psnr"] > 40 and with_mask["alpha_iou"] > 0.88
-    assert with_mask["colour"] > 0.95 and with_mask["shape"] > 0.85
-    free = evaluate(pipe, 64, False)
-    assert free["add"]["place"] > 0.7 and free["add"]["colour"] > 0.9
-    assert free["background"]["pattern"] > 0.7
-
-
-def test_the_card_and_the_report_agree():
-    report = json.loads((ROOT / "benchmarks/results/vera_toy.json").read_text())
-    card = (ROOT / "vera_lite/assets/vera_toy/README.md").read_text()
-    for row in report["results"]:
-        assert f"| {row['case']} | {row['value']:.3f}" in card
-    assert report["alpha_floor"] == ALPHA_FLOOR
-    assert report["shift"] == inspect.signature(VeraPipeline.generate).parameters["shift"].default
 
 
 def test_the_same_pipeline_runs_on_wans_own_parts(tmp_path):

@@ -44,6 +44,24 @@ def test_environment_yml_follows_pyproject():
     assert set(Requirement(editable.replace("-e .", "vera-lite")).extras) == set(EXTRAS)
 
 
+def test_changelog_and_citation_name_the_version():
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert headings[:2] == ["Unreleased", PROJECT["version"]]
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+
+
+def test_the_citation_names_the_papers_of_the_readme():
+    papers = set(re.findall(r"https://arxiv\.org/abs/[\d.]+", tool.README.read_text()))
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    assert {reference["url"] for reference in cited} == papers
+    assert len(papers) == 4 and all(reference["authors"] for reference in cited)
+
+
+def test_types_are_shipped():
+    assert (ROOT / "vera_lite" / "py.typed").is_file()
+
+
 def test_ci_runs_on_supported_pythons():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]

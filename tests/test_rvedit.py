@@ -123,7 +123,7 @@ def test_pooled_editing_tokens_start_as_no_op_and_reach_blocks_without_cross_att
     plain.load_state_dict(system.state_dict(), strict=False)
     given = latents[0], torch.tensor([500.0, 100.0]), latents[1], context
     with torch.no_grad():
-        assert torch.equal(system(*given), plain(*given))
+        torch.testing.assert_close(system(*given), plain(*given), rtol=1e-4, atol=1e-5)
         torch.nn.init.normal_(system.transformer.condition_embedder.summed_text.weight, std=0.2)
         for block in system.transformer.blocks:
             torch.nn.init.zeros_(block.attn2.to_out[0].weight)
@@ -302,6 +302,11 @@ def adapted(name, **changes) -> RVEDiT:
     return system
 
 
+def close(ours, expected) -> None:
+    """Equal but for the last bits: weights at another place in memory may meet another kernel."""
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def read(system, batch) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat(system.context(batch["source_video"], batch["instruction"]), 1)
@@ -313,11 +318,11 @@ def test_untrained_adapters_change_nothing(name, batch):
     missing, unexpected = system.load_state_dict(plain.state_dict(), strict=False)
     layers = plain.vlm.model.config.text_config.num_hidden_layers
     assert len(missing) == 2 * 4 * layers and not unexpected
-    assert torch.equal(read(system, batch), read(plain, batch))
+    close(read(system, batch), read(plain, batch))
     for parameter in system.adapters.parameters():
         torch.nn.init.normal_(parameter)
     assert not torch.allclose(read(system, batch), read(plain, batch), rtol=0.01)
-    assert torch.equal(read(build(vlm=name), batch), read(plain, batch))  # the shared model is untouched
+    close(read(build(vlm=name), batch), read(plain, batch))  # the shared model is untouched
 
 
 def test_an_adapter_adds_b_a_x(name):
@@ -380,7 +385,8 @@ def test_adapters_are_weights_and_the_model_is_not(name, batch, tmp_path):
     for assign in (False, True):
         again = build_system(describe_system(system))
         again.load_state_dict(saved, assign=assign)
-        assert torch.equal(read(again, batch), read(system, batch))
+        assert all(torch.equal(v, saved[n]) for n, v in again.state_dict().items())
+        close(read(again, batch), read(system, batch))
     with pytest.raises(RuntimeError, match="adapters"):
         build(vlm=name).load_state_dict(saved)
 
@@ -389,7 +395,7 @@ def test_a_copy_has_adapters_of_its_own_and_shares_the_model(name, batch):
     system = adapted(name)
     average = copy.deepcopy(system).requires_grad_(False)
     before = read(system, batch)
-    assert torch.equal(read(average, batch), before)
+    close(read(average, batch), before)
     with torch.no_grad():
         for parameter in average.adapters.parameters():
             parameter.add_(0.1)

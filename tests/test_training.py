@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import nn
 
+from vera_lite.backbone import WanConfig
 from vera_lite.cli import main
 from vera_lite.codecs import PatchCodec
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
 from vera_lite.pipelines import VeraPipeline
+from vera_lite.systems import Vera, VeraConfig
 from vera_lite.toy.world import WorldConfig
+from vera_lite.training import ToyWorldData
 from vera_lite.training.data import LatentCache, StepBatches
+from vera_lite.training.fit import fit
 from vera_lite.training.optim import MuonAdamW, build_optimizer, scheduled
 from vera_lite.training.toy.layers import SHIPPED_CODEC, build_toy_cache
 
@@ -263,6 +267,32 @@ def test_draws_do_not_depend_on_the_number_of_ranks():
     assert not torch.equal(StepRandom(7, 4, 4).uniform(), StepRandom(7, 3, 4).uniform())
     sigma = FlowMatching(shift=1.0).sample_sigma(StepRandom(0, 0, 8))
     assert sorted((sigma * 8).long().tolist()) == list(range(8))  # one a stratum
+
+
+def test_in_bfloat16_noise_levels_and_the_average_stay_in_float32(cache_dir, monkeypatch):
+    seen, losses = [], Vera.training_losses
+
+    def watched(self, batch, sigma, random):
+        seen.append((sigma, batch["edit"].dtype, self.blocks[0].branches[0].attn1.to_q.weight.dtype))
+        return losses(self, batch, sigma, random)
+
+    monkeypatch.setattr(Vera, "training_losses", watched)
+    small = WanConfig(
+        num_attention_heads=2, attention_head_dim=8, in_channels=24, out_channels=24, text_dim=36,
+        freq_dim=16, ffn_dim=32, num_layers=1,
+    )  # fmt: skip
+    data = ToyWorldData(str(cache_dir), clips=32, validation_clips=8, batch_size=4)
+    module = fit(
+        Vera(VeraConfig(backbone=small)), data, 3, precision="bf16-true", progress=False, warmup_steps=0
+    )
+    sigma, latents, weights = seen[-1]
+    assert latents == weights == torch.bfloat16 and sigma.dtype == torch.float32
+    assert {p.dtype for p in module.ema.parameters()} == {torch.float32}
+    # Steps so small that bfloat16 would round them away reach the average.
+    average = [p.clone() for p in module.ema.parameters()]
+    module.ema_decay = 0.999
+    module.update_ema()
+    assert any((a != b).any() for a, b in zip(average, module.ema.parameters(), strict=True))
 
 
 # --- optimizer -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig
+from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, branch_state, load_branches
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
@@ -102,8 +102,8 @@ def test_permuting_branches_permutes_outputs(inputs):
             p.zero_()
     given, order = inputs | {"mask": None}, [2, 0, 1]
     expected = model(**given)[order]
-    weights = [model.branch(layer) for layer in order]
-    model.load_branches([{name: v.clone() for name, v in state.items()} for state in weights])
+    weights = [branch_state(model, layer) for layer in order]
+    load_branches(model, [{name: v.clone() for name, v in state.items()} for state in weights])
     result = model(**given | {"latents": inputs["latents"][order]})
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
@@ -113,9 +113,9 @@ def test_a_branch_goes_back_to_diffusers(wan, share):
     theirs, _ = wan
     model = vera(share_text_kv=share, share_condition_embedder=share)
     states = [{n: v + i for n, v in theirs.state_dict().items()} for i in range(3)]
-    model.load_branches(states)
+    load_branches(model, states)
     for i in range(3):
-        state = model.branch(i)
+        state = branch_state(model, i)
         theirs.load_state_dict(state)  # diffusers accepts names and shapes
         for name, value in state.items():
             common = share and ("condition_embedder" in name or re.search("attn2.(to_k|to_v|norm_k)", name))

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from unittest import mock
 
 import pytest
 from traitlets import Bytes, Dict, Int, observe
@@ -46,11 +47,13 @@ def test_an_iframe_is_one_attribute_and_may_only_run_scripts():
     assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and "height: 321px" in frame
 
 
-def test_python_answers_once_a_browser_shows_the_widget():
+def test_python_answers_when_it_is_asked_and_saves_no_trace_of_it():
     widget = Echo()
-    assert not widget.has_kernel
-    widget.set_state({"_view_count": 1})
-    assert widget.has_kernel
+    before = saved_state(widget.to_static())
+    with mock.patch.object(widget, "send") as send:
+        widget._handle_custom_msg({"hello": True}, [])
+    send.assert_called_once_with({"alive": True})
+    assert saved_state(widget.to_static()) == before
 
 
 def test_a_failing_trait_callback_is_shown_and_raised():

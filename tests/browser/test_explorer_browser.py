@@ -16,15 +16,15 @@ from PIL import Image
 from test_explorer import GRID, VIDEO, WORDS, make_call, saved_bytes, stores
 from test_layer_viewer_browser import LOWEST_CONTRAST
 
-from vera_lite.diagnostics.call import Site
-from vera_lite.diagnostics.probes import Capture, GroupMass, Rows
-from vera_lite.diagnostics.token_grid import TokenGrid, VideoStream
+from vera_lite.diagnostics import CallSite, Capture, GroupMass, Rows, TokenGrid, VideoStream
 from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix
 
 STAGE = ".stage canvas"
 CONTROLS = {
-    "state.has_kernel = false;": "state.has_kernel = globalThis.live;",
-    "send() {},": "send(content) { globalThis.sent.push(content); },",
+    "send() {},": """send(content) {
+      if (!content.hello) globalThis.sent.push(content);
+      else if (globalThis.live) call("msg:custom", { alive: true });
+    },""",
     "if (state._css)": "Object.assign(globalThis, { model, call, sent: [] });\n  if (state._css)",
 }
 
@@ -91,7 +91,7 @@ def planted(size, grid, rank, frames=((0,), (1, 2))):
     stream = VideoStream("video", torch.arange(tokens), frames, grid, (3, *size))
     values = torch.zeros(1, 1, 1, tokens)
     values[..., rank] = 0.25
-    capture = Capture(Site("blocks.0"), (0,), values, 1e-7)
+    capture = Capture(CallSite("blocks.0"), (0,), values, 1e-7)
     video = torch.full((3, 3, *size), 0.5)
     return AttentionExplorer([capture], TokenGrid((stream,)), video, sinks=[])
 
@@ -420,9 +420,7 @@ def test_views_come_and_go(show):
 SHOW = """\
 import torch
 from torch.nn import functional as F
-from vera_lite.diagnostics.call import AttentionCall, Site
-from vera_lite.diagnostics.probes import RandomAccess
-from vera_lite.diagnostics.token_grid import TokenGrid
+from vera_lite.diagnostics import AttentionCall, CallSite, StoreQK, TokenGrid
 from vera_lite.widgets.explorer import AttentionExplorer
 
 torch.manual_seed(0)
@@ -431,7 +429,7 @@ grid, video = TokenGrid.wan(5, 24, 40, spatial_stride=4), torch.rand(5, 3, 24, 4
 def store():
     q, k, v = torch.randn(3, 1, 2, 30, 8)
     output = F.scaled_dot_product_attention(q, k, v)
-    return RandomAccess()(AttentionCall(Site(""), q, k, v, None, False, 8**-0.5, output))
+    return StoreQK()(AttentionCall(CallSite(""), q, k, v, None, False, 8**-0.5, output))
 
 explorer = AttentionExplorer.of_stores({f"block {i}": store() for i in range(4)}, grid, video)
 explorer"""
@@ -441,7 +439,7 @@ def test_live_in_jupyterlab(lab):
     notebook = lab(SHOW)
     page = notebook.page
     page.locator(STAGE).wait_for()
-    notebook.wait_for("explorer.has_kernel", "True")
+    page.locator(".vera-explorer[data-alive=true]").wait_for()
     page.get_by_label("layer", exact=True).fill("2")
     page.locator(STAGE).click()  # the middle
     brush(page, 1, 3, layers=4)

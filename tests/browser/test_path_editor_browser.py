@@ -479,7 +479,7 @@ def test_the_onion_skin_is_translucent_and_the_disc_as_large_as_told(show):
 
 def test_playing_hides_the_path_and_less_motion_stops_at_the_end(show, page):
     page.emulate_media(reduced_motion="reduce")
-    page = show(PathEditor(background(), trajectories=path((3, 3), (26, 16)), fps=40))
+    page = show(PathEditor(background(), trajectories=path((3, 3), (26, 16)), fps=5))
     page.locator(".vera-path-editor").focus()
     page.keyboard.press(" ")
     assert handle(page, 1).evaluate("b => getComputedStyle(b).opacity") == "0"

@@ -1,13 +1,18 @@
-"""Wan checkpoints as diffusers saves them."""
+"""Wan checkpoints as diffusers saves them, into one tower or into several that attend jointly.
+
+In a system of several towers (Vera) ``towers.K`` holds what stands before and after the blocks of branch K,
+and ``blocks.I.branches.K`` its block I.
+"""
 
 import json
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vera_lite.backbone.wan import WanConfig
+from vera_lite.backbone.wan import WanConfig, WanTransformer
 from vera_lite.errors import UserError
 
 StateDict = dict[str, Tensor]
@@ -71,3 +76,35 @@ def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("
         if theirs != ours:
             raise UserError(f"{name} is {theirs} in the checkpoint, {ours} here.")
     model.load_state_dict(own | tensors)
+
+
+def load_branches(model: nn.Module, states: list[StateDict]) -> None:
+    """Copy a diffusers state dict into each branch of a model; what branches share is the first one's.
+
+    Raises:
+        UserError: names or shapes do not fit.
+    """
+    own, tensors = model.state_dict(), {}
+    for branch in reversed(range(len(model.towers))):  # of what is shared, the first branch's wins
+        for name, value in states[branch].items():
+            place = _place(name, branch)
+            tensors[place if place in own else _place(name, 0)] = value
+    branches = ("towers.", "blocks.")
+    load_weights(model, tensors, new=("summed_text.", *(n for n in own if not n.startswith(branches))))
+
+
+def branch_state(model: nn.Module, branch: int) -> StateDict:
+    """The inverse: one branch as diffusers names and shapes it; shared weights are in every branch."""
+    with torch.device("meta"):
+        names = WanTransformer(model.config.backbone).state_dict()
+    own, branch = model.state_dict(), branch % len(model.towers)
+    places = {n: (_place(n, branch), _place(n, 0)) for n in names if "summed_text" not in n}
+    return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
+
+
+def _place(name: str, branch: int) -> str:
+    """Our name for the parameter that diffusers calls ``name``."""
+    if not name.startswith("blocks."):
+        return f"towers.{branch}.{name}"
+    _, block, rest = name.split(".", 2)
+    return f"blocks.{block}.branches.{branch}.{rest}"

@@ -18,7 +18,7 @@ def grid_positions(grid: Grid, offset: Grid = (0, 0, 0), device: torch.device | 
 
     Args:
         grid: tokens along t, h, w.
-        offset: added to all positions; streams with disjoint ranges are told apart by it (ERoPE).
+        offset: added to all positions. Streams with disjoint ranges can be distinguished (ERoPE).
         device: of the result.
     """
     axes = (torch.arange(a, a + n, device=device) for a, n in zip(offset, grid, strict=True))

@@ -64,11 +64,6 @@ class WanConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def token_width(self) -> int:
-        """Latent numbers in one token."""
-        return self.in_channels * math.prod(self.patch_size)
-
-    @property
     def rotary_widths(self) -> Grid:
         """Channels of a head that time, height and width turn."""
         side = 2 * (self.attention_head_dim // 6)
@@ -91,17 +86,10 @@ WAN_TI2V_5B = WanConfig(num_attention_heads=24, ffn_dim=14336, in_channels=48, o
 
 
 def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
-    """Timesteps as runs of equal neighbours, so that each is embedded once.
+    """Timesteps (B,) or (B, S) as runs of equal neighbours: one per run (B, G), and the runs' lengths.
 
-    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean
-    first frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
-
-    Args:
-        timestep: (B,) or (B, S).
-        tokens: S.
-
-    Returns:
-        Timesteps of the runs, (B, G), and the lengths of the runs, whose sum is S.
+    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean first
+    frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
     """
     if timestep.ndim == 1:
         return timestep[:, None], [tokens]
@@ -115,9 +103,8 @@ def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, runs: list[int], eps: float) -> Tensor:
     """norm(x) * (1 + scale) + shift in float32; x (B, S, D), shift and scale (B, G, D), one per run."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return _by_run(lambda part, a, b: torch.addcmul(a, part, 1 + b), runs, [normed], [shift, scale]).type_as(
-        x
-    )
+    modulated = _by_run(lambda part, a, b: torch.addcmul(a, part, 1 + b), runs, [normed], [shift, scale])
+    return modulated.type_as(x)
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor, runs: list[int]) -> Tensor:
@@ -139,12 +126,8 @@ def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each.
 
-    Under CPU autocast it runs in float32: there its backward pass is three times slower in bfloat16,
-    while matrix products are several times faster.
-
-    Args:
-        q, k, v: queries, keys, values.
-        key_padding_mask: (B, tokens), False at keys that are only padding.
+    ``key_padding_mask`` (B, tokens) is False at keys that are only padding. Under CPU autocast it runs in
+    float32: there its backward pass is three times slower in bfloat16.
     """
     mask = None if key_padding_mask is None else key_padding_mask[:, None, None]
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -184,8 +167,6 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Every token sees all tokens of its clip."""
-
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)
@@ -237,8 +218,8 @@ class FeedForward(nn.Module):
 class WanBlock(Float32):
     """Self-attention, cross-attention, feed-forward; the first and the last gated by the timestep.
 
-    :meth:`before` and :meth:`after` are what stands before and after self-attention, for systems in
-    which several towers attend jointly.
+    :meth:`before` and :meth:`after` are the parts before and after self-attention, for systems in which
+    several towers attend jointly.
     """
 
     def __init__(self, config: WanConfig):
@@ -299,23 +280,24 @@ class WanBlock(Float32):
 # --- embeddings ----------------------------------------------------------------------------------
 
 
-def patchify(latents: Tensor, patch_size: Grid) -> Tensor:
-    """(B, C, t, h, w) -> (B, S, C * cells of a patch), one row per token."""
-    p, q, r = patch_size
-    return rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
-
-
 class PatchEmbedding(nn.Conv3d):
     """Latents (B, C, t, h, w) -> tokens (B, S, D), in the precision of the weights.
 
     Windows of this convolution do not overlap: one matrix product does the same, and faster.
+
+    Args:
+        config: sizes.
+        zero: start at zero, for a condition that is added to the tokens of a pretrained model.
     """
 
-    def __init__(self, config: WanConfig):
+    def __init__(self, config: WanConfig, zero: bool = False):
         super().__init__(config.in_channels, config.dim, config.patch_size, config.patch_size)
+        nn.init.zeros_(self.bias)
+        (nn.init.zeros_ if zero else nn.init.xavier_uniform_)(self.weight.view(config.dim, -1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        rows = patchify(latents.type_as(self.weight), self.kernel_size)
+        (p, q, r), latents = self.kernel_size, latents.type_as(self.weight)
+        rows = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
         # Under autocast, too, the residual stream keeps the precision of the weights.
         return F.linear(rows, self.weight.flatten(1), self.bias).type_as(self.weight)
 
@@ -354,7 +336,7 @@ class TextEmbedder(nn.Module):
 
 
 class Conditions(NamedTuple):
-    """What all blocks are told.
+    """What conditions all blocks.
 
     Attributes:
         time: time embeddings of the runs (B, G, D), float32, for the head.
@@ -414,8 +396,8 @@ class WanTransformer(Float32):
         self.proj_out = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.proj_out.weight)  # an untrained network predicts zero
         if config.summed_text:

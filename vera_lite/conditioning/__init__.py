@@ -1,4 +1,4 @@
-"""What systems are told besides pixels."""
+"""Text and vision-language features that condition the systems."""
 
 from vera_lite.conditioning.umt5 import Umt5Encoder
 

@@ -18,11 +18,11 @@ from vera_lite.errors import UserError
 
 
 class Context(NamedTuple):
-    """What the VLM says about an edit, at the video model's width D.
+    """What the VLM says about an edit, in the width D of the video model.
 
     Attributes:
         editing: X_e (B, K, D).
-        video: X_v (B, V, D).
+        video: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
         text: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
     """
 
@@ -129,13 +129,16 @@ class EditingTokens(nn.Module):
                 f"the instruction has {int(text.sum(1).max())} tokens, more than the {self.text_tokens} that "
                 "this model reads: say it shorter."
             )
-        native = self.native_connector(read.last_hidden_state)  # (B, start, D)
-        words = [rows[where] for rows, where in zip(native, text, strict=True)]
-        return Context(
-            self.connector(hidden),
-            native[video].view(len(tokens), -1, native.shape[-1]),
-            torch.stack([F.pad(w, (0, 0, 0, self.text_tokens - len(w))) for w in words]),
-        )
+        weight = self.connector[0].weight  # the VLM may have another precision
+        native = self.native_connector(read.last_hidden_state.to(weight))  # (B, start, D)
+        pixels = _padded(native, video, int(video.sum(1).max()))
+        return Context(self.connector(hidden.to(weight)), pixels, _padded(native, text, self.text_tokens))
+
+
+def _padded(rows: Tensor, chosen: Tensor, length: int) -> Tensor:
+    """The chosen (B, N) of some rows (B, N, D), with zeros after each clip's last: (B, length, D)."""
+    picked = [row[where] for row, where in zip(rows, chosen, strict=True)]
+    return torch.stack([F.pad(p, (0, 0, 0, length - len(p))) for p in picked])
 
 
 def placeholder_of(vlm: VisionLanguageModel) -> str:

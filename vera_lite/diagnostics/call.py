@@ -1,4 +1,4 @@
-"""One attention call as it happened: what the tap sees, and what a probe is given."""
+"""One attention call as it happened, and what a measurement of it costs and returns."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Site:
+class CallSite:
     """Where an attention call happened.
 
     Attributes:
         module: qualified name of the innermost module that made the call, e.g. ``blocks.3.attn1``.
-        call: number of the call inside this module during one call of the tapped model; Wan's
-            image-to-video block calls twice in one cross-attention, Qwen's vision tower once a frame slot.
+        call: number of the call inside this module during one call of the tapped model. Wan's
+            image-to-video block calls twice in one cross-attention, Qwen's vision tower once per slot.
         step: number of the call of the tapped model: the denoising step, or the decoding step.
     """
 
@@ -36,7 +36,7 @@ class AttentionCall:
         output: (B, H, Q, dv), the kernel's own.
     """
 
-    site: Site
+    site: CallSite
     query: Tensor
     key: Tensor
     value: Tensor
@@ -44,3 +44,94 @@ class AttentionCall:
     is_causal: bool
     scale: float
     output: Tensor
+
+
+def without_repeats(mask: Tensor) -> Tensor:
+    """The mask before it was expanded: axes of stride 0 have size 1."""
+    return mask[tuple(slice(1) if stride == 0 else slice(None) for stride in mask.stride())]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of an attention call: all that its cost depends on.
+
+    Attributes:
+        module, step: as in :class:`CallSite`.
+        batch, heads, kv_heads, queries, keys, head_dim, value_dim: sizes.
+        itemsize: bytes of a number in Q, K and V.
+        mask_bytes: of the mask as given, before it is broadcast; 0 without one.
+        is_causal: see :class:`AttentionCall`.
+    """
+
+    module: str
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    value_dim: int
+    itemsize: int = 4
+    mask_bytes: int = 0
+    is_causal: bool = False
+    step: int = 0
+
+    @classmethod
+    def of(cls, call: AttentionCall) -> "AttentionShape":
+        batch, heads, queries, head_dim = call.query.shape
+        return cls(
+            module=call.site.module,
+            batch=batch,
+            heads=heads,
+            kv_heads=call.key.shape[1],
+            queries=queries,
+            keys=call.key.shape[2],
+            head_dim=head_dim,
+            value_dim=call.value.shape[-1],
+            itemsize=call.query.itemsize,
+            mask_bytes=0 if call.mask is None else without_repeats(call.mask).nbytes,
+            is_causal=call.is_causal,
+            step=call.site.step,
+        )
+
+    @property
+    def flops(self) -> int:
+        """Of the call itself; causal calls count in full, as torch counts them."""
+        pairs = self.batch * self.heads * self.queries * self.keys
+        return 2 * pairs * (self.head_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measurement takes on one call.
+
+    Attributes:
+        result_bytes: of what it returns, exactly.
+        transient_bytes: on top of it, while it runs.
+        flops: of its matrix products.
+    """
+
+    result_bytes: int
+    transient_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What a measurement returned.
+
+    Attributes:
+        site: where.
+        heads: which heads, in the order of ``values``.
+        values: float32 on the CPU; the measurement says of what shape.
+        residual: largest absolute difference between A V, recomputed from what was measured, and the
+            kernel's own output. About 1e-6 where the model runs in float32. In bfloat16 it is the
+            rounding of the kernel's output, about 1e-2 of the largest value.
+        names: of the groups.
+    """
+
+    site: CallSite
+    heads: tuple[int, ...]
+    values: Tensor
+    residual: float
+    names: tuple[str, ...] = ()

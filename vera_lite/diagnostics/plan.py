@@ -16,24 +16,25 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from vera_lite.diagnostics.call import AttentionCall
-from vera_lite.diagnostics.probes import AttentionShape, AttentionStore, Capture, Cost, Probe
+from vera_lite.diagnostics.call import AttentionCall, AttentionShape, Capture, Cost
+from vera_lite.diagnostics.measurements import Measurement
+from vera_lite.diagnostics.store import AttentionStore
 from vera_lite.diagnostics.tap import Tap
-from vera_lite.errors import UserError
 
 
 class Entry(NamedTuple):
     """One line of a plan.
 
     Attributes:
-        where: regular expression, searched for in the module's qualified name.
-        probe: what to measure there.
+        where: regular expression, searched for in the module's qualified name. The measurement must fit
+            every call that matches; one that does not fit is an error, not passed over.
+        measurement: what to measure there.
         name: of the captures; ``where`` by default.
         steps: of the model's calls, which; all by default.
     """
 
     where: str
-    probe: Probe
+    measurement: Measurement
     name: str | None = None
     steps: Collection[int] | None = None
 
@@ -45,14 +46,10 @@ class Entry(NamedTuple):
         return (self.steps is None or step in self.steps) and re.search(self.where, module) is not None
 
     def cost(self, shape: AttentionShape) -> Cost:
-        """A pattern means that the probe fits wherever it matches; where it does not, that is an error."""
         try:
-            return self.probe.cost(shape)
-        except UserError as error:
-            raise UserError(
-                f"{error} Entry {self.label!r} sent the probe there; narrow its pattern {self.where!r} if "
-                "that is not meant."
-            ) from error
+            return self.measurement.cost(shape)
+        except ValueError as error:
+            raise ValueError(f"{error} Entry {self.label!r} matches it: is it too wide?") from error
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class EntryEstimate:
         calls: how many it measures.
         stored_bytes: of all its captures.
         transient_bytes: the largest, while one of them is made.
-        flops: of all its probes.
+        flops: of all its measurements.
     """
 
     name: str
@@ -118,12 +115,12 @@ class Estimate:
 
 
 class CapturePlan:
-    """Probes for chosen layers and steps within a memory budget; the observer that a :class:`Tap` calls.
+    """Measurements of chosen layers and steps within a memory budget; the observer that a :class:`Tap` calls.
 
     Captures of several runs add up; make a new plan to start afresh.
 
     Args:
-        entries: :class:`Entry`, or plain (where, probe) tuples.
+        entries: :class:`Entry`, or plain (where, measurement) tuples.
         budget_bytes: for everything stored and the largest transient.
 
     Attributes:
@@ -131,8 +128,8 @@ class CapturePlan:
         stored_bytes: of the captures.
 
     Raises:
-        UserError: no entry, two of one name, or a ``where`` that is no regular expression; during capture
-            a call that would go over budget, before it is measured, or one that a probe does not fit.
+        ValueError: no entry, two of one name, or a ``where`` that is no regular expression; during capture
+            a call that would go over budget, before it is measured, or one that a measurement does not fit.
     """
 
     def __init__(self, entries: Sequence[Entry | tuple], budget_bytes: int):
@@ -140,15 +137,13 @@ class CapturePlan:
         self.budget_bytes = budget_bytes
         self.stored_bytes = 0
         self.captures: dict[str, list[Capture | AttentionStore]] = {e.label: [] for e in self.entries}
-        if not self.entries:
-            raise UserError("a capture plan needs at least one entry.")
-        if len(self.captures) < len(self.entries):
-            raise UserError("two entries of the plan have one name; give each its own.")
+        if not self.entries or len(self.captures) < len(self.entries):
+            raise ValueError("a capture plan needs one or more entries of different names.")
         for entry in self.entries:
             try:
                 re.compile(entry.where)
             except re.error as error:
-                raise UserError(f"{entry.where!r} is no regular expression ({error}); mend it.") from error
+                raise ValueError(f"{entry.where!r} is no regular expression: {error}.") from error
 
     def __call__(self, call: AttentionCall) -> None:
         """Measure one call with every entry that matches it."""
@@ -159,8 +154,13 @@ class CapturePlan:
                 needed = self.stored_bytes + cost.result_bytes + cost.transient_bytes
                 if needed > self.budget_bytes:
                     raise self._over_budget(needed, f"{entry.label!r} at {shape.module}, step {shape.step}")
-                self.captures[entry.label].append(entry.probe(call))
+                self.captures[entry.label].append(entry.measurement(call))
                 self.stored_bytes += cost.result_bytes
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Names of entries that captured nothing so far; a tap warns of them when it ends."""
+        return [name for name, found in self.captures.items() if not found]
 
     def estimate(self, shapes: Sequence[AttentionShape]) -> Estimate:
         """What capturing these calls would take.
@@ -169,16 +169,16 @@ class CapturePlan:
             shapes: every attention call of the run, from :func:`attention_shapes` or made by hand.
 
         Raises:
-            UserError: a probe does not fit a call that its entry matches, or an entry matches none.
+            ValueError: a measurement does not fit a call that its entry matches, or an entry matches none.
         """
         entries = []
         for entry in self.entries:
             costs = [entry.cost(s) for s in shapes if entry.matches(s.module, s.step)]
             if not costs:
                 modules = list(dict.fromkeys(s.module for s in shapes))
-                raise UserError(
+                raise ValueError(
                     f"entry {entry.label!r} matches none of the {len(shapes)} attention calls, which are "
-                    f"in {', '.join(modules[:4])}{', ...' * (len(modules) > 4)}; mend its pattern or steps."
+                    f"in {', '.join(modules[:4])}{', ...' * (len(modules) > 4)}."
                 )
             entries.append(
                 EntryEstimate(
@@ -195,7 +195,7 @@ class CapturePlan:
         """The estimate, if it is within budget.
 
         Raises:
-            UserError: it is not, or as in :meth:`estimate`.
+            ValueError: it is not, or as in :meth:`estimate`.
         """
         estimate = self.estimate(shapes)
         if estimate.peak_bytes > self.budget_bytes:
@@ -203,8 +203,8 @@ class CapturePlan:
             raise self._over_budget(estimate.peak_bytes, repr(largest.name))
         return estimate
 
-    def _over_budget(self, needed: int, culprit: str) -> UserError:
-        return UserError(
+    def _over_budget(self, needed: int, culprit: str) -> ValueError:
+        return ValueError(
             f"this capture needs {_size(needed)} and the budget is {_size(self.budget_bytes)}; take fewer "
             f"heads, layers, steps or queries (above all in {culprit}) or raise the budget."
         )
@@ -213,7 +213,7 @@ class CapturePlan:
 def attention_shapes(model: nn.Module, run: Callable[[], Any]) -> list[AttentionShape]:
     """Sizes of every attention call that ``run()`` makes in the model.
 
-    Costs one run without probes; where the model works on the meta device, nothing at all.
+    Costs one run without measurements; where the model works on the meta device, nothing at all.
     """
     shapes = []
     with Tap(model, lambda call: shapes.append(AttentionShape.of(call))):

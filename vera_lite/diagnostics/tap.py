@@ -1,11 +1,11 @@
-"""Watch a model's attention, or cut into it, from outside and without knowing the model.
+"""Watch a model's attention, or cut connections in it, from outside and without knowing the model.
 
 Both context managers here stand between a model and ``scaled_dot_product_attention`` (SDPA) as a
-``TorchFunctionMode``; forward hooks keep the stack of running modules, which names a call. What does
+``TorchFunctionMode``. Forward hooks keep the stack of running modules, which names a call. What does
 not pass through that function (eager attention, flash-attention packages, ``nn.MultiheadAttention``)
-cannot be reached, and :attr:`Tap.unseen` says so.
+cannot be reached; :attr:`Tap.unseen` lists such modules.
 
-They compose, the knock-out inside, so that the tap sees the call that has the cut in its mask::
+They can be combined, the knock-out inside, so that the tap sees the cut in the call's mask::
 
     with Tap(model, observer), KnockOut(model, keys):
         model(...)
@@ -20,11 +20,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vera_lite.diagnostics.call import AttentionCall, Site
-from vera_lite.errors import UserError
+from vera_lite.diagnostics.call import AttentionCall, CallSite
 
 
 class _AttentionMode(TorchFunctionMode):
@@ -39,12 +39,10 @@ class _AttentionMode(TorchFunctionMode):
     def __enter__(self):
         kind = type(self).__name__
         if self._hooks:
-            raise UserError(f"this {kind} is in use already: leave it first, or make another.")
+            raise RuntimeError(f"this {kind} is in use already: leave it first, or make another.")
         # torch.compile wraps a module, Module.compile marks it.
         if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules()):
-            raise UserError(
-                f"{kind} cannot look into a compiled model: give it the one before torch.compile."
-            )
+            raise ValueError(f"{kind} cannot see into a compiled model: give the one before torch.compile.")
         for name, module in self.model.named_modules():
             started, finished = partial(self._started, name), partial(self._finished, name)
             self._hooks.append(module.register_forward_pre_hook(started))
@@ -73,28 +71,30 @@ class Tap(_AttentionMode):
     """See every attention call of a model, named by module, call and step; outputs keep every bit.
 
     A step is one call of the model's forward, with what parts of the model did before it: a denoising
-    step; in ``generate()`` vision tower and prefill, then one a token. Calls outside the model's modules
-    are not recorded, nor is a checkpointed block's second run (torch keeps function modes out of
+    step; in ``generate()`` vision tower and prefill, then one step per token. Calls outside the model's
+    modules are not recorded, nor is a checkpointed block's second run (torch keeps function modes out of
     backward passes). A module registered under two names has the first. Entering again starts anew.
 
-    Decoding with grouped keys and a padding mask, transformers lays the heads that share a key along the
-    query axis. Taps of one model must not be nested: the outer would see the inner's probes.
+    When it decodes with grouped keys and a padding mask, transformers lays the heads that share a key
+    along the query axis. Do not nest taps of one model: the outer would see the inner's measurements.
 
     Args:
         model: any module that calls SDPA, not compiled.
-        observer: called after every call, without gradients and with the tap off; it may look, not
-            touch. The tensors are the model's own: clone what must outlive the call. What it raises
-            ends the model's run.
+        observer: called after every call, without gradients and with the tap off; it may read, not
+            change. The tensors are the model's own: clone what must outlive the call. What it raises
+            ends the model's run. If it has a list ``unmatched``, as a :class:`.CapturePlan` has, the tap
+            warns of what is in it at the end.
 
     Attributes:
         sites: where attention was seen, in order.
 
     Raises:
-        UserError: on entering, if entered already or the model is compiled; during the model's run, if
-            attention drops out.
+        RuntimeError: on entering, if entered already.
+        ValueError: on entering, if the model is compiled; during the model's run, if attention drops out.
 
     Warns:
-        On leaving, unless by an exception: if attention modules went unseen.
+        On leaving, unless by an exception: if attention modules went unseen, if the model ran without any
+        visible attention, or if an entry of the plan matched nothing.
     """
 
     def __init__(self, model: nn.Module, observer: Callable[[AttentionCall], None] | None = None):
@@ -103,7 +103,7 @@ class Tap(_AttentionMode):
         self._reset()
 
     def _reset(self) -> None:
-        self.sites: list[Site] = []
+        self.sites: list[CallSite] = []
         self._step = 0
         self._calls = Counter()  # of this step, by module
         self._attention = {}  # names of attention modules that ran, as an ordered set
@@ -113,7 +113,8 @@ class Tap(_AttentionMode):
     def unseen(self) -> list[str]:
         """Attention modules that ran, while neither they nor modules inside them made a visible call.
 
-        They are told by "attention" or "attn" in their class's name; of nested ones the innermost counts.
+        A module counts as attention if its class's name has "attention" or "attn" in it; of nested ones
+        only the innermost counts.
         """
         return [name for name in self._attention if name not in self._seen]
 
@@ -124,12 +125,21 @@ class Tap(_AttentionMode):
 
     def __exit__(self, exception_type, *exception):
         super().__exit__(exception_type, *exception)
-        if exception_type is None and self.unseen:
-            names = ", ".join(name or "the model itself" for name in self.unseen)
+        if exception_type is not None:
+            return
+        if self.unseen or (self._step and not self.sites):
+            names = ", ".join(name or "the model itself" for name in self.unseen) or "the model"
             warnings.warn(
                 f'no attention was seen in {names}: set the "sdpa" attention implementation '
                 '("native" in diffusers); flash-attention packages, eager attention and compiled graphs '
                 "cannot be seen.",
+                stacklevel=2,
+            )
+        elif unmatched := getattr(self.observer, "unmatched", None):
+            seen = list(dict.fromkeys(site.module for site in self.sites))
+            warnings.warn(
+                f"nothing was captured for {', '.join(map(repr, unmatched))}; attention was seen in "
+                f"{', '.join(seen[:4])}{', ...' * (len(seen) > 4)}.",
                 stacklevel=2,
             )
 
@@ -158,24 +168,26 @@ class Tap(_AttentionMode):
         enable_gqa=False,
     ) -> Tensor:
         if dropout_p > 0:
-            raise UserError("attention with dropout has no weights of its own: call model.eval() first.")
+            raise ValueError("attention with dropout has no weights of its own: call model.eval() first.")
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         self._seen.update(self._running)
         module = self._running[-1]
-        site = Site(module, self._calls[module], self._step)
+        site = CallSite(module, self._calls[module], self._step)
         self._calls[module] += 1
         self.sites.append(site)
         if self.observer is not None:
+            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
             # Autocast casts below this function; what the kernel saw has its output's type.
             query, key, value = (x.detach().to(output.dtype) for x in (query, key, value))
             if attn_mask is not None:
                 attn_mask = attn_mask.detach()
                 attn_mask = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(output.dtype)
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            call = AttentionCall(site, query, key, value, attn_mask, is_causal, scale, output.detach())
-            # Selective checkpointing counts calls by a dispatch mode; a probe's must not be among them.
+            query, key, value, shown, attn_mask = _four_axes(query, key, value, output.detach(), attn_mask)
+            call = AttentionCall(site, query, key, value, attn_mask, is_causal, scale, shown)
+            # Selective checkpointing counts calls by a dispatch mode; a measurement's must not be counted.
             with torch.no_grad(), _disable_current_modes():
                 self.observer(call)
         return output
@@ -185,8 +197,8 @@ class KnockOut(_AttentionMode):
     """Forbid queries to look at some keys: what does the model lose without them?
 
     The cut is merged into the mask of every call made by a matching module whose keys (and queries)
-    have the given number; other calls are left alone. Gradients of checkpointed blocks are refused: a
-    backward pass would compute the block again without the cut.
+    have the given number; other calls are left alone. It refuses gradients of checkpointed blocks, because
+    a backward pass would compute the block again without the cut.
 
     Args:
         model: any module that calls SDPA, not compiled.
@@ -196,9 +208,9 @@ class KnockOut(_AttentionMode):
         queries: the queries that lose the keys, bool (Q,) or indices as ``keys``; None means all.
 
     Raises:
-        UserError: keys or queries are neither bool nor indices, ``where`` is no regular expression; on
-            entering, as :class:`Tap`; during the model's run, if a query would be left with no key; in a
-            backward pass through a checkpointed block.
+        ValueError: keys or queries are neither bool nor indices, or ``where`` is no regular expression;
+            during the model's run, if a query would be left with no key.
+        RuntimeError: in a backward pass through a checkpointed block; on entering, as :class:`Tap`.
 
     Warns:
         On leaving, unless by an exception: if no call was changed.
@@ -209,18 +221,14 @@ class KnockOut(_AttentionMode):
         for name, chosen in (("keys", keys), ("queries", queries)):
             if chosen is None:
                 continue
-            if chosen.ndim != 1 or chosen.is_floating_point() or chosen.is_complex():
-                raise UserError(
-                    f"{name} must be bool or indices with one axis, not {chosen.dtype} {tuple(chosen.shape)}."
-                )
-            if chosen.dtype != torch.bool and (chosen < 0).any():
-                raise UserError(
-                    f"{name} must be indices from 0 up: negative ones mean something else in every call."
-                )
+            is_index = not chosen.is_floating_point() and not chosen.is_complex()
+            # Negative indices would mean another token in calls of another length.
+            if chosen.ndim != 1 or not is_index or (chosen.dtype != torch.bool and (chosen < 0).any()):
+                raise ValueError(f"{name} must have one axis of bools, or of indices from 0 up.")
         try:
             self._where = re.compile(where)
         except re.error as error:
-            raise UserError(f"where={where!r} is no regular expression: {error}.") from error
+            raise ValueError(f"where={where!r} is no regular expression: {error}.") from error
         self.keys, self.queries = keys, queries
 
     def __enter__(self):
@@ -243,6 +251,7 @@ class KnockOut(_AttentionMode):
             self._sizes.add(sizes)
             cut = self._cut(*sizes, query.device)
             if cut is not None:
+                attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
                 if attn_mask is None:
                     attn_mask = torch.ones_like(cut)
                     if is_causal:  # the kernel's triangle starts at the top left, also where K != Q
@@ -253,7 +262,7 @@ class KnockOut(_AttentionMode):
 
     def _started(self, name: str, module: nn.Module, inputs: tuple) -> None:
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass
-            raise UserError(
+            raise RuntimeError(
                 "a knock-out does not reach checkpointed blocks in a backward pass: switch checkpointing off."
             )
         super()._started(name, module, inputs)
@@ -270,9 +279,9 @@ class KnockOut(_AttentionMode):
         """The mask with the cut in it; bool stays bool, additive stays additive."""
         merged = mask & ~cut if mask.dtype == torch.bool else torch.where(cut, -torch.inf, mask)
         if (_open(mask).any(-1) & ~_open(merged).any(-1)).any():
-            raise UserError(
+            raise ValueError(
                 f"the knock-out leaves a query of {self._running[-1]!r} no key to look at: "
-                "knock out fewer keys, or say with queries= who loses them."
+                "knock out fewer keys, or choose with queries= who loses them."
             )
         return merged
 
@@ -290,3 +299,30 @@ def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
 def _open(mask: Tensor) -> Tensor:
     """Where a mask lets through: additive ones forbid by -inf or by the lowest number of their type."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def _plain_mask(mask: Tensor | None, is_causal: bool, device) -> tuple[Tensor | None, bool]:
+    """Mask and ``is_causal`` with torch's ``CausalBias``, a tensor that holds no numbers, written out."""
+    if not isinstance(mask, CausalBias):
+        return mask, is_causal
+    queries, keys = mask.seq_len_q, mask.seq_len_kv
+    if mask.variant == CausalVariant.UPPER_LEFT or queries == keys:
+        return None, True
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return allowed.tril(keys - queries), False
+
+
+def _four_axes(query, key, value, output, mask):
+    """A call of any number of axes as (B, H, tokens, d): missing axes of size 1, all before H as one B.
+
+    The kernel broadcasts all axes before the last two. Here the heads of keys are left as they are, which
+    may be fewer (grouped queries).
+    """
+    if query.ndim == key.ndim == value.ndim == 4 and len(query) == len(key) == len(value):
+        return query, key, value, output, mask
+    query, key, value, output = (x[(None,) * (4 - x.ndim)] for x in (query, key, value, output))
+    batch = output.shape[:-3]
+    tensors = (x.expand(*batch, *x.shape[-3:]).flatten(0, -4) for x in (query, key, value, output))
+    if mask is not None and mask.ndim > 3:
+        mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
+    return *tensors, mask

@@ -1,12 +1,12 @@
 """InfoNCE over all positions of a video: RVEDiT's alignment objective (arXiv 2605.24674, Eq. 4-5), exact.
 
-Of each position it asks which of the S positions of a reference is the same one, and the other way round:
+For each position it asks: which of the S positions of a reference is the same one? And the other way round:
 
     l_ij     = cosine(features_i, reference_j) / temperature
     estimate = 1/(2S) sum_i [log softmax_j(l_ij) at j = i  +  log softmax_j(l_ji) at j = i]
 
 For 81 frames at 480p, S = 32,760: the matrix l has 4.3 GB in float32, and a plain implementation holds
-about three of them. The functions below never hold it whole, and leave no position out.
+about three of them. The functions below never hold the whole matrix, and they leave out no position.
 """
 
 import torch
@@ -36,10 +36,11 @@ def info_nce(
         rank: (B, S) int64, without gradient: how many of the S reference positions score at least as high
             as the position's own.
 
-        At chance the mean rank is (S + 1) / 2 and the estimate about -ln S - 1 / (2 D temperature^2); for
-        features that are the same everywhere it is -ln S. Positions that look alike, as in a still
-        background, are negatives of each other: k of a kind keep the estimate at -ln k or below, however
-        good the alignment. Log the mean rank (then k) and the share of rank 1 (then 0) beside it.
+        For random features the mean rank is (S + 1) / 2 and the estimate is about
+        -ln S - 1 / (2 D temperature^2). If all positions have the same features, the estimate is -ln S.
+        Positions that look alike, as in a still background, count as negatives of each other: if every
+        position has k - 1 exact copies, the estimate cannot exceed -ln k, and the mean rank is k at best.
+        So log the mean rank and the share of rank 1 beside the estimate.
 
     Raises:
         UserError: shapes that differ or are not (B, S, D), temperature <= 0, chunk < 1.

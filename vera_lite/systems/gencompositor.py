@@ -1,14 +1,14 @@
 """GenCompositor (arXiv 2509.02460): put a foreground video into a background video.
 
-A diffusion transformer denoises the composite z. It is told where to draw by a mask m, what surrounds that
-place by the masked background b (black inside the mask), and what to draw by the foreground video f, whose
-object stands in the middle of a white canvas: the path is the mask's, not the foreground's.
+A diffusion transformer denoises the composite z. The mask m says where to draw. The masked background b
+(black inside the mask) shows what surrounds that place. The foreground video f shows what to draw: its object
+stands in the middle of a white canvas, so the path comes from the mask and not from the foreground.
 
     [z; f] = [P(x_t ‖ b); P_f(f)]                     channels side by side; tokens one after the other
     [z; f] <- Block_i([z; f])                         full self-attention: the fusion block
     z      <- z + (1 - m) * s_j,  j = floor(i n / L)  the background branch, outside the mask only
     s_j    = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m))      n blocks; W_j starts at zero
-    output = head(z)                                  the foreground's half is thrown away
+    output = head(z)                                  tokens of the foreground are dropped
 
 The two videos need not be aligned, so they must not share positions. ERoPE shifts those of stream s:
 
@@ -60,17 +60,17 @@ class GenCompositorConfig:
         backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
         objective: "epsilon" :class:`~vera_lite.diffusion.ddpm.Diffusion` in the paper, "v_prediction" in the
             code; :class:`~vera_lite.diffusion.flow_matching.FlowMatching` is ours.
-        mask_loss_weight: of a second loss term, the same restricted to the mask: 0 in the paper, 5 in
-            the code.
+        mask_loss_weight: weight of a second loss term, the same error inside the mask only: 0 in the
+            paper, 5 in the code.
         rope: how positions tell the two videos apart, see :func:`stream_positions`. "shared" is an ablation.
         rope_axis: which axis is shifted: t, h (the paper) or w.
         rope_offset: Delta of the foreground, in tokens; None is the size of the grid along that axis, the
             smallest with which no two tokens share a position.
         fusion: "self": foreground tokens join the self-attention (the paper); "cross": noisy tokens read
             them in a cross-attention after every block (ablation).
-        shared_projection: the foreground passes through P, with b in its other channels, so that nothing
-            but position (and noise) says which video a token is of; outside the mask the branch does too.
-            For the study of ERoPE; not published.
+        shared_projection: the foreground passes through P too, with b in its other channels. Then only
+            positions (and noise) tell the two videos apart, and the branch outside the mask. For the study
+            of ERoPE; not published.
         branch_layers: blocks of the background branch; 0 leaves it out (ablation).
         released_unused_layers: give the branch the layers that the released one holds but never runs, so
             that its checkpoint loads by name.
@@ -264,7 +264,10 @@ class GenCompositor(nn.Module):
                 main.patch_embed.fg_proj.bias.copy_(projection.bias)
             if branch is not None:
                 tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
-                branch.load_state_dict(tensors, strict=False)
+                missing, _ = branch.load_state_dict(tensors, strict=False)
+                own = ("branch_blocks.", "branch_x_embedder.", "patch_embed.pos_embedding")
+                if missing := [n for n in missing if not n.startswith(own)]:
+                    raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
         return system
 
     def forward(
@@ -378,7 +381,7 @@ def token_mask(mask: Tensor, patch_size: int) -> Tensor:
 
 
 def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[Tensor, Tensor]:
-    """Target and foreground; with chance ``rate`` a clip's are the background and a blank video."""
+    """Target and foreground of each clip; with chance ``rate`` they are the background and a blank video."""
     blank = (random.uniform() < rate).to(batch["composite"].device).view(-1, 1, 1, 1, 1)
     target = torch.where(blank, batch["background"], batch["composite"])
     return target, torch.where(blank, batch["blank"], batch["foreground"])
@@ -387,7 +390,7 @@ def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[T
 def encode_conditions(
     codec: Codec, background: Tensor, foreground: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
-    """What :meth:`GenCompositor.forward` is told, from pixels.
+    """Conditions of :meth:`GenCompositor.forward`, from pixels.
 
     Args:
         codec: pixels to latents.

@@ -1,22 +1,22 @@
 """MiVE (arXiv 2605.14664): edit a video by instruction and an edited first frame, in one self-attention.
 
-A frozen vision-language model (VLM) reads the instruction, the reference image (the first frame as it is to
-look, which an image editor has made) and the source video in one prompt. Hidden states of an early and of a
+A frozen vision-language model (VLM) reads the instruction, the reference image (the edited first frame, made
+by an image editor) and the source video in one prompt. Hidden states of an early and of a
 late layer become one context c (Eq. 3-5, :mod:`vera_lite.conditioning.multiscale`).
 
-*Reference-aware latents*: the clean reference latents, of a clip of one frame, stand before both halves of
-the channels (Eq. 6):
+*Reference-aware latents*: the reference is encoded as a clip of one frame. Its clean latents stand before
+both halves of the channels (Eq. 6):
 
     z_t = Concat_channel([z_ref; z~_t], [z_ref; z_src])         z~_t: the noisy edited video
 
-*Unified self-attention*: context and video tokens are one sequence, which goes through Wan's blocks without
-their cross-attention (Eq. 7-8):
+*Unified self-attention*: context and video tokens form one sequence. Wan's blocks process it without
+cross-attention (Eq. 7-8):
 
     u^0 = [c; v]        v = PatchEmbed(z_t)
     v^  = Head(u^P[N_c:])                                       the reference frame is dropped
 
-*Per-token AdaLN*: tokens of context and reference are clean, so they are modulated as at t = 0, all others
-as at the present t. These are two vectors, never one a token.
+*Per-token AdaLN*: tokens of context and reference are clean, so they are modulated as at t = 0; the video
+tokens as at the present t. Two vectors are enough: no vector per token is formed.
 
 paper                    here
 phi_l                    :class:`vera_lite.conditioning.multiscale.Reading`
@@ -57,31 +57,31 @@ class MiVEConfig:
     """Size, and every choice that the paper leaves open or that an ablation turns.
 
     Attributes:
-        backbone: of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
-            embedding reads twice as many. Text embedding and cross-attention are left out, whatever it says.
-            With ``summed_text`` the context's text tokens are also summed into the time embedding; not in
-            the paper.
+        backbone: size of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
+            embedding reads twice as many. ``text_dim`` and ``cross_attention`` are ignored: MiVE has neither
+            text embedding nor cross-attention. With ``summed_text`` the text tokens of the context are also
+            summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy one in
             the package. The paper does not say whether it is trained: it is frozen here, and no part of the
             weights.
         vlm_dim: width of its language tower.
-        vlm_layers: which hidden states become context, numbered as transformers numbers them. "First" is
-            1, the output of the first layer: at 0 no token has seen another, so there would be nothing in it
-            of what the paper shows. "Last" is -1, after the final norm; whether the paper's is before it
-            makes next to no difference to the adapter, which begins with a norm.
-        vlm_frames: how many frames of the video the VLM is shown. The paper does not say; None leaves it to
-            the model's own processor.
-        context_positions: rotary positions of context tokens, of which the paper says nothing. "none": all at
+        vlm_layers: which hidden states become context, numbered as in transformers. We read "first" as 1,
+            the output of the first layer: at 0 no token has seen another yet. (Qwen3-VL adds DeepStack
+            features to its first layers' outputs; ours are taken before that.) We read "last" as -1, after
+            the final norm; before it makes next to no difference, as the adapter begins with a norm.
+        vlm_frames: how many frames of the video the VLM sees. The paper does not say; None leaves the choice
+            to the processor of the model.
+        context_positions: rotary positions of context tokens; the paper does not state them. "none": all at
             0, so that none is nearer than another. "index": 0, 1, 2, ... along t, as if each were a frame.
-            "before": ... -2, -1 along t, which no video token has.
+            "before": ..., -2, -1 along t, positions that no video token has.
         reference_position: "before": the reference stands at t = 0 and the video at 1, 2, ..., as its place
             in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
             video keeps Wan's positions.
         conditioning: "self" is MiVE. The others are the baselines of its Table 3, see
             :mod:`.mive_cross_attention`: "fused_cross", "dual_cross" and "decoupled".
-        changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
-            0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
+        changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
+            pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
     """
 
     backbone: WanConfig = WAN_14B
@@ -172,7 +172,7 @@ class MiVE(nn.Module):
         return vlm
 
     def read(self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor]) -> Reading:
-        """What the VLM makes of videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1].
+        """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1].
 
         Raises:
             UserError: as :func:`vera_lite.conditioning.multiscale.read`.

@@ -1,8 +1,8 @@
 """RVEDiT (arXiv 2605.24674): edit a video by instruction, without a text encoder.
 
-A vision-language model (VLM) reads the source video v and the instruction l. Its editing tokens X_e say
-coarsely what to do; its native tokens X_v, X_l hold detail. *Granularity-routed token conditioning*: the
-shallow blocks of the diffusion transformer are given the coarse ones alone (Eq. 3),
+A vision-language model (VLM) reads the source video v and the instruction l. Its editing tokens X_e are a
+coarse summary of the edit; its native tokens X_v, X_l hold detail. *Granularity-routed token conditioning*:
+the shallow blocks of the diffusion transformer see the coarse tokens alone (Eq. 3),
 
     C_i = X_e                      i <= L_s
     C_i = [X_e; X_v; X_l]          i >  L_s
@@ -11,8 +11,8 @@ The source video enters by addition, and fades with the noise (Kiwi-Edit's way, 
 
     h = P(x_sigma) + sigma * E(z_source)          E starts at zero
 
-*Reference-anchored attention alignment*: in training a second pass through the same weights, without
-gradient, reads the answer in place of the question, the edited video v* and its caption l*. At one random
+*Reference-anchored attention alignment*: in training, a second pass through the same weights reads the
+answer instead of the question: the edited video v* and its caption l*. It has no gradient. At one random
 depth the cross-attention outputs of both passes, A and A*, are pulled together position by position, by a
 bound on their mutual information (Eq. 4-5):
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
-from vera_lite.backbone.wan import patchify
+from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
@@ -55,7 +55,7 @@ class RVEDiTConfig:
             its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
-            frozen, and no part of the weights.
+            frozen, and not saved with the system.
         vlm_dim: width of its language tower.
         lora_rank: of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64 in the
             paper; 0: none. They are weights of the system, and trained: the paper says "adapted" and
@@ -71,8 +71,8 @@ class RVEDiTConfig:
         reference_noise: "shared": the pass that knows the answer is given the same noisy latents, as we read
             Algorithm 1. Then the noise alone can tell positions apart. "own": it draws its own noise (ours,
             a control).
-        changed_loss_weight: of a further loss term, the mean of flow matching where the edit changes pixels;
-            0 in the paper. Without pretraining, what is to be copied drowns out what is to be edited.
+        changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
+            pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
     """
 
     backbone: WanConfig = field(default_factory=lambda: replace(WAN_TI2V_5B, text_dim=None))
@@ -165,14 +165,12 @@ class RVEDiT(nn.Module):
         self.tokens = EditingTokens(
             config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
         )
-        self.source_embedding = nn.Linear(config.backbone.token_width, config.backbone.dim)  # E
-        nn.init.zeros_(self.source_embedding.weight)
-        nn.init.zeros_(self.source_embedding.bias)
+        self.source_embedding = PatchEmbedding(config.backbone, zero=True)  # E
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
             self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
-            # The VLM is no submodule, so that its frozen weights are no weights of the system; the adapters
-            # are, as the VLM's very modules. In float32 even on a half-precision VLM: small steps would be
+            # The frozen VLM is not a submodule, so checkpoints do not contain it. Its adapters are: the same
+            # modules as inside the VLM. In float32 even on a half-precision VLM, or small steps would be
             # rounded away.
             self.adapters = nn.ModuleDict({n: m.float() for n, m in self._adapted.adapters().items()})
 
@@ -198,7 +196,7 @@ class RVEDiT(nn.Module):
         return vlm
 
     def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
-        """What the VLM makes of videos (T, 3, H, W) in [0, 1] and what is said about them.
+        """Let the VLM read videos (T, 3, H, W) in [0, 1] and one text for each.
 
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
@@ -229,8 +227,7 @@ class RVEDiT(nn.Module):
         Returns:
             Prediction (B, C, t, h, w).
         """
-        patches = patchify(source, self.config.backbone.patch_size).to(self.source_embedding.weight)
-        added = (timestep / 1000).view(-1, 1, 1) * self.source_embedding(patches)
+        added = (timestep / 1000).view(-1, 1, 1) * self.source_embedding(source)
         summed = context.editing if self.config.backbone.summed_text else None
         return self.transformer(latents, timestep, self.contexts(context), added, summed)
 

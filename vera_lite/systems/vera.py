@@ -33,9 +33,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
+from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, read_wan
 from vera_lite.backbone.checkpointing import run_block
-from vera_lite.backbone.wan import SelfAttention, attend, patchify
+from vera_lite.backbone.loading import load_branches
+from vera_lite.backbone.wan import PatchEmbedding, SelfAttention, attend
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 
@@ -165,13 +166,10 @@ class Vera(nn.Module):
             for tower in self.towers[1:]:
                 tower.condition_embedder = None
         self.blocks = nn.ModuleList(JointBlock(config) for _ in range(wan.num_layers))
-        self.source_embedding = nn.Linear(wan.token_width, wan.dim)  # P_S
-        self.mask_embedding = nn.Linear(wan.token_width, wan.dim)  # P_M
-        self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
         # Zero, so that at the start each branch is the text-to-video model it was copied from.
-        for embedding in (self.source_embedding, self.mask_embedding):
-            nn.init.zeros_(embedding.weight)
-            nn.init.zeros_(embedding.bias)
+        self.source_embedding = PatchEmbedding(wan, zero=True)  # P_S
+        self.mask_embedding = PatchEmbedding(wan, zero=True)  # P_M
+        self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
 
     def forward(
         self,
@@ -199,24 +197,20 @@ class Vera(nn.Module):
 
         xs = [tower.patch_embedding(x) for tower, x in zip(towers, latents, strict=True)]  # (B, S, D) each
         xs[ALPHA] = xs[ALPHA] + self.layer_embedding[0]
-        xs[COMPOSITE] = xs[COMPOSITE] + self.embed(self.source_embedding, source) + self.layer_embedding[1]
+        xs[COMPOSITE] = xs[COMPOSITE] + self.source_embedding(source) + self.layer_embedding[1]
         if mask is not None:
-            tokens = self.embed(self.mask_embedding, mask)
+            tokens = self.mask_embedding(mask)
             xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
         embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
-        told = [embedder(timestep[:, None], text) for embedder in embedders]
-        texts, modulations = [c.text for c in told], [c.modulation for c in told]
+        conditions = [embedder(timestep[:, None], text) for embedder in embedders]
+        texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary = wan.rotary(grid_positions(grid, device=latents.device))
         for block in self.blocks:
             xs = run_block(self.checkpointing, block, xs, texts, modulations, rotary)
-        heads = zip(towers, xs, per_branch(told), strict=True)
+        heads = zip(towers, xs, per_branch(conditions), strict=True)
         return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
-
-    def embed(self, embedding: nn.Linear, latents: Tensor) -> Tensor:
-        """Clean latents of a condition (B, C, t, h, w) -> tokens (B, S, D)."""
-        return embedding(patchify(latents, self.config.backbone.patch_size).to(embedding.weight))
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow-matching loss of each layer and clip.
@@ -239,11 +233,9 @@ class Vera(nn.Module):
         weights = (1.0, 1.0, self.config.composite_weight)
         return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
 
-    # --- weights ---------------------------------------------------------------------------------
-
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "Vera":
-        """Start all three branches from one Wan checkpoint saved by diffusers.
+        """Start all branches from one Wan checkpoint saved by diffusers.
 
         Args:
             folder: the transformer's folder.
@@ -251,38 +243,8 @@ class Vera(nn.Module):
         """
         backbone, tensors = read_wan(folder)
         vera = cls(VeraConfig(backbone=backbone, **changes))
-        vera.load_branches([tensors] * len(LAYERS))
+        load_branches(vera, [tensors] * len(LAYERS))
         return vera
-
-    def load_branches(self, states: list[dict[str, Tensor]]) -> None:
-        """Copy a diffusers state dict into each branch; what branches share is the first one's.
-
-        Raises:
-            UserError: names or shapes do not fit.
-        """
-        own, tensors = self.state_dict(), {}
-        for branch in reversed(range(len(self.towers))):  # of what is shared, the first branch's wins
-            for name, value in states[branch].items():
-                place = _place(name, branch)
-                tensors[place if place in own else _place(name, 0)] = value
-        added = ("source_embedding.", "mask_embedding.", "layer_embedding", "summed_text.")
-        load_weights(self, tensors, new=added)
-
-    def branch(self, layer: int) -> dict[str, Tensor]:
-        """Weights of one branch as diffusers names and shapes them; shared ones are in every branch."""
-        with torch.device("meta"):
-            names = WanTransformer(self.config.backbone).state_dict()
-        own, branch = self.state_dict(), layer % len(self.towers)
-        places = {n: [_place(n, branch), _place(n, 0)] for n in names if "summed_text" not in n}
-        return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
-
-
-def _place(name: str, branch: int) -> str:
-    """Our name for the parameter that diffusers calls ``name`` in one branch."""
-    if not name.startswith("blocks."):
-        return f"towers.{branch}.{name}"
-    _, block, rest = name.split(".", 2)
-    return f"blocks.{block}.branches.{branch}.{rest}"
 
 
 def drop_conditions(text: Tensor, config, random: StepRandom) -> tuple[Tensor, Tensor]:

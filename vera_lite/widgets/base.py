@@ -1,26 +1,30 @@
-"""The ground that all widgets stand on: one small script serves three hosts.
+"""What all widgets share: one small script serves three hosts.
 
 * Live in Jupyter, anywidget syncs traits with the kernel.
 * A saved and trusted notebook restores the traits; no kernel answers.
 * A static page (:meth:`Widget.to_static`) holds the traits and a stand-in for the model.
 
-A widget's script is a plain module without imports, ``export default { render({ model, el }) {...} }``;
-``render`` may be called again at any time and returns a cleanup. By convention it shows the trait
-``error`` in a banner (closing it sets ``error`` to "") and, while ``has_kernel`` is false, greys out
-what needs Python; it listens to the change of both. Key handlers stop propagation, or JupyterLab takes
-the keys. Colours are JupyterLab's variables (``--jp-layout-color0`` and so on), which the static page
-defines as well. Bytes arrive as a DataView, which need not start at byte 0 of its buffer.
+A widget's script is a plain module without imports, ``export default { render({ model, el }) {...} }``, and
+its style a file beside it. ``render`` may be called again at any time and returns a cleanup. By convention
+it shows the trait ``error`` in a banner (closing it sets ``error`` to ""). A script that needs Python sends
+``{hello: true}`` when it is rendered and takes Python to be there once ``{alive: true}`` comes back: a trait
+would be saved with the notebook, and would claim a kernel that is gone. Key handlers stop propagation, or
+JupyterLab takes the keys. Colours are JupyterLab's variables (``--jp-layout-color0`` and so on), which the
+static page defines as well. Bytes arrive as a DataView, which need not start at byte 0 of its buffer.
 """
 
 import functools
 import html
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import anywidget
 import ipywidgets
-from traitlets import Bool, Int, Unicode, observe
+from PIL import Image
+from torch import Tensor
+from traitlets import Int, Unicode
 
 from vera_lite.errors import UserError
 
@@ -45,24 +49,13 @@ class Widget(anywidget.AnyWidget):
     """A view whose whole state is its synced traits.
 
     Attributes:
-        has_kernel: whether Python answers; false until the browser has shown the widget, so a notebook
-            that ran unattended saves false, and always false in a static page.
         error: what a callback raised last (of ``observe`` or ``on_msg``, on something that the browser did);
-            without it, a failing callback looks like a widget that ignores its user.
+            without it, a widget whose callback fails just seems to do nothing.
         height: pixels of the frame that holds the static page.
     """
 
-    has_kernel = Bool(False).tag(sync=True)
     error = Unicode("").tag(sync=True)
     height = Int(600).tag(sync=True)
-
-    def __init__(self, **traits):
-        # The browser keeps a count that starts at 0 up to date: its first report proves the connection.
-        super().__init__(_view_count=0, **traits)
-
-    @observe("_view_count")
-    def _on_view(self, change):
-        self.has_kernel = self.has_kernel or bool(change["new"])
 
     @shows_error
     def set_state(self, sync_data: dict) -> None:
@@ -71,6 +64,8 @@ class Widget(anywidget.AnyWidget):
 
     @shows_error
     def _handle_custom_msg(self, content, buffers):
+        if content == {"hello": True}:
+            return self.send({"alive": True})
         # Not through ipywidgets' dispatcher, which keeps to itself what a callback raises.
         for callback in self._msg_callbacks.callbacks:
             callback(self, content, buffers)
@@ -122,3 +117,27 @@ def iframe(page: str, height: int) -> str:
         f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
         f'style="width: 100%; height: {height}px; border: 0"></iframe>'
     )
+
+
+def checked_video(name: str, video: Tensor, channels: int) -> Tensor:
+    """The video on the CPU, without gradients.
+
+    Raises:
+        ValueError: it is not floating (T, channels, H, W), or has values outside [0, 1] or nan.
+    """
+    if video.ndim != 4 or video.shape[1] != channels or not video.numel() or not video.is_floating_point():
+        raise ValueError(
+            f"{name} is {video.dtype} {tuple(video.shape)}; give floating (T, {channels}, H, W) in [0, 1]."
+        )
+    video = video.detach().cpu()
+    low, high = video.min().item(), video.max().item()
+    if not -1e-3 <= low <= high <= 1 + 1e-3:  # rounding may lead a little outside
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; give values in [0, 1].")
+    return video
+
+
+def image_file(image: Image.Image, is_exact: bool) -> bytes:
+    """An image file: PNG if every pixel must stay as it is, otherwise JPEG."""
+    file = io.BytesIO()
+    image.save(file, **({"format": "PNG"} if is_exact else {"format": "JPEG", "quality": 85}))
+    return file.getvalue()

@@ -1,29 +1,9 @@
+// The layer viewer: the browser combines the layers itself, pixel by pixel, as LayeredClip does.
+
 const VIEWS = ["final", "source", "straight", "premultiplied", "checker", "matte", "composite"];
 const LAYERS = ["source", "edit", "alpha"];
 const SHOWN_SIDE = 448; // CSS pixels that a small picture is enlarged to, by a whole factor
-const CHECKER = [102, 153];
-
-const STYLE = `
-.vera-layer-viewer { padding: 0.3em; color: var(--jp-ui-font-color1, #212121); font-family: var(--jp-ui-font-family, sans-serif); }
-.vera-layer-viewer .vera-row { display: flex; flex-wrap: wrap; align-items: center; gap: 0.4em; margin: 0.4em 0; }
-.vera-layer-viewer .vera-top { align-items: flex-start; }
-.vera-layer-viewer button { font: inherit; padding: 0.2em 0.6em; border-radius: 0.2em; cursor: pointer; color: inherit;
-  background: var(--jp-layout-color1, #fff); border: 1px solid var(--jp-border-color1, #bdbdbd); }
-.vera-layer-viewer button[aria-pressed="true"] { background: var(--jp-layout-color3, #bdbdbd); font-weight: 600; }
-.vera-layer-viewer .vera-play { min-width: 4.5em; }
-.vera-layer-viewer .vera-frame { flex: 0 1 18em; }
-.vera-layer-viewer .vera-picture { position: relative; display: inline-block; max-width: 100%; line-height: 0; }
-.vera-layer-viewer canvas { max-width: 100%; }
-.vera-layer-viewer .vera-picture canvas { cursor: crosshair; }
-.vera-layer-viewer .vera-views { display: flex; flex-wrap: wrap; gap: 0.4em; flex: 1 1 16em; max-width: 34em; }
-.vera-layer-viewer .vera-views button { display: flex; flex-direction: column; align-items: center; gap: 0.2em; padding: 0.3em; }
-.vera-layer-viewer .vera-views canvas { width: 7em; }
-.vera-layer-viewer .vera-line { position: absolute; top: 0; bottom: 0; width: 0; pointer-events: none;
-  border-left: 1px solid #fff; outline: 1px solid #000; }
-.vera-layer-viewer .vera-counter, .vera-layer-viewer .vera-readout { font-family: var(--jp-code-font-family, monospace); }
-.vera-layer-viewer .vera-readout { display: flex; flex-wrap: wrap; gap: 0.2em 1.5em; min-height: 1.4em; }
-.vera-layer-viewer .vera-error { padding: 0.4em; border: 2px solid var(--jp-error-color1, #d32f2f); }
-`;
+const CHECKER = [102, 153]; // greys of the board behind what is transparent
 
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -42,14 +22,16 @@ function render({ model, el }) {
     const view = model.get(name);
     return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
   };
-  const pixels = Object.fromEntries(["source", "edit", "alpha", "composite"].map((name) => [name, bytes(name)]));
+  const pixels = Object.fromEntries(
+    ["source", "edit", "alpha", "composite"].map((name) => [name, bytes(name)]),
+  );
   const change = (name, value) => {
     model.set(name, value);
     model.save_changes();
   };
 
-  let timer = null;
-  let pointer = null;
+  let timer = null; // while it plays
+  let pointer = null; // x and y of the pixel under it
 
   // 1. Elements.
   const error = make("div", { className: "vera-error", role: "alert", hidden: true });
@@ -58,42 +40,70 @@ function render({ model, el }) {
   const line = make("div", { className: "vera-line", hidden: true });
   const readout = make("output", { className: "vera-readout" });
   const views = VIEWS.map((view, i) =>
-    make("button", { type: "button", "data-view": view, onclick: () => change("view", view) }, thumbnails[i], view)
+    make(
+      "button",
+      { type: "button", "data-view": view, onclick: () => change("view", view) },
+      thumbnails[i],
+      view,
+    ),
   );
   const layers = LAYERS.map((layer, i) =>
     make("button", {
-      type: "button", textContent: `${i + 1} ${layer}`, "data-layer": layer, onclick: () => toggle(layer),
-    })
+      type: "button",
+      textContent: `${i + 1} ${layer}`,
+      "data-layer": layer,
+      onclick: () => toggle(layer),
+    }),
   );
-  const play = make("button", { type: "button", className: "vera-play", onclick: () => (timer ? stop() : start()) });
-  const [previous, next] = [["‹", "previous frame", -1], ["›", "next frame", 1]].map(([textContent, label, by]) =>
-    make("button", { type: "button", textContent, "aria-label": label, onclick: () => step(by) })
+  const play = make("button", {
+    type: "button",
+    className: "vera-play",
+    onclick: () => (timer ? stop() : start()),
+  });
+  const [previous, next] = [
+    ["‹", "previous frame", -1],
+    ["›", "next frame", 1],
+  ].map(([textContent, label, by]) =>
+    make("button", { type: "button", textContent, "aria-label": label, onclick: () => step(by) }),
   );
   const slider = make("input", {
-    type: "range", min: 0, max: frames - 1, step: 1, className: "vera-frame", "aria-label": "frame",
+    type: "range",
+    min: 0,
+    max: frames - 1,
+    step: 1,
+    className: "vera-frame",
+    "aria-label": "frame",
     oninput: () => (stop(), change("frame", Number(slider.value))),
   });
   const counter = make("span", { className: "vera-counter" });
   const wipe = make("input", {
-    type: "range", min: 0, max: 1, step: 0.01, className: "vera-wipe",
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.01,
+    className: "vera-wipe",
     oninput: () => change("wipe", Number(wipe.value)),
   });
   const root = make(
     "div",
     { className: "vera-layer-viewer", tabIndex: 0, role: "group", "aria-label": "layer viewer" },
-    make("style", { textContent: STYLE }),
     error,
     make("div", { className: "vera-caption", textContent: model.get("caption") }),
     make(
       "div",
       { className: "vera-row vera-top" },
       make("div", { className: "vera-picture" }, canvas, line),
-      make("div", { className: "vera-views", role: "group", "aria-label": "view" }, ...views)
+      make("div", { className: "vera-views", role: "group", "aria-label": "view" }, ...views),
     ),
-    make("div", { className: "vera-row", role: "group", "aria-label": "layers of final" }, "layers", ...layers),
+    make(
+      "div",
+      { className: "vera-row", role: "group", "aria-label": "layers of final" },
+      "layers",
+      ...layers,
+    ),
     make("div", { className: "vera-row" }, play, previous, next, slider, counter),
     make("label", { className: "vera-row" }, "wipe to source", wipe),
-    readout
+    readout,
   );
   const scale = Math.max(1, Math.floor(SHOWN_SIDE / Math.max(width, height)));
   canvas.style.width = `${width * scale}px`;
@@ -110,14 +120,21 @@ function render({ model, el }) {
     const edit = pixels.edit[3 * at + channel];
     const matte = pixels.alpha[at];
     const checker = CHECKER[(Math.floor(x / cell) + Math.floor(y / cell)) % 2];
-    const over = (under, alpha) => (alpha === 0 ? under : Math.round((alpha * edit + (255 - alpha) * under) / 255));
+    const over = (under, alpha) =>
+      alpha === 0 ? under : Math.round((alpha * edit + (255 - alpha) * under) / 255);
     switch (view) {
-      case "source": return source;
-      case "straight": return edit;
-      case "premultiplied": return over(0, matte);
-      case "checker": return over(checker, matte);
-      case "matte": return matte;
-      case "composite": return pixels.composite[3 * at + channel];
+      case "source":
+        return source;
+      case "straight":
+        return edit;
+      case "premultiplied":
+        return over(0, matte);
+      case "checker":
+        return over(checker, matte);
+      case "matte":
+        return matte;
+      case "composite":
+        return pixels.composite[3 * at + channel];
     }
     const alpha = visible.includes("edit") ? (visible.includes("alpha") ? matte : 255) : 0;
     return over(visible.includes("source") ? source : checker, alpha);
@@ -158,14 +175,20 @@ function render({ model, el }) {
       const rgb = (name) => [...pixels[name].slice(3 * at, 3 * at + 3)].join(" ");
       const final = [0, 1, 2].map((c) => colour("final", LAYERS, at, x, y, c)).join(" ");
       text[0] = `x ${x * stride}, y ${y * stride}`;
-      text.push(`source ${rgb("source")}`, `edit ${rgb("edit")}`, `alpha ${pixels.alpha[at]}`, `final ${final}`);
+      text.push(
+        `source ${rgb("source")}`,
+        `edit ${rgb("edit")}`,
+        `alpha ${pixels.alpha[at]}`,
+        `final ${final}`,
+      );
     }
     readout.replaceChildren(...text.map((part) => make("span", { textContent: part })));
   }
   canvas.onpointermove = (event) => {
     // The box is in the units of the event, whatever the zoom and the density of the screen.
     const box = canvas.getBoundingClientRect();
-    const place = (offset, length, count) => Math.min(count - 1, Math.max(0, Math.floor((offset / length) * count)));
+    const place = (offset, length, count) =>
+      Math.min(count - 1, Math.max(0, Math.floor((offset / length) * count)));
     pointer = [
       place(event.clientX - box.left, box.width, width),
       place(event.clientY - box.top, box.height, height),
@@ -182,16 +205,22 @@ function render({ model, el }) {
   function toggle(layer) {
     const visible = model.get("visible");
     model.set("view", "final"); // the only view that layers take part in
-    change("visible", LAYERS.filter((name) => visible.includes(name) !== (name === layer)));
+    change(
+      "visible",
+      LAYERS.filter((name) => visible.includes(name) !== (name === layer)),
+    );
   }
   function start() {
     // Who asked for less motion gets the clip once, not for ever.
     const once = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (once && model.get("frame") === frames - 1) model.set("frame", 0);
-    timer = setInterval(() => {
-      model.set("frame", (model.get("frame") + 1) % frames); // Python hears of the last one only
-      if (once && model.get("frame") === frames - 1) stop();
-    }, 1000 / model.get("fps"));
+    timer = setInterval(
+      () => {
+        model.set("frame", (model.get("frame") + 1) % frames); // Python hears of the last one only
+        if (once && model.get("frame") === frames - 1) stop();
+      },
+      1000 / model.get("fps"),
+    );
     draw();
   }
   function stop() {
@@ -222,7 +251,11 @@ function render({ model, el }) {
   function showError() {
     const text = model.get("error");
     error.hidden = !text;
-    const close = make("button", { type: "button", textContent: "close", onclick: () => change("error", "") });
+    const close = make("button", {
+      type: "button",
+      textContent: "close",
+      onclick: () => change("error", ""),
+    });
     error.replaceChildren(`Python failed: ${text} `, close);
   }
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from torch import Tensor
-from traitlets import Bytes, Float, Int, List, Unicode, validate
+from traitlets import Bytes, Enum, Float, Int, List, Unicode, validate
 
-from vera_lite.errors import UserError
 from vera_lite.media.clip import LayeredClip, to_uint8
 from vera_lite.media.video import frame_rate
 from vera_lite.pipelines import EditResult
-from vera_lite.widgets.base import Widget
+from vera_lite.widgets.base import Widget, checked_video
 
 VIEWS = ("final", "source", "straight", "premultiplied", "checker", "matte", "composite")
 LAYERS = ("source", "edit", "alpha")
@@ -22,7 +21,7 @@ class LayerViewer(Widget):
 
     The browser gets 8-bit layers and lays the edit over the source itself; the result is within 1/255 of
     :func:`.composite` of these layers, and where the 8-bit alpha is 0 it is the source. Large
-    clips are thinned: every k-th frame and pixel is shown, never a mean, so that each is a real one.
+    clips are thinned: every k-th frame and pixel is shown, never a mean of several.
 
     Args:
         layers: the clip, or what a pipeline returned.
@@ -43,7 +42,7 @@ class LayerViewer(Widget):
         strides: (frames, pixels) of the clip from one that is shown to the next.
 
     Raises:
-        UserError: layers do not fit together, a value is out of range, or the state would be larger than
+        ValueError: layers do not fit together, a value is out of range, or the state would be larger than
             a notebook should store.
 
     An example::
@@ -52,6 +51,7 @@ class LayerViewer(Widget):
     """
 
     _esm = Path(__file__).with_name("layer_viewer.js")
+    _css = Path(__file__).with_name("layer_viewer.css")
 
     source = Bytes().tag(sync=True)
     edit = Bytes().tag(sync=True)
@@ -62,9 +62,9 @@ class LayerViewer(Widget):
     fps = Float().tag(sync=True)
     caption = Unicode().tag(sync=True)
     frame = Int(0).tag(sync=True)
-    view = Unicode("final").tag(sync=True)
-    visible = List(Unicode(), list(LAYERS)).tag(sync=True)
-    wipe = Float(0.0).tag(sync=True)
+    view = Enum(VIEWS, "final").tag(sync=True)
+    visible = List(Enum(LAYERS), list(LAYERS)).tag(sync=True)
+    wipe = Float(0.0, min=0, max=1).tag(sync=True)
 
     def __init__(
         self,
@@ -75,48 +75,39 @@ class LayerViewer(Widget):
         max_side: int | None = None,
     ):
         if source is None and not hasattr(layers, "source"):
-            raise UserError("an edit result holds no source: give the video as source=.")
+            raise ValueError("an edit result holds no source: give the video as source=.")
         tensors = {name: getattr(layers, name) for name in ("edit", "alpha", "composite")}
         tensors["source"] = layers.source if source is None else source
+        tensors = {name: checked_video(name, x, 1 if name == "alpha" else 3) for name, x in tensors.items()}
         frames, _, height, width = tensors["edit"].shape
         for name, layer in tensors.items():
-            expected = (frames, 1 if name == "alpha" else 3, height, width)
-            if tuple(layer.shape) != expected or not layer.is_floating_point():
-                raise UserError(
-                    f"{name} is {layer.dtype} {tuple(layer.shape)}; give floating {expected}, like edit."
-                )
+            if (len(layer), *layer.shape[2:]) != (frames, height, width):
+                raise ValueError(f"{name} is {tuple(layer.shape)}, but edit {tuple(tensors['edit'].shape)}.")
         stride, side_stride = _stride(frames, max_frames), _stride(max(height, width), max_side)
         shown = {
-            name: to_uint8(layer.detach()[::stride, :, ::side_stride, ::side_stride]).permute(0, 2, 3, 1)
+            name: to_uint8(layer[::stride, :, ::side_stride, ::side_stride]).permute(0, 2, 3, 1)
             for name, layer in tensors.items()
         }
         stored = sum(layer.numel() for layer in shown.values()) * 4 // 3
         size = shown["edit"].shape[:3]
         if stored > BUDGET:
-            raise UserError(
+            raise ValueError(
                 f"{size[0]} frames of {size[2]}x{size[1]} would put {stored / 1e6:.1f} MB into the notebook; "
                 f"a widget may take {BUDGET / 1e6:g} MB: give a smaller max_frames or max_side."
             )
         super().__init__(
-            **{name: layer.cpu().contiguous().numpy().tobytes() for name, layer in shown.items()},
+            **{name: layer.contiguous().numpy().tobytes() for name, layer in shown.items()},
             size=list(size),
             strides=[stride, side_stride],
             fps=float(frame_rate(getattr(layers, "fps", 8.0) if fps is None else fps)) / stride,
             caption=getattr(layers, "instruction", ""),
         )
 
-    @validate("frame", "view", "visible", "wipe")
+    @validate("frame")
     def _check(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        if name == "frame" and not 0 <= value < self.size[0]:
-            raise UserError(f"frame {value} is out of range: give 0 to {self.size[0] - 1}.")
-        if name == "view" and value not in VIEWS:
-            raise UserError(f"there is no view {value!r}; choose from {', '.join(VIEWS)}.")
-        if name == "visible" and not set(value) <= set(LAYERS):
-            raise UserError(f"visible is {value}; its layers can be {', '.join(LAYERS)}.")
-        if name == "wipe" and not 0 <= value <= 1:
-            raise UserError(f"wipe is {value:g}; give a part of the width, 0 to 1.")
-        return value
+        if not 0 <= proposal["value"] < self.size[0]:
+            raise ValueError(f"frame {proposal['value']} is out of range: give 0 to {self.size[0] - 1}.")
+        return proposal["value"]
 
 
 def _stride(count: int, most: int | None) -> int:
@@ -124,5 +115,5 @@ def _stride(count: int, most: int | None) -> int:
     if most is None:
         return 1
     if most < 1:
-        raise UserError(f"max_frames and max_side must be at least 1, got {most}.")
+        raise ValueError(f"max_frames and max_side must be at least 1, got {most}.")
     return -(-count // most)

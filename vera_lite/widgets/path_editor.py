@@ -9,7 +9,6 @@ Drawing needs no Python: in a saved notebook and in a static page everything wor
 out as the JSON that :meth:`Trajectory.from_json` and `vera-lite composite --path` read.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from traitlets import Bool, Bytes, Dict, Float, Int, List, validate
 
-from vera_lite.errors import UserError
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.trajectory import Trajectory
 from vera_lite.media.video import frame_rate
-from vera_lite.widgets.base import Widget
+from vera_lite.widgets.base import Widget, checked_video, image_file
 
 #: Frames of a clip that pictures alone make.
 STILL_FRAMES = 24
@@ -62,18 +60,19 @@ class PathEditor(Widget):
         disc: diameter in pixels at scale 1 of the disc that stands for an object.
 
     Raises:
-        UserError: tensors of another shape or type or that do not fit together, a value out of range, or
+        ValueError: tensors of another shape or type or that do not fit together, a value out of range, or
             more pictures than a notebook should store.
     """
 
     _esm = Path(__file__).with_name("path_editor.js")
+    _css = Path(__file__).with_name("path_editor.css")
 
     objects = List(Dict()).tag(sync=True)
     object = Int(0).tag(sync=True)
     keyframe = Int(-1).tag(sync=True)
     frame = Int(0).tag(sync=True)
     onion_skin = Bool(True).tag(sync=True)
-    disc = Float().tag(sync=True)
+    disc = Float(min=1e-3, max=1e6).tag(sync=True)
     height = Int(780).tag(sync=True)
 
     # size: (H, W) of the frame; shown: of the stored background; frames and fps: of the clip; foregrounds:
@@ -89,14 +88,14 @@ class PathEditor(Widget):
         trajectories: Sequence[Trajectory] | Trajectory | None = None,
         fps: float = 8.0,
     ):
-        background = _checked("the background", background[None] if background.ndim == 3 else background, 3)
+        background = checked_video("background", background[None] if background.ndim == 3 else background, 3)
         pairs = [] if foregrounds is None else list(foregrounds)
         pairs = [pairs] if pairs and isinstance(pairs[0], Tensor) else pairs
         if any(len(pair) != 2 for pair in pairs):
-            raise UserError("a foreground is a pair of colour and alpha; give one pair, or a list of them.")
+            raise ValueError("a foreground is a pair of colour and alpha; give one pair, or a list of them.")
         counts = {len(video) for video in (background, *(colour for colour, _ in pairs)) if len(video) > 1}
         if len(counts) > 1:
-            raise UserError(f"the videos have {sorted(counts)} frames; give as many of each, or pictures.")
+            raise ValueError(f"the videos have {sorted(counts)} frames; give as many of each, or pictures.")
         stored, (height, width) = _files(background, BACKGROUND_SIDE)
         facts = {
             "size": list(background.shape[2:]),
@@ -112,7 +111,7 @@ class PathEditor(Widget):
             facts["foregrounds"].append(seen)
         size = 4 / 3 * sum(len(file) for files in (stored, *layers) for file in files)
         if size > BUDGET:
-            raise UserError(
+            raise ValueError(
                 f"the editor would put {size / 1e6:.1f} MB of pictures into the notebook, over "
                 f"{BUDGET / 1e6:g} MB: give fewer foregrounds, or smaller or shorter videos."
             )
@@ -122,14 +121,14 @@ class PathEditor(Widget):
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """One for each object, as drawn. UserError if a path is still empty.
+        """One for each object, as drawn. ValueError if a path is still empty.
 
         Set it to draw on: the i-th moves foreground i, and further ones the last. Foregrounds without a
         trajectory get an empty path.
         """
         paths = [_trajectory(item) for item in self.objects]
         if None in paths:
-            raise UserError(
+            raise ValueError(
                 f"the path of object {paths.index(None) + 1} is empty: click in the picture to draw it, or "
                 "remove the object."
             )
@@ -139,7 +138,7 @@ class PathEditor(Widget):
     def trajectories(self, trajectories: Sequence[Trajectory] | Trajectory) -> None:
         paths = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
         if not all(isinstance(path, Trajectory) for path in paths):
-            raise UserError("give Trajectory objects; Trajectory.from_json reads them from JSON.")
+            raise ValueError("give Trajectory objects; Trajectory.from_json reads them from JSON.")
         paths = [json.loads(path.to_json()) for path in paths]
         last = max(len(self._foregrounds) - 1, 0)
         empty = {"version": 1, "keyframes": [], "size": self._facts["size"]}
@@ -152,19 +151,19 @@ class PathEditor(Widget):
 
     @property
     def trajectory(self) -> Trajectory:
-        """That of the only object. UserError if there are several, or the path is empty."""
+        """That of the only object. ValueError if there are several, or the path is empty."""
         if len(self.objects) > 1:
-            raise UserError(f"there are {len(self.objects)} objects; read their .trajectories.")
+            raise ValueError(f"there are {len(self.objects)} objects; read their .trajectories.")
         return self.trajectories[0]
 
     @validate("objects")
     def _check_objects(self, proposal):
         if not proposal["value"]:
-            raise UserError("there must be at least one object; its path may be empty.")
+            raise ValueError("there must be at least one object; its path may be empty.")
         for number, item in enumerate(proposal["value"], 1):
             path, (height, width) = _trajectory(item), self._facts["size"]
             if path and path.size != (height, width):
-                raise UserError(
+                raise ValueError(
                     f"the trajectory of object {number} is for a {path.size[1]}x{path.size[0]} frame, but "
                     f"the background is {width}x{height}: draw it on this background."
                 )
@@ -183,32 +182,18 @@ class PathEditor(Widget):
         else:
             count = len(self.objects[self.object]["trajectory"]["keyframes"])
         if not lowest <= value < count:
-            raise UserError(f"{name} {value} is out of range: give {lowest} to {max(count - 1, lowest)}.")
+            raise ValueError(f"{name} {value} is out of range: give {lowest} to {max(count - 1, lowest)}.")
         return value
-
-    @validate("disc")
-    def _check_disc(self, proposal):
-        if not 0 < proposal["value"] < float("inf"):
-            raise UserError(f"the disc is {proposal['value']:g} pixels wide; give a number above 0.")
-        return proposal["value"]
 
 
 def _trajectory(item: dict) -> Trajectory | None:
     """That of one of the objects; None if its path is empty."""
     if item.keys() != {"foreground", "trajectory"}:
-        raise UserError(f"an object has the keys foreground and trajectory, not {', '.join(item)}.")
+        raise ValueError(f"an object has the keys foreground and trajectory, not {', '.join(item)}.")
     fields = item["trajectory"]
     empty = fields.get("keyframes") == []
     path = Trajectory.from_json(json.dumps(fields | {"keyframes": [{"x": 0, "y": 0}]} if empty else fields))
     return None if empty else path
-
-
-def _checked(name: str, video: Tensor, channels: int) -> Tensor:
-    if video.ndim != 4 or video.shape[1] != channels or not video.numel() or not video.is_floating_point():
-        raise UserError(
-            f"{name} is {video.dtype} {tuple(video.shape)}; give floating (T, {channels}, H, W) in [0, 1]."
-        )
-    return video.detach().cpu()
 
 
 def _visible(name: str, colour: Tensor, alpha: Tensor) -> tuple[Tensor, list[float]]:
@@ -216,12 +201,15 @@ def _visible(name: str, colour: Tensor, alpha: Tensor) -> tuple[Tensor, list[flo
 
     Left and top count from the middle of the canvas.
     """
-    colour, alpha = _checked(f"the colour of {name}", colour, 3), _checked(f"the alpha of {name}", alpha, 1)
+    colour, alpha = (
+        checked_video(f"the colour of {name}", colour, 3),
+        checked_video(f"the alpha of {name}", alpha, 1),
+    )
     if colour.shape[2:] != alpha.shape[2:] or len(colour) != len(alpha):
-        raise UserError(f"{name} has colour {tuple(colour.shape)} but alpha {tuple(alpha.shape)}.")
+        raise ValueError(f"{name} has colour {tuple(colour.shape)} but alpha {tuple(alpha.shape)}.")
     seen = to_uint8(alpha).amax((0, 1))
     if not seen.any():
-        raise UserError(f"the alpha of {name} is 0 everywhere; there is no object to show.")
+        raise ValueError(f"the alpha of {name} is 0 everywhere; there is no object to show.")
     (top, bottom), (left, right) = (seen.amax(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
     layers = torch.cat([colour * (alpha > 0), alpha], 1)[..., top : bottom + 1, left : right + 1]
     layers = F.pad(layers, (MARGIN,) * 4)
@@ -235,10 +223,7 @@ def _files(video: Tensor, max_side: int) -> tuple[list[bytes], tuple[int, int]]:
     shown = to_uint8(video[places]).permute(0, 2, 3, 1).contiguous().numpy()
     # Small clips keep every pixel; JPEG knows no alpha.
     is_exact = shown.shape[-1] == 4 or shown.size <= 2**20
-    files = []
-    for pixels in shown:
-        image, file = Image.fromarray(pixels), io.BytesIO()
-        image.thumbnail((max_side, max_side))
-        image.save(file, **({"format": "PNG"} if is_exact else {"format": "JPEG", "quality": 85}))
-        files.append(file.getvalue())
-    return files, (image.height, image.width)
+    images = [Image.fromarray(pixels) for pixels in shown]
+    for image in images:
+        image.thumbnail((max_side, max_side))  # weighs colours by their alpha
+    return [image_file(image, is_exact) for image in images], (images[0].height, images[0].width)

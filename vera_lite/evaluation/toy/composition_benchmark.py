@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from vera_lite.diagnostics import Sweep, Tap
+from vera_lite.diagnostics import RowReduce, Tap
 from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.layer_benchmark import PRESERVED
 from vera_lite.evaluation.toy.object_judge import name_colour
@@ -134,7 +134,7 @@ def position_leakage(
 
     def observe(call) -> None:
         if call.site.module.startswith(sites):
-            values = Sweep(reduce, 2)(call).values  # (B, H, Q, 2)
+            values = RowReduce(reduce, 2)(call).values  # (B, H, Q, 2)
             S = call.key.shape[2] // 2 if fusion == "self" else call.key.shape[2]
             own, total = values[:, :, :S].mean((0, 1, 2)).tolist()
             same.append(own * S)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vera_lite.diagnostics import Sweep, Tap
-from vera_lite.diagnostics.measures import cosine, entropy, jensen_shannon
+from vera_lite.diagnostics import RowReduce, Tap
+from vera_lite.diagnostics.scores import entropy, jensen_shannon
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
 from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
@@ -149,7 +150,7 @@ def attention_by_depth(
 
         def observe(call) -> None:
             if call.site.module.endswith("attn2"):
-                weights.append(Sweep(lambda w, _: w, call.key.shape[2])(call).values)
+                weights.append(RowReduce(lambda w, _: w, call.key.shape[2])(call).values)
 
         with torch.no_grad():
             context = system.context(video, texts)
@@ -173,7 +174,7 @@ def attention_by_depth(
         spread = entropy(received).nan_to_num()  # a token without attention has none, and no share
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
         values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
-        values["cosine"].append(float(cosine(a, b).mean()))
+        values["cosine"].append(float(F.cosine_similarity(a, b, dim=-1).mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))
         for name, reference in (("", b), ("_other_noise", other)):
             estimate, rank = info_nce(a, reference, system.config.temperature)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from vera_lite.backbone import WanConfig, WanTransformer
-from vera_lite.backbone.wan import patchify
+from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.systems.vera import drop_conditions
@@ -38,11 +38,8 @@ class Regeneration(nn.Module):
         self.config = config
         self.transformer = WanTransformer(config.backbone)
         wan = config.backbone
-        self.source_embedding = nn.Linear(wan.token_width, wan.dim)
-        self.mask_embedding = nn.Linear(wan.token_width, wan.dim)
-        for embedding in (self.source_embedding, self.mask_embedding):
-            nn.init.zeros_(embedding.weight)
-            nn.init.zeros_(embedding.bias)
+        self.source_embedding = PatchEmbedding(wan, zero=True)
+        self.mask_embedding = PatchEmbedding(wan, zero=True)
 
     def forward(
         self,
@@ -54,10 +51,9 @@ class Regeneration(nn.Module):
         mask_given: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`vera_lite.systems.vera.Vera.forward`, with one layer: (1, B, C, t, h, w)."""
-        weight, patch = self.source_embedding.weight, self.config.backbone.patch_size
-        added = self.source_embedding(patchify(source, patch).to(weight))  # (B, S, D)
+        added = self.source_embedding(source)  # (B, S, D)
         if mask is not None:
-            tokens = self.mask_embedding(patchify(mask, patch).to(weight))
+            tokens = self.mask_embedding(mask)
             added = added + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         return self.transformer(latents[0], timestep, text, added)[None]
 

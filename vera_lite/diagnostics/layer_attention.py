@@ -1,7 +1,9 @@
-"""The layer ladder: where the words of a prompt look, layer by layer of a vision-language model.
+"""Where the words of a prompt look, layer by layer of a vision-language model.
 
 MiVE (arXiv 2605.14664, Sec. 3) motivates its multiscale features with this picture: for "the person in
 the video", early layers look at the person and late layers look everywhere.
+
+Axis letters: C clips, L decoder layers, H heads, S tokens of the prompt, N of them the clip's, D width.
 """
 
 import re
@@ -12,12 +14,12 @@ import torch
 from torch import Tensor
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.diagnostics.measures import similarity_map
+from vera_lite.diagnostics.measurements import Rows
 from vera_lite.diagnostics.plan import CapturePlan, Entry
-from vera_lite.diagnostics.probes import Rows
+from vera_lite.diagnostics.scores import similarity_map
 from vera_lite.diagnostics.tap import Tap
 from vera_lite.diagnostics.token_grid import TokenGrid
-from vera_lite.errors import UserError
+from vera_lite.diagnostics.vlm_layout import qwen_vl_grid
 
 _LAYER = r"language_model\.layers\.\d+"
 #: The self-attention of every decoder layer, in Qwen2.5-VL, Qwen3-VL and GLM-4.6V alike.
@@ -25,15 +27,15 @@ DECODER_LAYERS = _LAYER + r"\.self_attn$"
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """Where a phrase looks. L decoder layers, H heads, K tokens of the prompt, N of them the clip's.
+class LayerAttention:
+    """Where a phrase looks in one clip.
 
     Attributes:
         grid: of the prompt; its stream "video" is the clip.
-        attention: (L, H, K) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before
+        attention: (L, H, S) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before
             heads are averaged).
-        similarity: reading -> (L, N), products of the hidden states that each layer puts out; see
-            :func:`vera_lite.diagnostics.measures.similarity_map`. The last layer's are taken before the
+        similarity: reading -> (L, N), products of the hidden states that each layer returns; see
+            :func:`vera_lite.diagnostics.scores.similarity_map`. The last layer's are taken before the
             model's final norm (transformers' ``hidden_states[-1]`` are not), so that all compare.
         residual: (L,) largest difference between attention * values and the kernel's own output.
     """
@@ -50,15 +52,15 @@ class Look:
 
 
 @torch.inference_mode()
-def look(
+def attention_by_layer(
     vlm: VisionLanguageModel,
     clip: Tensor,
     text: str,
     phrase: str | None = None,
     budget_bytes: int = 4 * 10**9,
     fps: float = 8.0,
-) -> Look:
-    """One pass over a prompt, tapped.
+) -> LayerAttention:
+    """Run the model once on a clip and a text, and capture where a phrase looks.
 
     Args:
         vlm: the model.
@@ -66,15 +68,15 @@ def look(
         text: said about the clip, such as "the person in the video".
         phrase: part of the text whose tokens are followed; all of it by default.
         budget_bytes: for the attention rows; see :class:`vera_lite.diagnostics.plan.CapturePlan`.
-        fps: frames a second of the clip.
+        fps: frames per second of the clip.
 
     Raises:
-        UserError: the phrase is not in the text, the rows would go over the budget, or no decoder layer
+        ValueError: the phrase is not in the text, the rows would go over the budget, or no decoder layer
             could be seen.
     """
     prompt = vlm.prompt([clip], [text], fps=fps)
     inputs = {k: v.cpu() for k, v in prompt.tensors.items()} | {"video_metadata": prompt.metadata}
-    grid = TokenGrid.qwen_vl(inputs, vlm.processor, [tuple(clip.shape[-2:])])
+    grid = qwen_vl_grid(inputs, vlm.processor, [tuple(clip.shape[-2:])])
     queries = grid.words(phrase or text)
     plan = CapturePlan([Entry(DECODER_LAYERS, Rows(queries), "text")], budget_bytes)
     hidden = []
@@ -90,20 +92,20 @@ def look(
             hook.remove()
     captures = plan.captures["text"]
     if not captures:
-        raise UserError(f"no attention of {type(vlm.model).__name__} matched {DECODER_LAYERS!r}.")
-    hidden = [(h[0] if isinstance(h, tuple) else h)[0].float().cpu() for h in hidden]  # (K, d) each
+        raise ValueError(f"no attention of {type(vlm.model).__name__} matched {DECODER_LAYERS!r}.")
+    hidden = [(h[0] if isinstance(h, tuple) else h)[0].float().cpu() for h in hidden]  # (S, D) each
     video = grid.tokens("video")
     similarity = {
         reading: torch.stack([similarity_map(h[queries], h[video], reading) for h in hidden])
         for reading in ("softmax", "shifted")
     }
     attention = torch.stack([c.values[0].mean(-2) for c in captures])
-    return Look(grid, attention, similarity, torch.tensor([c.residual for c in captures]))
+    return LayerAttention(grid, attention, similarity, torch.tensor([c.residual for c in captures]))
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
-    """Looks of C clips at one grid, to be scored by :mod:`vera_lite.diagnostics.measures`.
+class ClipAttention:
+    """:class:`LayerAttention` of C clips at one grid, to be scored by :mod:`vera_lite.diagnostics.scores`.
 
     Attributes:
         attention: (C, L, H, N) to the clip's tokens.
@@ -123,32 +125,34 @@ class Ladder:
         return self.attention.mean(2)
 
 
-def layer_ladder(vlm: VisionLanguageModel, sights: Iterable[tuple[Tensor, Tensor, str, float]]) -> Ladder:
-    """Look at every clip with its text.
+def attention_over_clips(
+    vlm: VisionLanguageModel, clips: Iterable[tuple[Tensor, Tensor, str, float]]
+) -> ClipAttention:
+    """:func:`attention_by_layer` of every clip with its text.
 
     Args:
         vlm: the model.
-        sights: one by one, a clip (T, 3, H, W) in [0, 1], the mask (T, 1, H, W) of the thing that the
-            text names, the text, and the clip's frames a second. All clips must give the same tokens.
+        clips: one by one, a clip (T, 3, H, W) in [0, 1], the mask (T, 1, H, W) of the thing that the
+            text names, the text, and the clip's frames per second. All must have one size and length.
 
     Raises:
-        UserError: clips give different numbers of tokens; see also :func:`look`.
+        ValueError: no clips, or clips that give different numbers of tokens.
     """
     attention, similarity, coverage, residual = [], [], [], []
-    for clip, mask, text, fps in sights:
-        seen = look(vlm, clip, text, fps=fps)
-        attention.append(seen.to_clip)
-        similarity.append(seen.similarity)
-        coverage.append(seen.grid.coverage("video", mask))
-        residual.append(seen.residual)
+    for clip, mask, text, fps in clips:
+        found = attention_by_layer(vlm, clip, text, fps=fps)
+        attention.append(found.to_clip)
+        similarity.append(found.similarity)
+        coverage.append(found.grid.coverage("video", mask))
+        residual.append(found.residual)
         if len(coverage[-1]) != len(coverage[0]):
-            raise UserError(
+            raise ValueError(
                 f"clip {len(coverage) - 1} gives {len(coverage[-1])} tokens, the first {len(coverage[0])}: "
-                "crop or resize the clips of a ladder to one size and number of frames."
+                "crop or resize the clips to one size and number of frames."
             )
     if not coverage:
-        raise UserError("a ladder needs one clip at least.")
-    return Ladder(
+        raise ValueError("give one clip at least.")
+    return ClipAttention(
         torch.stack(attention),
         {reading: torch.stack([s[reading] for s in similarity]) for reading in similarity[0]},
         torch.stack(coverage),

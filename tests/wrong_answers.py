@@ -1,0 +1,245 @@
+"""Wrong answers to the notebooks' exercises, each with a part of the message that must name the mistake."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from vera_lite.media.clip import composite
+
+
+def to_the_left(edit, alpha, source, n):
+    edit, alpha = edit.roll(-n, -1), alpha.roll(-n, -1)
+    alpha[..., -n:] = 0
+    return composite(edit, alpha, source)
+
+
+def mass(weigh=lambda v: v, **options):
+    """Attention whose values are the one-hot groups of the keys, first changed by a rule."""
+
+    def mass_by_group(q, k, labels, groups):
+        v = weigh(F.one_hot(labels, groups).to(q))
+        return F.scaled_dot_product_attention(q, k, v.expand(len(q), -1, -1), **options)
+
+    return mass_by_group
+
+
+def token(slot_of, row_length=8, swap=False, known=False):
+    def token_at(frame, y, x, frames, height, width, size):
+        if frame not in frames:
+            if not known:
+                return None
+            frame = frames[0]
+        y, x = (x, y) if swap else (y, x)
+        slot = slot_of(frame, frames)
+        return slot * (height // size) * (width // size) + y // size * row_length + x // size
+
+    return token_at
+
+
+def half(frame, frames):
+    return frames.index(frame) // 2
+
+
+def straight(multiplied, alpha):
+    return multiplied / alpha.clamp_min(1e-6)
+
+
+def as_in_the_paper(s, t, h, w, grid, reading):
+    """Right but for the released reading, which is not the paper's."""
+    return (t, h, w) if reading == "shared" else (t, h + s * grid[1], w)
+
+
+def rows_of_one_video(s, t, h, w, grid, reading):
+    T, H, W = grid
+    if reading != "released":
+        return as_in_the_paper(s, t, h, w, grid, reading)
+    time, rest = divmod(((s * T + t) * H + h) * W + w, H * W)
+    return time, *divmod(rest, W)
+
+
+def routes(rule):
+    """A mask by a rule of block (L, 1), token (T,), L_s and K."""
+    return lambda layers, routed, lengths: rule(
+        torch.arange(layers)[:, None], torch.arange(sum(lengths)), routed, lengths[0]
+    )
+
+
+def places(rule):
+    """Places by a rule of: whether queries are read, all placeholders, the real ones, the last K places."""
+
+    def places_read(words, given, placeholder, tokens, read):
+        found = [i for i, word in enumerate(words) if word == placeholder]
+        last = list(range(len(words) - tokens, len(words)))
+        return rule(read == "queries", found, [i for i in found if given[i]], last)
+
+    return places_read
+
+
+def both(logits):
+    return (logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2
+
+
+def cosines(a, b):
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+
+
+def sizes(labels):
+    return [labels.count(label) for label in set(labels)]
+
+
+def adaln(row, plus=1.0):
+    """Modulation by the row of each token, a rule of its number and of ``clean``."""
+
+    def per_token_adaln(x, scale, shift, clean):
+        rows = row(torch.arange(len(x)), clean).long()
+        return x * (plus + scale[rows]) + shift[rows]
+
+    return per_token_adaln
+
+
+def cost(linear=8, pairs=4, fed=4):
+    """The cost factor of a block with other factors: linear layers, attention pairs, feed-forward part."""
+
+    def cost_factor(context, video, dim, inner):
+        def block(tokens):
+            return linear * tokens * dim**2 + pairs * tokens**2 * dim + fed * tokens * dim * inner
+
+        return block(context + video) / block(video)
+
+    return cost_factor
+
+
+# Exercise: {part of the message: a wrong answer that earns it}
+WRONG = {
+    "paste": {
+        "swapped": lambda e, a, s: a * s + (1 - a) * e,
+        "straight colour": lambda e, a, s: e + (1 - a) * s,
+        "1 - alpha": lambda e, a, s: a * e + s,
+        "0 * inf is nan": lambda e, a, s: a * e + (1 - a) * s,
+    },
+    "move_right": {
+        "matte has to move": lambda e, a, s, n: composite(e.roll(n, -1), a, s),
+        "colour has to move": lambda e, a, s, n: composite(e, a.roll(n, -1), s),
+        "moved the source": lambda e, a, s, n: composite(e, a, s).roll(n, -1),
+        "came back on the left": lambda e, a, s, n: composite(e.roll(n, -1), a.roll(n, -1), s),
+        "to the left": to_the_left,
+    },
+    "mass_by_group": {
+        "mean over a group's keys": mass(lambda v: v / v.sum(0).clamp_min(1)),
+        "the scale is missing": mass(scale=1.0),
+        "groups are mixed up": mass(lambda v: v.roll(1, 1)),
+        "(heads, queries, groups)": mass(lambda v: v[:, :-1]),
+        "masses must sum to one": mass(lambda v: v / 2),
+    },
+    "token_at": {
+        "x and y are swapped": token(half, swap=True),
+        "a row has width / size tokens": token(half, 4),
+        "the slot counts sampled frames": token(lambda f, _: f // 2),
+        "two frames share a token": token(lambda f, shown: shown.index(f)),
+        "never shown": token(half, known=True),
+    },
+    "merge": {
+        "mattes do not add": lambda e, a, f, b: (
+            straight(a * e + (1 - a) * b * f, a + b),
+            (a + b).clamp(max=1),
+        ),
+        "too thin": lambda e, a, f, b: (e, torch.maximum(a, b)),
+        "0 / 0": lambda e, a, f, b: ((a * e + (1 - a) * b * f) / (a + (1 - a) * b), a + (1 - a) * b),
+        "multiplied by alpha": lambda e, a, f, b: (a * e + (1 - a) * b * f, a + (1 - a) * b),
+        "as far as its matte": lambda e, a, f, b: (a * e + (1 - a) * f, a + (1 - a) * b),
+        "swapped": lambda e, a, f, b: (straight((1 - b) * a * e + b * f, a + b - a * b), a + b - a * b),
+        "not the same over": lambda e, a, f, b: ((e + f) / 2, a + (1 - a) * b),
+        "shape": lambda e, a, f, b: (e, a.expand_as(e)),
+    },
+    "branch_mask": {
+        "rows are queries": lambda sees, n: sees.T.repeat_interleave(n, 0).repeat_interleave(n, 1),
+        "interleaved": lambda sees, n: sees.repeat(n, n),
+        "inverted": lambda sees, n: ~sees.repeat_interleave(n, 0).repeat_interleave(n, 1),
+        "boolean": lambda sees, n: torch.kron(sees.float(), torch.ones(n, n)),
+        "wrong shape": lambda sees, n: sees.repeat_interleave(n, 0),
+    },
+    "token_position": {
+        "this is the shared reading": lambda s, t, h, w, *_: (t, h, w),
+        "paper: this moves along time": lambda s, t, h, w, grid, reading: (
+            t + s * grid[0] * (reading != "shared"),
+            h,
+            w,
+        ),
+        "released: this moves along time": rows_of_one_video,
+        "deals its table out in another order": as_in_the_paper,
+        "but it must be": lambda s, t, h, w, *rest: as_in_the_paper(s, t, w, h, *rest),
+    },
+    "canvas_pixel": {
+        "the path's own pixel": lambda pixel, place, scale, centre: (pixel - place) / scale,
+        "multiplied by the scale": lambda pixel, place, scale, centre: (pixel - place) * scale + centre,
+        "mirrored": lambda pixel, place, scale, centre: (place - pixel) / scale + centre,
+        "is (2, -4) off the middle": lambda pixel, place, scale, centre: pixel - place + centre,
+    },
+    "routing_mask": {
+        "AND the editing tokens": routes(lambda i, j, routed, k: (j < k) ^ (i >= routed)),
+        "upside down": routes(lambda i, j, routed, k: (j < k) | (i < routed)),
+        "off by one": routes(lambda i, j, routed, k: (j < k) | (i > routed)),
+        "every block is given the editing tokens": routes(lambda i, j, routed, k: (i >= routed) & (j >= 0)),
+        "boolean": routes(lambda i, j, routed, k: ((j < k) | (i >= routed)).float()),
+        "(blocks, tokens) are": routes(lambda i, j, routed, k: ((j < k) | (i >= routed)).T),
+        "wrong for L": routes(lambda i, j, routed, k: (j < k + 1) | (i >= routed)),
+    },
+    "places_read": {
+        "that is padding": places(lambda q, found, real, last: found if q else last),
+        "queries: these are the last K places": places(lambda q, found, real, last: last),
+        "last: these are the queries": places(lambda q, found, real, last: real),
+        "queries: they stand at [4, 5, 6, 7], not at [4, 5, 6]": places(
+            lambda q, found, real, last: (real if q else last)[:-1]
+        ),
+        "last: the last 4 places of 10 are [6, 7, 8, 9], not [5, 6, 7, 8]": places(
+            lambda q, found, real, last: real if q else [i - 1 for i in last]
+        ),
+    },
+    "symmetric_info_nce": {
+        "the sign": lambda a, b, tau: -both(cosines(a, b) / tau).mean(),
+        "not normalised": lambda a, b, tau: both(a @ b.T / tau).mean(),
+        "divide by the temperature": lambda a, b, tau: both(cosines(a, b) * tau).mean(),
+        "let each A* find its A as well": lambda a, b, tau: (
+            (cosines(a, b) / tau).log_softmax(1).diagonal().mean()
+        ),
+        "let each A find its A* as well": lambda a, b, tau: (
+            (cosines(a, b) / tau).log_softmax(0).diagonal().mean()
+        ),
+        "the sum of both directions": lambda a, b, tau: 2 * both(cosines(a, b) / tau).mean(),
+        "the sum over positions": lambda a, b, tau: both(cosines(a, b) / tau).sum(),
+        "no negatives": lambda a, b, tau: cosines(a, b).diagonal().mean() / tau,
+        "take the mean": lambda a, b, tau: both(cosines(a, b) / tau),
+        "but it must be": lambda a, b, tau: both(cosines(a, b) / tau).mean() - 0.1,
+    },
+    "best_estimate": {
+        "all alike": lambda labels: -math.log(len(labels)),
+        "a mean over groups": lambda labels: -sum(map(math.log, sizes(labels))) / len(sizes(labels)),
+        "the mean size": lambda labels: -math.log(len(labels) / len(sizes(labels))),
+        "not the group once": lambda labels: -sum(map(math.log, sizes(labels))) / len(labels),
+        "the sign": lambda labels: sum(k * math.log(k) for k in sizes(labels)) / len(labels),
+        "but it must be": lambda labels: -1.0,
+    },
+    "per_token_adaln": {
+        "upside down": adaln(lambda i, clean: i < clean),
+        "multiply by 1 + scale": adaln(lambda i, clean: i >= clean, plus=0.0),
+        "every token is modulated as clean": adaln(lambda i, clean: i < 0),
+        "every token is modulated as noisy": adaln(lambda i, clean: i >= 0),
+        "off by one": adaln(lambda i, clean: i > clean),
+        "but x is (6, 3)": lambda x, scale, shift, clean: x[:clean] * (1 + scale[0]) + shift[0],
+        "wrong for S = 6, clean = 2": adaln(lambda i, clean: i + 1 >= clean),
+    },
+    "cost_factor": {
+        "upside down": lambda *sizes: 1 / cost()(*sizes),
+        "a factor of 1 is no change": lambda *sizes: cost()(*sizes) - 1,
+        "the feed-forward part is missing": cost(fed=0),
+        "linear layers are missing": cost(linear=0),
+        "two matrix products have pairs": cost(pairs=2),
+        "attention has four linear layers": cost(linear=6),
+        "the feed-forward part has two linear layers": cost(fed=2),
+        "pairs are missing: this is the ratio of tokens": lambda context, video, dim, inner: (
+            (context + video) / video
+        ),
+        "it is": lambda *sizes: cost()(*sizes) + 0.1,
+    },
+}

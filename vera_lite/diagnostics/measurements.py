@@ -1,0 +1,328 @@
+"""Questions to one attention call, answered exactly without the full matrix of weights A.
+
+A measurement takes an :class:`AttentionCall` and never touches it. Every result carries a residual: A V,
+recomputed from what was measured, against the kernel's own output.
+
+    Rows       where does this query look?             chosen rows of A
+    GroupMass  how much does it give to that group?    A summed over groups of keys, for every query
+    Columns    who looks at this key?                  A averaged over groups of queries, for every key
+    RowReduce  anything that reads whole rows          e.g. the entropy of every row
+    StoreQK    anything, later                         see :mod:`vera_lite.diagnostics.store`
+
+Axis letters: B batch, H heads that were asked for, Q queries, K keys, d head size, m groups, b rows of a
+block, R chosen rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vera_lite.diagnostics.call import AttentionCall, AttentionShape, Capture, Cost
+from vera_lite.diagnostics.exact import ExactHead, block_rows, exact_cost, key_head, largest_difference
+
+if TYPE_CHECKING:
+    from vera_lite.diagnostics.store import AttentionStore
+
+# All but the one that builds the whole matrix.
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+# --- checks ----------------------------------------------------------------------------------------
+
+
+def whole_numbers(what: str, indices: Sequence[int] | Tensor) -> Tensor:
+    """Indices as a long vector on the CPU."""
+    indices = torch.as_tensor(indices).cpu()
+    if indices.ndim != 1 or not len(indices) or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise ValueError(f"{what} must be a list of one or more whole numbers.")
+    return indices.long()
+
+
+def check_range(module: str, what: str, indices: Tensor, count: int) -> None:
+    """Indices must be 0 .. count - 1."""
+    for index in (indices.min().item(), indices.max().item()):
+        if not 0 <= index < count:
+            raise ValueError(f"{module} has {count} {what}, numbered from 0; there is no {index}.")
+
+
+def _check_count(module: str, what: str, labels: Tensor, count: int) -> None:
+    if len(labels) != count:
+        raise ValueError(f"{module} has {count} {what}, but there are labels for {len(labels)}.")
+
+
+def _labels(labels: Tensor, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Checked labels, -1 for none, and as many names as there are groups."""
+    labels = whole_numbers("group labels", labels)
+    names = tuple(names or map(str, range(labels.max() + 1)))
+    if not names or labels.min() < -1 or labels.max() >= len(names):
+        raise ValueError(
+            f"group labels run from {labels.min()} to {labels.max()} with {len(names)} names; they must lie "
+            "in 0 .. names - 1, or be -1 for no group."
+        )
+    return labels, names
+
+
+def _one_hot(labels: Tensor, groups: int) -> Tensor:
+    """(n,) -> (n, m) float32; a row of zeros for label -1."""
+    return (labels[:, None] == torch.arange(groups)).float()
+
+
+# --- measurements ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measurement:
+    """What all measurements share.
+
+    Args:
+        heads: which; all by default.
+    """
+
+    heads: Sequence[int] | None = None
+
+    def __call__(self, call: AttentionCall) -> "Capture | AttentionStore":
+        """Measure one call.
+
+        Raises:
+            ValueError: the measurement does not fit the call, e.g. it has labels for another number of keys.
+        """
+        shape = AttentionShape.of(call)
+        self.cost(shape)
+        # The model may run under autocast, which would round our float32 products.
+        with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
+            return self._measure(call, self._heads(shape))
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        """What it would take on a call of this shape.
+
+        Raises:
+            ValueError: the measurement does not fit the call.
+        """
+        raise NotImplementedError
+
+    def _measure(self, call: AttentionCall, heads: tuple[int, ...]) -> "Capture | AttentionStore":
+        raise NotImplementedError
+
+    def _measure_head(self, call: AttentionCall, index: int, *results: Tensor) -> list[float]:
+        """Fill the results of one head, (B, ...) each, and return residuals."""
+        raise NotImplementedError
+
+    def _fill(self, call: AttentionCall, heads: tuple[int, ...], *results: Tensor) -> float:
+        """Fill results (B, H, ...) and return the residual."""
+        residuals = []
+        for i, index in enumerate(heads):
+            residuals += self._measure_head(call, index, *(r[:, i] for r in results))
+        return torch.tensor(residuals).amax().item()  # unlike Python's max, keeps nan
+
+    def _capture(self, call: AttentionCall, heads: tuple[int, ...], *axes: int, names=()) -> Capture:
+        """A capture of values (B, H, axes), filled head by head."""
+        values = torch.empty(call.query.shape[0], len(heads), *axes)
+        return Capture(call.site, heads, values, self._fill(call, heads, values), names)
+
+    def _heads(self, shape: AttentionShape) -> tuple[int, ...]:
+        if self.heads is None:
+            return tuple(range(shape.heads))
+        heads = whole_numbers("heads", self.heads)
+        check_range(shape.module, "heads", heads, shape.heads)
+        return tuple(heads.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Measurement):
+    """Whole rows of A: what chosen queries look at. Values (B, H, R, K).
+
+    Args:
+        queries: R indices.
+        heads: which; all by default.
+    """
+
+    queries: Sequence[int] | Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "queries", whole_numbers("queries", self.queries))
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        heads, rows = len(self._heads(shape)), len(self.queries)
+        check_range(shape.module, "queries", self.queries, shape.queries)
+        return exact_cost(shape, heads, rows, shape.batch * heads * rows * shape.keys)
+
+    def _measure(self, call, heads):
+        return self._capture(call, heads, len(self.queries), call.key.shape[2])
+
+    def _measure_head(self, call, index, values):
+        head, residuals, start = ExactHead(call, index), [], 0
+        for block, weights, _, _ in head.blocks(self.queries):
+            residuals.append(head.residual(weights, block))
+            values[:, start : start + len(block)] = weights.cpu()
+            start += len(block)
+        return residuals
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMass(Measurement):
+    """How much of its attention every query gives to each group of keys. Values (B, H, Q, m).
+
+    The model's fused kernel is called again in float32, with V replaced by one-hot columns that say which
+    group a key is in. Columns that the groups leave free take columns of the real V, whose output must be
+    the kernel's: a check of every query at no cost. Two kinds of calls go through blocks of exact rows
+    instead: those with a mask, for which the kernel would write the mask out in full, and those whose head
+    size does not divide by 8.
+
+    Args:
+        groups: (K,) labels 0 .. m - 1, or -1 for keys in no group.
+        names: of the groups; their numbers by default. A named group may be empty.
+        heads: which; all by default.
+    """
+
+    groups: Tensor
+    names: Sequence[str] | None = None
+
+    def __post_init__(self):
+        groups, names = _labels(self.groups, self.names)
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "names", names)
+
+    @staticmethod
+    def _is_fused(shape: AttentionShape) -> bool:
+        return not shape.mask_bytes and shape.head_dim % 8 == 0
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        heads, groups, dim = len(self._heads(shape)), len(self.names), shape.head_dim
+        _check_count(shape.module, "keys", self.groups, shape.keys)
+        numbers = shape.batch * heads * shape.queries * groups
+        if not self._is_fused(shape):
+            rows = block_rows(shape.batch, shape.keys, shape.queries)
+            return exact_cost(
+                shape, heads, shape.queries, numbers, (shape.keys + shape.batch * rows) * groups
+            )
+        calls = math.ceil(groups / (dim - 1))
+        tokens = shape.batch * (shape.queries + shape.keys)
+        transient = 4 * tokens * dim  # one-hot values and their output
+        if shape.itemsize != 4:  # float32 copies of Q and K, and the kernel's output to compare
+            free = min(calls * (dim - 1) - groups + 1, shape.value_dim)
+            transient += 4 * (tokens * dim + shape.batch * shape.queries * free)
+        pairs = shape.batch * heads * shape.queries * shape.keys
+        return Cost(4 * numbers, transient, calls * 4 * pairs * dim)
+
+    def _measure(self, call, heads):
+        return self._capture(call, heads, call.query.shape[2], len(self.names), names=self.names)
+
+    def _measure_head(self, call, index, values):
+        is_fused = self._is_fused(AttentionShape.of(call))
+        return (self._by_kernel if is_fused else self._by_blocks)(call, index, values)
+
+    def _by_kernel(self, call: AttentionCall, index: int, values: Tensor) -> list[float]:
+        shared = key_head(index, call.query.shape[1], call.key.shape[1])
+        query, key = call.query[:, index, None].float(), call.key[:, shared, None].float()
+        value = call.value[:, shared]
+        groups, dim, residuals = self.groups.to(query.device), query.shape[-1], []
+        for start in range(0, len(self.names), dim - 1):
+            labels = torch.arange(start, min(start + dim - 1, len(self.names)), device=query.device)
+            used = len(labels)
+            free = min(dim - used, value.shape[-1])
+            columns = key.new_zeros(key.shape)
+            columns[..., :used] = groups[:, None] == labels
+            columns[:, 0, :, used : used + free] = value[..., :free]
+            with sdpa_kernel(_FUSED):
+                result = F.scaled_dot_product_attention(
+                    query, key, columns, is_causal=call.is_causal, scale=call.scale
+                )[:, 0]
+            values[..., start : start + used] = result[..., :used]
+            ours, theirs = result[..., used : used + free], call.output[:, index, :, :free]
+            residuals.append(largest_difference(ours, theirs))
+        return residuals
+
+    def _by_blocks(self, call: AttentionCall, index: int, values: Tensor) -> list[float]:
+        head, residuals = ExactHead(call, index), []
+        columns = _one_hot(self.groups, len(self.names)).to(head.key)
+        for block, weights, _, _ in head.blocks():
+            values[:, block.cpu()] = (weights @ columns).cpu()
+            residuals.append(head.residual(weights, block))
+        return residuals
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(Measurement):
+    """How much attention every key receives from an average query of each group. Values (B, H, m, K).
+
+    The mean over the group, not the sum: it compares groups of different sizes, and each (b, h, m) sums to
+    1 as a row does. Blocks of rows take a quarter of the CPU time of the other exact way, the gradient
+    with respect to V. The residual compares the group's mean output.
+
+    Args:
+        groups: (Q,) labels 0 .. m - 1 of the queries, or -1 for queries in no group.
+        names: of the groups; their numbers by default.
+        heads: which; all by default.
+    """
+
+    groups: Tensor
+    names: Sequence[str] | None = None
+
+    def __post_init__(self):
+        groups, names = _labels(self.groups, self.names)
+        for group, name in enumerate(names):
+            if not (groups == group).any():
+                raise ValueError(f"group {name} has no query to average over.")
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "names", names)
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        heads, groups = len(self._heads(shape)), len(self.names)
+        _check_count(shape.module, "queries", self.groups, shape.queries)
+        numbers = shape.batch * groups * shape.keys
+        cost = exact_cost(shape, heads, shape.queries, heads * numbers, numbers)
+        # A V is taken of the means instead of every row.
+        rows = shape.queries * (shape.head_dim + groups) + groups * shape.value_dim
+        return Cost(cost.result_bytes, cost.transient_bytes, 2 * shape.batch * heads * shape.keys * rows)
+
+    def _measure(self, call, heads):
+        return self._capture(call, heads, len(self.names), call.key.shape[2], names=self.names)
+
+    def _measure_head(self, call, index, values):
+        head, share = ExactHead(call, index), _one_hot(self.groups, len(self.names))
+        share = (share / share.sum(0)).to(head.key).expand(len(values), -1, -1)  # (B, Q, m)
+        mean = torch.zeros_like(values, device=head.key.device)
+        for block, weights, _, _ in head.blocks():
+            mean.baddbmm_(share[:, block].mT, weights)
+        values.copy_(mean)
+        return [largest_difference(mean @ head.value, share.mT @ head.output.float())]
+
+
+@dataclass(frozen=True, eq=False)
+class RowReduce(Measurement):
+    """Anything that reads whole rows of A: each block is reduced at once. Values (B, H, Q, n).
+
+    Args:
+        reduce: (weights (B, b, K) of one head, indices (b,) of its queries) -> (B, b, n). Its cost counts
+            two more blocks of memory for it.
+        width: n.
+        heads: which; all by default.
+    """
+
+    reduce: Callable[[Tensor, Tensor], Tensor]
+    width: int = 1
+
+    def cost(self, shape: AttentionShape) -> Cost:
+        heads = len(self._heads(shape))
+        numbers = shape.batch * heads * shape.queries * self.width
+        return exact_cost(shape, heads, shape.queries, numbers, blocks=3)
+
+    def _measure(self, call, heads):
+        return self._capture(call, heads, call.query.shape[2], self.width)
+
+    def _measure_head(self, call, index, values):
+        head, residuals = ExactHead(call, index), []
+        for block, weights, _, _ in head.blocks():
+            residuals.append(head.residual(weights, block))
+            reduced = self.reduce(weights, block)
+            expected = (len(values), len(block), self.width)
+            if reduced.shape != expected:
+                raise ValueError(f"reduce must return {expected}, not {tuple(reduced.shape)}.")
+            values[:, block.cpu()] = reduced.float().cpu()
+        return residuals

@@ -1,0 +1,163 @@
+"""Numbers that say where attention goes: pure functions of tensors.
+
+N video tokens, K keys; any axes may lead (layers, heads, steps). A map is one row of weights: its scale
+does not matter, and where its total is zero each share of it is nan. All results are float64.
+
+The mask ratio is the diagnostic of MiVE (arXiv 2605.14664, Eq. 1-2), which can be read in two ways:
+
+- softmax: the attention weights themselves, ``mask_ratio(weights.mean(-2), coverage)`` for weights
+  (..., text tokens, N). This averages over text tokens first, as MiVE's heat map does, so that a text
+  token counts as much as it looks at the video; ``mask_ratio(weights, coverage).mean(-1)`` would count all
+  alike. Average over heads first as well for one number per layer, or keep their axis for one per head.
+- similarity: products of hidden states, :func:`similarity_map`.
+
+RVEDiT (arXiv 2605.24674) compares branches by entropy, cosine and Jensen-Shannon divergence.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """The s sink tokens of a set of maps (..., K), strongest first.
+
+    Attributes:
+        indices: (s,), among the K tokens.
+        share: (s,), of the mass of all maps together, in [0, 1].
+        is_sink: (..., s), in which maps the token is one.
+    """
+
+    indices: Tensor
+    share: Tensor
+    is_sink: Tensor
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Maps (..., K) divided by their totals, in float64."""
+    if weights.ndim == 0 or weights.shape[-1] == 0:
+        raise ValueError(f"weights need a last axis of tokens, got shape {tuple(weights.shape)}.")
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError("weights must be finite and not negative; similarity_map turns products into a map.")
+    weights = weights.double()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def mask_ratio(weights: Tensor, coverage: Tensor, exclude: Tensor | None = None) -> Tensor:
+    """Share of the video-directed mass that falls on the mask, sum_j a_j m_j / sum_j a_j.
+
+    Args:
+        weights: (..., N), not negative.
+        coverage: (N,), how much of each token the mask covers, in [0, 1].
+        exclude: indices of tokens to leave out of both sums, e.g. ``sinks(weights).indices``.
+
+    Returns:
+        (...) in [0, 1].
+
+    Raises:
+        ValueError: negative weights, or a coverage that does not fit them.
+    """
+    tokens = weights.shape[-1] if weights.ndim else 0
+    if coverage.shape != (tokens,) or not ((coverage >= 0) & (coverage <= 1)).all():
+        raise ValueError(f"coverage must have shape ({tokens},) and lie in [0, 1].")
+    if exclude is not None:
+        weights = weights.index_fill(-1, exclude.to(weights.device), 0)
+    shares = _shares(weights)
+    return shares @ coverage.to(shares)
+
+
+def lift(weights: Tensor, coverage: Tensor, exclude: Tensor | None = None) -> Tensor:
+    """The mask ratio divided by that of uniform attention, which is the mask's share of the tokens.
+
+    Arguments and errors are those of :func:`mask_ratio`. 1 is no preference; nan for an empty mask.
+    """
+    uniform = torch.ones_like(coverage, dtype=torch.float64)
+    area = mask_ratio(uniform, coverage, exclude)
+    return mask_ratio(weights, coverage, exclude) / area.to(weights.device)
+
+
+def similarity_map(
+    text_hidden: Tensor, video_hidden: Tensor, reading: Literal["softmax", "shifted"] = "softmax"
+) -> Tensor:
+    """Where the text's hidden states are similar to the video's: E V^T made into a map, averaged over text.
+
+    The product itself has negative entries, so shares of its sum mean nothing. Two ways out:
+
+    - "softmax": over video tokens, of the product / sqrt(D), for each text token. It sharpens as hidden
+      states grow, which they do with depth, so compare layers with care.
+    - "shifted": the mean product minus its smallest entry. Scaling to [0, 1] for a heat map gives the same
+      shares. One far outlier below flattens it.
+
+    Args:
+        text_hidden: E (..., text tokens, D).
+        video_hidden: V (..., N, D).
+        reading: "softmax" or "shifted".
+
+    Returns:
+        (..., N), not negative: weights for :func:`mask_ratio`.
+    """
+    product = text_hidden.double() @ video_hidden.double().mT
+    if reading == "softmax":
+        return (product / math.sqrt(text_hidden.shape[-1])).softmax(-1).mean(-2)
+    if reading == "shifted":
+        product = product.mean(-2)
+        return product - product.amin(-1, keepdim=True)
+    raise ValueError(f"reading is softmax or shifted, not {reading!r}.")
+
+
+def sinks(received: Tensor, factor: float = 20.0) -> Sinks:
+    """Tokens that receive more than ``factor`` times the uniform share 1 / K in at least one map.
+
+    Gu et al. (arXiv 2410.10781) call a token a sink if its mean over queries exceeds 0.3, whatever K is.
+    Among thousands of video tokens few could, hence the multiple; 20 is our choice. High mass does not
+    prove a sink: a small object that everybody looks at passes too. And a mean over queries hides whether
+    many look or few. To see that, give rows (..., queries, K) as maps: the mean of ``is_sink`` over
+    queries is the share of them for which the token is one.
+
+    Args:
+        received: (..., K), mass that each token receives, e.g. the mean over queries of each head.
+        factor: in (1, K).
+
+    Raises:
+        ValueError: negative mass, or a factor that no token or every token could pass.
+    """
+    shares = _shares(received)
+    tokens = shares.shape[-1]
+    if not 1 < factor < tokens:
+        raise ValueError(f"factor must lie between 1 and the number of tokens {tokens}, got {factor}.")
+    passed = shares > factor / tokens
+    total = _shares(received.double().reshape(-1, tokens).sum(0))
+    indices = passed.reshape(-1, tokens).any(0).nonzero()[:, 0]
+    indices = indices[total[indices].argsort(descending=True, stable=True)]
+    return Sinks(indices, total[indices], passed[..., indices])
+
+
+def entropy(weights: Tensor, normalised: bool = True) -> Tensor:
+    """Shannon entropy of each map; over the tokens of a video, the spatial entropy of attention.
+
+    Args:
+        weights: (..., K), not negative.
+        normalised: divide by log K: 1 is uniform, 0 a single token (K = 1 gives nan). Otherwise in nats.
+
+    Returns:
+        (...).
+    """
+    nats = torch.special.entr(_shares(weights)).sum(-1)
+    return nats / math.log(weights.shape[-1]) if normalised else nats
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of maps, (..., K) twice -> (...) in [0, log 2] nats.
+
+    H((p + q) / 2) - (H(p) + H(q)) / 2 of the normalised maps (Lin 1991); the divergence, not its root.
+    Not scipy's: its root is nan where rounding makes the divergence of nearly equal maps negative.
+    """
+    if p.shape != q.shape:
+        raise ValueError(f"two maps must have one shape, got {tuple(p.shape)} and {tuple(q.shape)}.")
+    p, q = _shares(p), _shares(q)
+    of_p, of_q, of_both = (torch.special.entr(x).sum(-1) for x in (p, q, (p + q) / 2))
+    return (of_both - (of_p + of_q) / 2).clamp(0, math.log(2))

@@ -1,0 +1,135 @@
+"""Token grids of vision language models: Qwen2.5-VL, Qwen3-VL and GLM-4.6V."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vera_lite.diagnostics.token_grid import TextStream, TokenGrid, VideoStream, join_words, merge_frames
+
+_MARKS = {1: "\1", 2: "\2"}  # stand for an image's and a video's token in the joined text
+
+# Qwen3-VL: <0.4 seconds><|vision_start|>VIDEO<|vision_end|>
+# GLM-4.6V: <|begin_of_image|>VIDEO<|end_of_image|>0.4 seconds
+# Pieces of a tokenizer of whole words carry no spaces.
+_SLOT = re.compile(
+    "(<[0-9.]+ ?seconds>)?(?:<[|]vision_start[|]>)?(\2+)(?:<[|]end_of_image[|]>([0-9.]+ ?seconds))?"
+)
+
+
+def qwen_vl_grid(
+    inputs: Mapping,
+    processor,
+    video_sizes: Sequence[tuple[int, int]] = (),
+    image_sizes: Sequence[tuple[int, int]] = (),
+) -> TokenGrid:
+    """The language sequence of Qwen2.5-VL, Qwen3-VL or GLM-4.6V.
+
+    A video's tokens carry one name however many pieces the processor cut it into. Streams are
+    "text"; "video" or, where there are several, "video 0", "video 1"; "image" likewise; and
+    "video timestamps": the text ``<0.4 seconds>`` (GLM: ``0.4 seconds``) of each temporal slot.
+
+    Args:
+        inputs: what ``processor(..., return_metadata=True)`` returned, for one prompt. For
+            generated tokens too, lengthen ``input_ids`` and, with zeros, ``mm_token_type_ids``.
+        processor: with its tokenizer.
+        video_sizes, image_sizes: (height, width) of each in source pixels, as they stand in the
+            prompt.
+
+    Raises:
+        ValueError: inputs are incomplete, hold several prompts or do not fit the sizes given.
+    """
+    ids, kinds = (_one_prompt(inputs, key) for key in ("input_ids", "mm_token_type_ids"))
+    # mm_token_type_ids: 0 text, 1 image, 2 video.
+    videos = _vision_streams("video", inputs, processor, video_sizes, (kinds == 2).nonzero()[:, 0])
+    images = _vision_streams("image", inputs, processor, image_sizes, (kinds == 1).nonzero()[:, 0])
+    words = [
+        processor.tokenizer.decode([i]) if kind == 0 else _MARKS[kind]
+        for i, kind in zip(ids.tolist(), kinds.tolist(), strict=True)
+    ]
+    stamps = _timestamps(words, videos)
+    rest = [i for i, kind in enumerate(kinds.tolist()) if kind == 0 and all(i not in s for s in stamps)]
+    # Most tokenizers' pieces carry their own spaces; those of whole words do not.
+    whole = processor.tokenizer.decode(ids[rest].tolist()) == " ".join(words[i] for i in rest)
+    separator = " " if whole else ""
+    texts = []
+    if rest:
+        texts.append(TextStream("text", torch.tensor(rest), tuple(words[i] for i in rest), separator))
+    for video, stamp in zip(videos, stamps, strict=True):
+        if stamp:
+            pieces, frames = tuple(words[i] for i in stamp), tuple(stamp.values())
+            name, positions = f"{video.name} timestamps", torch.tensor(list(stamp))
+            texts.append(TextStream(name, positions, pieces, separator, frames))
+    return TokenGrid((*texts, *videos, *images))
+
+
+def _one_prompt(inputs: Mapping, key: str) -> Tensor:
+    if key not in inputs:
+        raise ValueError(f"the inputs have no {key}: give all that the processor returned.")
+    values = torch.as_tensor(inputs[key])
+    if values.dim() != 2 or len(values) != 1:
+        raise ValueError(f"{key} of one prompt are (1, S), not {tuple(values.shape)}.")
+    return values[0].cpu()
+
+
+def _timestamps(words: list[str], videos: list[VideoStream]) -> list[dict[int, tuple[int, ...]]]:
+    """For each video its timestamp tokens, with the frames that they speak of."""
+    slot_of = {
+        position: (video, frames)
+        for video, stream in enumerate(videos)
+        for slot, frames in zip(stream.positions.view(len(stream.frames), -1), stream.frames, strict=True)
+        for position in slot.tolist()
+    }
+    stamps = [{} for _ in videos]
+    joined, owner = join_words(words, "")
+    for match in _SLOT.finditer(joined):
+        video, frames = slot_of[owner[match.start(2)]]
+        for group in (1, 3):
+            if match[group]:
+                stamps[video].update(dict.fromkeys(owner[slice(*match.span(group))], frames))
+    return stamps
+
+
+def _vision_streams(kind, inputs, processor, sizes, positions) -> list[VideoStream]:
+    """Videos or images of a processor's output.
+
+    Args:
+        kind: "video" or "image".
+        sizes: source (height, width) of each.
+        positions: of their tokens in the language sequence.
+    """
+    grids = inputs[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in inputs else []
+    if len(grids) != len(sizes):
+        raise ValueError(f"the prompt has {len(grids)} {kind}s, but {kind}_sizes has {len(sizes)}.")
+    settings = processor.video_processor if kind == "video" else processor.image_processor
+    merge = settings.merge_size
+    if len(positions) * merge**2 != sum(map(math.prod, grids)):
+        raise ValueError(f"the prompt's {len(positions)} {kind} tokens do not fit grids {grids}.")
+    streams, start = [], 0
+    for i, ((t, h, w), (height, width)) in enumerate(zip(grids, sizes, strict=True)):
+        frames, length = ((0,),) * t, 1
+        if kind == "video":
+            frames, length = _sampled_frames(inputs, i, t, settings.temporal_patch_size)
+        grid = (h // merge, w // merge)
+        order = positions[start : start + t * math.prod(grid)]
+        name = kind if len(grids) == 1 else f"{kind} {i}"
+        streams.append(VideoStream(name, order, frames, grid, (length, height, width)))
+        start += len(order)
+    return streams
+
+
+def _sampled_frames(inputs, video, slots, temporal_patch) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Source frames of each slot, the last repeated to fill it; and how many the source has."""
+    if "video_metadata" not in inputs:
+        raise ValueError(
+            "which frames were sampled is not known: call the processor with return_metadata=True."
+        )
+    metadata = inputs["video_metadata"][video]
+    indices = metadata.frames_indices
+    # None: nothing was sampled, all frames were used.
+    indices = range(metadata.total_num_frames) if indices is None else [int(i) for i in indices]
+    if math.ceil(len(indices) / temporal_patch) != slots:
+        raise ValueError(f"{len(indices)} sampled frames do not fill {slots} slots of {temporal_patch}.")
+    return merge_frames([(i,) for i in indices], temporal_patch), metadata.total_num_frames
