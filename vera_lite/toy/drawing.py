@@ -313,7 +313,7 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, smooth: bool = False) -> Tenso
     def weights(position: Tensor, n: int) -> Tensor:  # (B, T, P) -> (B, T, P, n): hat functions
         p = ((position + 1) * n / 2 - 0.5).clamp(0, n - 1)
         # Where an image is made smaller, wider hats keep it from flickering.
-        width = p.diff(dim=-1).amax(-1)[..., None, None].clamp_min(1) if smooth else 1
+        width = (1.5 * p.diff(dim=-1).amax(-1)[..., None, None]).clamp_min(1) if smooth else 1
         hats = (1 - (p[..., None] - torch.arange(n)).abs() / width).clamp_min(0)
         return hats / hats.sum(-1, keepdim=True) if smooth else hats
 

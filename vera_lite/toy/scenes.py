@@ -7,21 +7,30 @@ from torch import Tensor
 
 from vera_lite.errors import UserError
 from vera_lite.media.clip import composite
-from vera_lite.toy.drawing import PHOTOS, ClipConfig, Draws, _column, _grid, _photo_atlas, _sample, time_line
+from vera_lite.toy.drawing import ClipConfig, Draws, _column, _grid, _photo_atlas, _sample, time_line
 from vera_lite.toy.sprites import COLOURED, NOUNS
-from vera_lite.toy.things import LANDSCAPES, VARIANTS, Thing, draw_thing, landscapes, look, shade
-from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, describe_motion
+from vera_lite.toy.things import (
+    LANDSCAPES,
+    PLACE_STEP,
+    VARIANTS,
+    Thing,
+    broken,
+    choose,
+    draw_thing,
+    held_out,
+    landscapes,
+    look,
+    shade,
+)
+from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, instruction
 from vera_lite.toy.world import TASKS, ToyBatch
 
-PHOTO_WORDS = {"bricks": "brick", "space": "hubble_deep_field"}
-#: Backgrounds that a sentence can ask for, and where their pictures begin and end among all.
-NAMED = {
-    **{word: (PHOTOS.index(p), PHOTOS.index(p) + 1) for word, p in PHOTO_WORDS.items()},
-    **{
-        word: (len(PHOTOS) + VARIANTS * k, len(PHOTOS) + VARIANTS * (k + 1))
-        for k, word in enumerate(LANDSCAPES)
-    },
-}
+#: What the photographs of PHOTOS are called.
+PHOTO_NAMES = ("an astronaut", "fur", "coffee", "a launch", "bricks", "grass", "gravel", "space")
+#: Names of all background pictures, as :func:`_backdrop` counts them.
+PICTURES = (*PHOTO_NAMES, *(word for word in LANDSCAPES for _ in range(VARIANTS)))
+#: Backgrounds that a sentence can ask for.
+NAMED = ("bricks", "space", *LANDSCAPES)
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,27 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
 
     task = torch.tensor([TASKS.index(t) for t in config.tasks])[draws.choice(len(config.tasks))]
     is_background, is_removal = task == TASKS.index("background"), task == TASKS.index("remove")
-    never, unseen = torch.zeros(batch, dtype=torch.bool), torch.full((batch,), config.unseen)
-    thing = draw_thing(draws, config, unseen, draws.choice(3))
-    other = draw_thing(draws, config, never, draws.choice(3), beside=thing)
+    thing = draw_thing(draws, config, config.unseen)
+    other = draw_thing(draws, config, beside=thing)
     has_shadow = draws.chance(config.shadow) & ~is_background
     has_other = draws.chance(config.distractor) & ~is_background
     is_behind = draws.chance(config.behind) & has_other
-    # If the added thing passes behind the other one, that one stands near the middle of its way.
+    # If the added thing passes behind the other one, that one stands near the middle of its way, but where a
+    # held-out pair would be seen.
     middle = config.frames // 2
-    away = torch.stack([draws.uniform(-0.5, 0.5), draws.uniform(-0.5, 0.5)])
-    for axis, name in enumerate(("cx", "cy")):
+    near = [path[:, middle] + 0.6 * draws.uniform(-0.5, 0.5) for path in (thing.cx, thing.cy)]
+    column, row = ((at / PLACE_STEP).round().long().clamp(-1, 1) + 1 for at in near)
+    place = 3 * row + column
+    is_behind = is_behind & ~held_out()["place"][other.noun, place]
+    other.place = torch.where(is_behind, place, other.place)
+    for at, name in zip(near, ("cx", "cy"), strict=True):
         path = getattr(other, name)
-        at = getattr(thing, name)[:, middle : middle + 1] + 0.6 * away[axis][:, None]
-        setattr(other, name, torch.where(is_behind[:, None], path - path[:, :1] + at, path))
+        setattr(other, name, torch.where(is_behind[:, None], path - path[:, :1] + at[:, None], path))
 
-    old = draws.choice(len(PHOTOS) + VARIANTS * len(LANDSCAPES))
-    named = draws.choice(len(NAMED))
-    first, last = torch.tensor(list(NAMED.values()))[named].unbind(1)
-    new = first + (draws.uniform() * (last - first)).long().clamp_max(last - first - 1)
+    old = draws.choice(len(PICTURES))
+    new = draws.choice(len(NAMED))
+    pictures = torch.tensor([[p == word for p in PICTURES] for word in NAMED])[new]
+    new = choose(draws.take(1)[:, 0], pictures)
     view = [draws.uniform(-reach, reach) for reach in (0.25, 0.2, 0.1, 0.06)]
     scene, backdrop = (_backdrop(picture, *view, config) for picture in (old, new))
 
@@ -107,12 +119,13 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
             **things[i],
             "shadow": bool(has_shadow[i]),
             "behind": bool(is_behind[i]),
-            "background": list(NAMED)[named[i]],
+            "background": {"name": PICTURES[new[i]]},
+            "source_background": {"name": PICTURES[old[i]]},
             "other": others[i] if has_other[i] else None,
         }
         for i in range(batch)
     ]
-    return ToyBatch(source, edit, alpha, result, mask, [sentence(a) for a in attributes], attributes)
+    return ToyBatch(source, edit, alpha, result, mask, [instruction(a) for a in attributes], attributes)
 
 
 def _backdrop(
@@ -128,7 +141,8 @@ def _backdrop(
 
 
 def name_thing(thing: Thing) -> list[dict]:
-    """Facts of each thing; its ``colour`` is None if the noun has its own."""
+    """Facts of each thing; its ``colour`` is None if the noun has its own, and ``unseen`` names the held-out
+    pair that it shows, or None."""
     centre = torch.stack([thing.cx, thing.cy], -1)[:, [0, -1]] / 2 + 0.5
     nouns = [list(NOUNS)[k] for k in thing.noun.tolist()]
     return [
@@ -138,18 +152,7 @@ def name_thing(thing: Thing) -> list[dict]:
             "place": PLACES[thing.place[i]],
             "motion": MOTIONS[thing.motion[i]],
             "path": centre[i].tolist(),
+            "unseen": odd,
         }
-        for i, noun in enumerate(nouns)
+        for i, (noun, odd) in enumerate(zip(nouns, broken(thing), strict=True))
     ]
-
-
-def sentence(facts: dict) -> str:
-    """The sentence that asks for the edit."""
-    if facts["task"] == "background":
-        return f"change the background to {facts['background']}"
-    name = " ".join(filter(None, (facts["colour"], facts["noun"])))
-    if facts["task"] == "remove":
-        return f"remove the {name}"
-    said = f"add a {name} at the {facts['place']} {describe_motion(facts)}"
-    said += " with a shadow" if facts["shadow"] else ""
-    return said + (" behind the other object" if facts["behind"] else "")

@@ -18,7 +18,7 @@ from vera_lite.toy.words import COLOURS
 SHEET = Path(__file__).parents[1] / "assets" / "sprites" / "sprites.png"
 CELL, COLUMNS = 48, 10  # pixels of a sprite, and sprites per row of the sheet
 MARGIN = 8  # empty pixels around a sprite, for its shadow
-BLUR = 3.0  # standard deviation of the shadow's rim, in pixels of a sprite
+SHADOW_BLUR = 3.5  # standard deviation of the shadow's rim, in pixels of a sprite
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,13 @@ FIRST = dict(
 
 
 @functools.cache
-def textures() -> Tensor:
+def textures(softness: float) -> Tensor:
     """All sprites, (sprites, 5, side, side) in [0, 1]: straight colour, which continues past the matte, then
-    the matte, then the shadow."""
+    the matte, then the shadow.
+
+    Args:
+        softness: standard deviation of a blur in pixels of a sprite, so that a frame can hold what it shows.
+    """
     from PIL import Image
 
     sheet = torch.from_numpy(np.array(Image.open(SHEET).convert("RGBA"))).float() / 255
@@ -68,11 +72,9 @@ def textures() -> Tensor:
         sprites += [torch.cat([_recolour(cell[:3], noun.hue, hue), cell[3:]]) for hue in hues]
     sprites = F.pad(torch.stack(sprites), [MARGIN] * 4)
     colour, matte = sprites[:, :3], sprites[:, 3:]
-    # Past the matte, the colour is the mean of what is near.
-    near, weight = _blur((colour * matte).flatten(0, 1)[:, None]).view_as(colour), _blur(matte)
-    spread = near / weight.clamp_min(1e-4)
-    colour = torch.where(matte > 0.5, colour, spread)
-    return torch.cat([colour, matte, weight], 1)
+    soft = _blur(matte, softness)
+    near, far = (_blur(colour * matte, s) / _blur(matte, s).clamp_min(1e-4) for s in (softness, SHADOW_BLUR))
+    return torch.cat([torch.where(soft > 0.01, near, far), soft, _blur(matte, SHADOW_BLUR)], 1)
 
 
 def _recolour(rgb: Tensor, old: float | None, new: float | None) -> Tensor:
@@ -90,9 +92,10 @@ def _recolour(rgb: Tensor, old: float | None, new: float | None) -> Tensor:
     return rgb + share * (turned - rgb)
 
 
-def _blur(matte: Tensor) -> Tensor:
+def _blur(image: Tensor, deviation: float) -> Tensor:
     x = torch.arange(-2 * MARGIN, 2 * MARGIN + 1)
-    kernel = torch.exp(-(x**2) / (2 * BLUR**2))
+    kernel = torch.exp(-(x**2) / (2 * deviation**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
-    padded = F.conv2d(matte, kernel, padding=(2 * MARGIN, 0))
-    return F.conv2d(padded, kernel.mT, padding=(0, 2 * MARGIN))
+    flat = image.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.conv2d(flat, kernel, padding=(2 * MARGIN, 0)), kernel.mT, padding=(0, 2 * MARGIN))
+    return flat.view_as(image)

@@ -18,7 +18,15 @@ from vera_lite.toy.sprites import CELL, COLOURED, FIRST, MARGIN, NOUNS, textures
 from vera_lite.toy.words import COLOURS, MOTIONS, PLACES
 
 HELD_OUT = 8  # one pair of so many is held out
-PLACE_STEP = 0.36  # distance between the centres of neighbouring places, in half-frames
+PLACE_STEP = 0.4  # distance between the centres of neighbouring places, in half-frames
+SOFTNESS = 0.6  # standard deviation of the blur of a sprite, in pixels of the frame
+#: Two things stand at opposite sides, or at the centre and in a corner: (places, places) boolean.
+FAR = torch.tensor(
+    [[max(abs(k % 3 - p % 3), abs(k // 3 - p // 3)) == 2 for k in range(9)] for p in range(4)]
+    + [[k in (0, 2, 6, 8) for k in range(9)]]
+    + [[max(abs(k % 3 - p % 3), abs(k // 3 - p // 3)) == 2 for k in range(9)] for p in range(5, 9)]
+)
+HUED = torch.tensor([name in COLOURED for name in NOUNS])
 LANDSCAPES = ("a beach", "a meadow", "a desert", "snow", "a sunset", "a city")
 VARIANTS = 4  # of each landscape
 
@@ -57,31 +65,39 @@ class Thing:
 
 
 def draw_thing(
-    draws: Draws, config: ClipConfig, unseen: Tensor, kind: Tensor, beside: Thing | None = None
+    draws: Draws,
+    config: ClipConfig,
+    unseen: bool = False,
+    beside: Thing | None = None,
+    hued: Tensor | None = None,
 ) -> Thing:
     """Objects that begin at their place.
 
     Args:
         draws, config: of the clips.
-        unseen: (B,), clips in which one pair is a held-out one; all other pairs are seen ones.
-        kind: which pair that is, (B,): 0 colour, 1 place, 2 motion.
-        beside: things that are there already; the new ones are other things at other places.
+        unseen: one pair of each is a held-out one; all other pairs are seen ones.
+        beside: things that are there already; the new ones are other things, at places far from them.
+        hued: (B,), clips that need a noun which comes in all colours. Of the others, half have one.
     """
-    noun = draws.choice(len(NOUNS) if beside is None else len(NOUNS) - 1)
-    taken = torch.zeros(len(noun), len(PLACES), dtype=torch.bool)
+    batch = len(draws.numbers)
+    wanted = draws.chance(0.5)
+    nouns = HUED | ~(wanted if hued is None else wanted | hued)[:, None]
+    places = torch.ones(batch, len(PLACES), dtype=torch.bool)
     if beside is not None:
-        noun = noun + (noun >= beside.noun)
-        taken[torch.arange(len(noun)), beside.place] = True
+        nouns = nouns & (torch.arange(len(NOUNS)) != beside.noun[:, None])
+        places = FAR[beside.place]
+    noun = choose(draws.take(1)[:, 0], nouns)
+    kind = draws.choice(3)  # which pair is the held-out one; a noun's own colour makes no pair
+    kind = torch.where(HUED[noun], kind, 1 + kind % 2)
     picked = []
     for k, name in enumerate(("colour", "place", "motion")):
         mask = held_out()[name][noun]
-        odd = unseen & (kind == k)
-        allowed = torch.where(odd[:, None], mask, ~mask)
-        picked.append(choose(draws.take(1)[:, 0], allowed & ~taken if name == "place" else allowed))
+        allowed = torch.where((kind == k)[:, None], mask, ~mask) if unseen else ~mask
+        picked.append(choose(draws.take(1)[:, 0], allowed & places if name == "place" else allowed))
     colour, place, motion = picked
     time = (time_line(config) + 1) / 2  # 0 to 1
     step = torch.tensor([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=torch.float32)[motion]
-    travel = draws.uniform(0.22, 0.32)[:, None] * time
+    travel = draws.uniform(0.2, 0.28)[:, None] * time
     cx = (place % 3 - 1) * PLACE_STEP + draws.uniform(-0.05, 0.05)
     cy = torch.div(place, 3, rounding_mode="floor") * PLACE_STEP - PLACE_STEP + draws.uniform(-0.05, 0.05)
     grow = 1 + draws.uniform(-0.12, 0.12)[:, None] * time
@@ -91,41 +107,52 @@ def draw_thing(
         colour=colour,
         place=place,
         motion=motion,
-        radius=draws.uniform(0.42, 0.56)[:, None] * grow,
+        radius=draws.uniform(0.44, 0.56)[:, None] * grow,
         tilt=draws.uniform(-0.2, 0.2)[:, None] + sway,
         cx=cx[:, None] + travel * step[:, :1],
         cy=cy[:, None] + travel * step[:, 1:],
     )
 
 
-def look(thing: Thing, config: ClipConfig) -> tuple[Tensor, Tensor]:
-    """Straight colour (B, T, 3, H, W) and matte (B, T, 1, H, W), each pixel the mean of four samples.
+def broken(thing: Thing) -> list[str | None]:
+    """The held-out pair that each thing shows: "colour", "place", "motion" or None."""
+    pairs = [
+        held_out()["colour"][thing.noun, thing.colour] & HUED[thing.noun],
+        held_out()["place"][thing.noun, thing.place],
+        held_out()["motion"][thing.noun, thing.motion],
+    ]
+    rows = torch.stack(pairs, 1).tolist()
+    return [
+        next((k for k, odd in zip(("colour", "place", "motion"), r, strict=True) if odd), None) for r in rows
+    ]
 
-    Past the matte the colour runs on for a few pixels, then it is black.
+
+def look(thing: Thing, config: ClipConfig) -> tuple[Tensor, Tensor]:
+    """Straight colour (B, T, 3, H, W) and matte (B, T, 1, H, W).
+
+    Past the matte the colour runs on for a few pixels, then it fades to black.
     """
-    found = _sampled(thing, config, 2, 0.0, 0.0, slice(0, 5))
-    return found[:, :, :3] * (found[:, :, 4:] > 0.02), found[:, :, 3:4]
+    found = _sampled(thing, config, 0.0, 0.0, slice(0, 5))
+    return found[:, :, :3] * (8 * found[:, :, 4:]).clamp(0, 1), found[:, :, 3:4]
 
 
 def shade(thing: Thing, config: ClipConfig, dx: float = 0.08, dy: float = 0.12) -> Tensor:
     """How much of the light the shadow takes, (B, T, 1, H, W)."""
-    return SHADOW_STRENGTH * _sampled(thing, config, 1, dx, dy, slice(4, 5))
+    return SHADOW_STRENGTH * _sampled(thing, config, dx, dy, slice(4, 5))
 
 
-def _sampled(thing: Thing, config: ClipConfig, fine: int, dx: float, dy: float, channels: slice) -> Tensor:
-    x, y = _grid(ClipConfig(config.frames, config.height * fine, config.width * fine))
+def _sampled(thing: Thing, config: ClipConfig, dx: float, dy: float, channels: slice) -> Tensor:
+    x, y = _grid(config)
     x, y = x - _column(thing.cx) - dx, y - _column(thing.cy) - dy
     cos, sin = _column(torch.cos(thing.tilt)), _column(torch.sin(thing.tilt))
     scale = CELL / (CELL + 2 * MARGIN) / _column(thing.radius)
     grid = torch.stack([(x * cos + y * sin) * scale, (y * cos - x * sin) * scale], -1)  # (B, T, H, W, 2)
     first = torch.tensor(list(FIRST.values()))[thing.noun]
-    coloured = torch.tensor([name in COLOURED for name in NOUNS])[thing.noun]
-    texture = textures()[first + coloured * thing.colour, channels]
-    if config.height * fine * 0.45 < CELL / 2:  # small frames need a smaller sprite
+    pixel = CELL / (0.5 * config.height)  # of a frame, in pixels of a typical sprite
+    texture = textures(SOFTNESS * pixel)[first + HUED[thing.noun] * thing.colour, channels]
+    if pixel > 2:
         texture = F.avg_pool2d(texture, 2)
     found = F.grid_sample(texture, grid.flatten(1, 2), align_corners=False)
-    if fine > 1:
-        found = F.avg_pool2d(found, fine)
     return found.unflatten(2, (config.frames, config.height)).movedim(2, 1)
 
 

@@ -17,11 +17,22 @@ from vera_lite.media import clip
 from vera_lite.media.video import replacing
 from vera_lite.toy import drawing, phrases, words
 from vera_lite.toy import world as world_module
-from vera_lite.toy.phrases import PhraseEncoder
+from vera_lite.toy.phrases import SCENE_PHRASES, PhraseEncoder
 from vera_lite.toy.world import WorldConfig, render
-from vera_lite.training.data import SHARD, STREAMS, VALIDATION, LatentCache, StepBatches, StepData
+from vera_lite.toy.scenes import SceneConfig, render_scenes
+from vera_lite.training.data import (
+    SHARD,
+    STREAMS,
+    VALIDATION,
+    LatentCache,
+    RenderedBatches,
+    RenderedData,
+    StepBatches,
+    StepData,
+)
 
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
+SCENE_CODEC = SHIPPED_CODEC.with_name("scene_codec.safetensors")  # of the world of things on places
 
 
 def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: int, clips: int) -> Path:
@@ -116,3 +127,38 @@ class ToyWorldData(StepData):
         self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
         self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
         self.validation_steps = self.validation.steps_per_epoch
+
+
+class SceneBatches(RenderedBatches):
+    """Item ``step``: a :class:`~vera_lite.systems.vera.VeraBatch` of things on places."""
+
+    def __init__(self, world: SceneConfig, codec: PatchCodec, *ranks: int):
+        super().__init__(*ranks)
+        self.world, self.codec, self.encoder = world, codec, PhraseEncoder(SCENE_PHRASES)
+
+    def __getitem__(self, step: int) -> dict:
+        batch = render_scenes(self.seed, self.clips(step), self.world)
+        layers = {name: self.codec.encode(getattr(batch, name)) for name in STREAMS}
+        return {**layers, "text": self.encoder(batch.instruction), "step": step}
+
+
+class SceneData(RenderedData):
+    """Layered clips of things on places, for Vera.
+
+    Args:
+        world: what they show.
+        codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
+        options: of :class:`vera_lite.training.data.RenderedData`.
+    """
+
+    def __init__(self, world: SceneConfig = SceneConfig(), codec: str | None = None, **options):  # noqa: B008
+        super().__init__(**options)
+        self.world, self.codec = world, PatchCodec.load(codec or SCENE_CODEC)
+
+    def batches(self, seed: int) -> SceneBatches:
+        return SceneBatches(self.world, self.codec, self.batch_size, seed, *self.ranks)
+
+    @property
+    def pipeline_settings(self) -> dict:
+        """Arguments of the pipeline for a system trained on these data."""
+        return {"clip_size": self.world.size}
