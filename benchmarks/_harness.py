@@ -26,7 +26,7 @@ from timeit import Timer
 
 import torch
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 #: Seconds that one sample should at least last; faster functions are called several times.
 SAMPLE_SECONDS = 0.02

@@ -23,7 +23,7 @@ from _harness import report_head, write_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.training import EditingModule
 from vera_lite.training.fit import fit
 

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import inspect
 import json
 import textwrap
 import time
@@ -15,7 +14,7 @@ from _harness import report_head, write_json
 from torch import Tensor
 
 from vera_lite.evaluation.toy.tally import TEST_SEED
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.pipelines import ASSETS
 from vera_lite.toy.edits import ToyEdits
 
@@ -233,6 +232,5 @@ def sampling(model) -> dict:
     network = getattr(model, "system", None) or model.model
     found = {"parameters": sum(p.numel() for p in network.parameters())}
     if hasattr(model, "system"):
-        defaults = inspect.signature(model.generate).parameters
-        found |= {"sampler_steps": defaults["steps"].default, "shift": defaults["shift"].default}
+        found |= {"sampler_steps": model.sampling.steps, "shift": model.sampling.shift}
     return found

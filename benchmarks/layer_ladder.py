@@ -19,7 +19,7 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.diagnostics import attention_over_clips, lift, mask_ratio
 from vera_lite.evaluation.statistics import bootstrap, shuffled_baseline, trend
 from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy.dialogues import ask
 from vera_lite.toy.world import render
 from vera_lite.training.toy.dialogues import DIALOGUE_WORLD

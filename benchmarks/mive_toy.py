@@ -40,7 +40,7 @@ def other_sentence(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
 
 def unedited_reference(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
     """The source's own first frame as reference: what the reference adds to the words."""
-    return pipe.generate(edits.source, edits.instruction, edits.source[:, 0])
+    return pipe.generate(edits.source, edits.instruction, edits.source[:, 0]).final
 
 
 def still(edits: ToyEdits) -> Tensor:

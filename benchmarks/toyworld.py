@@ -13,7 +13,8 @@ from _harness import Report, cpu_seconds, main
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.media.clip import to_uint8
-from vera_lite.media.video import read_video, write_video
+from vera_lite.media.video import read_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.toy.world import render
 from vera_lite.training.data import STREAMS
 from vera_lite.training.toy.layers import SHIPPED_CODEC

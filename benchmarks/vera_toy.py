@@ -12,7 +12,7 @@ from _harness import meets
 from _toy import CONFIGS, fit_commands, listed, main, markdown, training_facts, training_sentence, weights
 
 from vera_lite.evaluation.toy.layer_benchmark import evaluate
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline
+from vera_lite.pipelines import VeraPipeline
 
 CLIPS = 256
 LOWER_FLOOR = 0.05
@@ -64,7 +64,7 @@ def measure(pipe: VeraPipeline) -> dict:
     ]
     return {
         "clips": CLIPS,
-        "alpha_floor": ALPHA_FLOOR,
+        "alpha_floor": pipe.sampling.alpha_floor,
         "results": results,
         "metrics": {"with mask": metrics[True], "no mask": metrics[False]},
     }

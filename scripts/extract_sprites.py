@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy.sprites import CELL, COLUMNS, NOUNS, SHEET
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

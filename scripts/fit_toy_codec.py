@@ -10,7 +10,7 @@ import torch
 from vera_lite.codecs import PatchCodec
 from vera_lite.evaluation.metrics import PooledPSNR
 from vera_lite.media.clip import composite
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy.scenes import render_scenes
 from vera_lite.toy.world import ToyBatch, render
 from vera_lite.training.toy.layers import SCENE_CODEC, SHIPPED_CODEC

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from vera_lite.media.clip import to_uint8
-from vera_lite.media.video import replacing, write_video
+from vera_lite.media.files import replacing
+from vera_lite.media.video_writer import write_video
 from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.toy.world import WorldConfig, render
 

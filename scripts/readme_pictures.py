@@ -14,16 +14,8 @@ from vera_lite import viz
 from vera_lite.evaluation.toy import composition_benchmark, edit_benchmark
 from vera_lite.evaluation.toy import layer_benchmark as toy_benchmark
 from vera_lite.evaluation.toy.edit_benchmark import redraw
-from vera_lite.media.clip import composite
-from vera_lite.media.video import replacing
-from vera_lite.pipelines import (
-    ALPHA_FLOOR,
-    GenCompositorPipeline,
-    MiVEPipeline,
-    RVEDiTPipeline,
-    VeraPipeline,
-    floored,
-)
+from vera_lite.media.files import replacing
+from vera_lite.pipelines import GenCompositorPipeline, MiVEPipeline, RVEDiTPipeline, VeraPipeline
 from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 from vera_lite.toy.world import render
 
@@ -38,10 +30,8 @@ def edits() -> Figure:
     picks = [i for task in ("add", "background") for i in [k for k, t in enumerate(tasks) if t == task][:4]]
     source, prompts = world.source[picks], [world.instruction[i] for i in picks]
     generator = torch.Generator().manual_seed(0)
-    layers = VeraPipeline.from_pretrained().generate(source, prompts, generator=generator)
-    alpha = floored(layers["alpha"], ALPHA_FLOOR)
-    final = composite(layers["edit"], alpha, source)
-    rows = {"source": source, "edit layer": layers["edit"], "alpha": alpha, "final": final}
+    result = VeraPipeline.from_pretrained().generate(source, prompts, generator=generator)
+    rows = {"source": source, "edit layer": result.edit, "alpha": result.alpha, "final": result.final}
     columns = [textwrap.fill(p, 19) for p in prompts]
     title = "Eight prompts over unseen clips, no masks: final = alpha · edit + (1 − alpha) · source"
     return sheet(rows, columns, title)
@@ -52,7 +42,7 @@ def compositions() -> Figure:
     pipe = GenCompositorPipeline.from_pretrained()
     batch, foreground, mask = composition_benchmark.compositions(pipe, range(8))
     generator = torch.Generator().manual_seed(0)
-    drawn = pipe.generate(batch.background, foreground, mask, generator=generator)
+    drawn = pipe.generate(batch.background, foreground, mask, generator=generator).final
     rows = {
         "background": batch.background,
         "foreground": foreground,

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from vera_lite.errors import UserError
-from vera_lite.media.video import VideoReader, VideoWriter
+from vera_lite.media.video import VideoReader
+from vera_lite.media.video_writer import VideoWriter
 
 LOOKS = 8  # frames of a video that the detector sees
 

@@ -6,7 +6,7 @@ from vera_lite.backbone import CogVideoXConfig
 from vera_lite.codecs import PatchCodec
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.systems import GenCompositor, GenCompositorConfig
-from vera_lite.training.toy.layers import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
 
 SMALL = CogVideoXConfig(
     num_attention_heads=2,
@@ -41,4 +41,4 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 
 def pipeline(system: GenCompositor, mask_sigma: float | None = 1.2) -> GenCompositorPipeline:
     """With the shipped codec, for clips of 9 frames, 32 x 32."""
-    return GenCompositorPipeline(system, PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), mask_sigma)
+    return GenCompositorPipeline(system, PatchCodec.load(SHIPPED_CODEC), (9, 32, 32), SAMPLING, mask_sigma)

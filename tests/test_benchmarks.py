@@ -28,6 +28,7 @@ RATIOS = {
     "rvedit_reference_pass",
     "adaln",
     "context_tokens",
+    "startup",
 }  # written by the harness
 
 

@@ -1,13 +1,19 @@
 """Codecs: exact where they promise it, causal, and the real Wan VAE behind the same protocol."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from test_vera import TINY
 
+from vera_lite.apps.train import export
 from vera_lite.codecs import CogVideoXCodec, PatchCodec, WanCodec, latent_shape
 from vera_lite.errors import UserError
+from vera_lite.systems import Regeneration, RegenerationConfig
 from vera_lite.toy.world import render
+from vera_lite.training import EditingModule
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 
@@ -85,13 +91,13 @@ def test_save_and_load(tmp_path, video):
 
 def test_misfits_are_refused(video):
     codec = PatchCodec.load(SHIPPED_CODEC)
-    with pytest.raises(UserError, match=r"1 \+ 4n frames"):
+    with pytest.raises(ValueError, match=r"1 \+ 4n frames"):
         codec.encode(video[:, :8])
-    with pytest.raises(UserError, match="sides divisible by 4"):
+    with pytest.raises(ValueError, match="sides divisible by 4"):
         codec.encode(video[..., :30])
-    with pytest.raises(UserError, match="a codec wants"):
+    with pytest.raises(ValueError, match="a codec wants"):
         codec.encode(video[:, :, :2])
-    with pytest.raises(UserError, match="no 100 components"):
+    with pytest.raises(ValueError, match="no 100 components"):
         PatchCodec(4, 4, 100)
 
 
@@ -130,6 +136,22 @@ def test_wan_latents_are_the_pipelines_latents(wan_codec, video):
     assert not any(p.requires_grad for p in wan_codec.parameters())
 
 
+def test_a_checkpoint_says_which_vae_made_its_latents(wan_codec, tmp_path, monkeypatch):
+    """Its weights stay in their own folder; a pipeline is then built from its parts."""
+    module = EditingModule(Regeneration(RegenerationConfig(backbone=TINY)))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(codec=wan_codec, pipeline_settings={}))
+    monkeypatch.setattr(EditingModule, "trainer", trainer)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["vera_lite"]["codec"]
+    assert (
+        saved["settings"]["vae"] == "AutoencoderKLWan" and saved["settings"]["path"] and not saved["tensors"]
+    )
+    with pytest.raises(UserError, match="latents of AutoencoderKLWan .* build the pipeline from its parts"):
+        export(tmp_path / "last.ckpt", tmp_path / "pipe")
+
+
 @pytest.fixture(scope="module")
 def cogvideox_codec(tmp_path_factory):
     """A tiny random CogVideoX VAE, saved and loaded in the real format."""
@@ -163,9 +185,9 @@ def test_cogvideox_takes_clips_that_come_back_with_their_length(cogvideox_codec)
     for frames in (1, 9, 17):
         clip = torch.zeros(1, frames, 3, 8, 8)
         assert cogvideox_codec.decode(cogvideox_codec.encode(clip)).shape == clip.shape
-    with pytest.raises(UserError, match=r"1 \+ 8n frames, not 5"):  # 8 would come back
+    with pytest.raises(ValueError, match=r"1 \+ 8n frames, not 5"):  # 8 would come back
         cogvideox_codec.encode(torch.zeros(1, 5, 3, 8, 8))
-    with pytest.raises(UserError, match=r"1 \+ 4n frames"):
+    with pytest.raises(ValueError, match=r"1 \+ 8n frames"):
         cogvideox_codec.encode(torch.zeros(1, 7, 3, 8, 8))
 
 

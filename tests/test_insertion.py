@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vera_lite.errors import UserError
-from vera_lite.media.placement import augment_luminance, centre_foreground, inflate_mask, masked_video, place
+from vera_lite.media.placement import augment_luminance, centre_foreground, inflate_mask, place
 
 
 def foreground(frames=3, height=9, width=11, seed=0):
@@ -98,11 +98,11 @@ def test_frames_are_placed_independently():
 def test_what_does_not_fit_is_refused():
     colour, alpha = foreground()
     positions, scales = torch.zeros(3, 2), torch.ones(3)
-    with pytest.raises(UserError, match=r"must be floating \(T, 3, H, W\)"):
+    with pytest.raises(ValueError, match="must be floating"):
         place(colour[:2], alpha, positions, scales, (9, 11))
-    with pytest.raises(UserError, match=r"must be floating \(T, 3, H, W\)"):
+    with pytest.raises(ValueError, match="must be floating"):
         place(colour, alpha.byte(), positions, scales, (9, 11))
-    with pytest.raises(UserError, match=r"3 frames need positions \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"3 frames need positions \(3, 2\)"):
         place(colour, alpha, positions[:2], scales, (9, 11))
     with pytest.raises(UserError, match="smallest scale is 0"):
         place(colour, alpha, positions, torch.tensor([1.0, 0.0, 1.0]), (9, 11))
@@ -176,30 +176,19 @@ def test_frames_are_inflated_alone_and_a_larger_sigma_reaches_further(seed, sigm
     assert (inflate_mask(mask, 2 * sigma, 0.0) >= inflated).all()
 
 
-def test_the_hole_is_black_and_the_rest_is_untouched():
-    video, _ = foreground()
-    mask = torch.zeros(3, 1, 9, 11)
-    mask[:, :, 2:5, 3:7] = 1
-    hole = masked_video(video, mask)
-    inside = mask.bool().expand_as(video)
-    assert (hole[inside] == 0).all() and torch.equal(hole[~inside], video[~inside])
-
-
 def test_bad_masks_are_refused():
-    video, mask = foreground()
-    with pytest.raises(UserError, match=r"must be floating \(T, 1, H, W\)"):
+    _, mask = foreground()
+    with pytest.raises(ValueError, match="must be floating"):
         inflate_mask(mask.bool())
-    with pytest.raises(UserError, match="sigma 0 must be above 0"):
+    with pytest.raises(UserError, match="sigma lies above 0"):
         inflate_mask(mask, 0)
-    with pytest.raises(UserError, match=r"threshold 1 in \[0, 1\)"):
+    with pytest.raises(ValueError, match="threshold lies in"):
         inflate_mask(mask, 1.0, 1)
-    with pytest.raises(UserError, match="mask .* must be floating"):
-        masked_video(video, mask[:2])
 
 
 def test_luminance_augmentation_leaves_white_and_black():
     video = torch.tensor([0.0, 0.25, 1.0]).expand(2, 1, 3, 1, 3)
     brighter, darker = augment_luminance(video, torch.tensor([0.5, 2.0]))[:, 0, 0, 0]
     assert brighter.tolist() == [0, 0.5, 1] and darker.tolist() == [0, 0.0625, 1]
-    with pytest.raises(UserError, match="gammas above 0"):
+    with pytest.raises(ValueError, match="gammas above 0"):
         augment_luminance(video, torch.tensor([0.0, 1.0]))

@@ -1,7 +1,6 @@
 """Kept numbers: cards and tables are made from the reports that lie beside them."""
 
 import importlib
-import inspect
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from vera_lite import pipelines
 from vera_lite.evaluation.published import GENCOMPOSITOR_ABLATION
-from vera_lite.pipelines import ALPHA_FLOOR, ASSETS, GenCompositorPipeline, RVEDiTPipeline
+from vera_lite.pipelines import ASSETS, GenCompositorPipeline, RVEDiTPipeline
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 RESULTS = BENCHMARKS / "results"
@@ -44,10 +43,9 @@ def test_a_card_is_made_from_its_report(kept, name):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_report_was_measured_as_the_pipeline_samples(kept, name):
     _, report = kept(name)
-    defaults = inspect.signature(getattr(pipelines, PIPELINES[name]).generate).parameters
-    assert report["shift"] == defaults["shift"].default
-    assert report["sampler_steps"] == defaults["steps"].default
-    assert report.get("alpha_floor", ALPHA_FLOOR) == ALPHA_FLOOR
+    sampling = getattr(pipelines, PIPELINES[name]).from_pretrained().sampling
+    assert (report["sampler_steps"], report["shift"]) == (sampling.steps, sampling.shift)
+    assert report.get("alpha_floor") == getattr(sampling, "alpha_floor", None)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -12,7 +12,7 @@ from vera_lite.widgets.layer_viewer import BUDGET, LayerViewer
 
 
 def edit_result(clip):
-    return EditResult(clip.final, clip.edit, clip.alpha, clip.composite)
+    return EditResult(clip.final, clip.composite, clip.edit, clip.alpha)
 
 
 def array(viewer, name):

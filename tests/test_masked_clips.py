@@ -7,7 +7,7 @@ import torch
 
 from vera_lite.errors import UserError
 from vera_lite.media.masked_clips import read_masked_clips
-from vera_lite.media.video import write_video
+from vera_lite.media.video_writer import write_video
 
 
 @pytest.fixture

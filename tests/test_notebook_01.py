@@ -5,7 +5,7 @@ import torch
 from notebook_cells import BOOKS
 from test_vision_language import TEXT, VISION
 
-from vera_lite.media.video import write_video
+from vera_lite.media.video_writer import write_video
 from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.toy.dialogues import toy_qwen3_vl
 

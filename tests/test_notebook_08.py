@@ -107,7 +107,9 @@ def test_cuts_name_their_blocks(book, monkeypatch):
         "steps": 3,
         "seed": 0,
     }
-    book["pipe"] = SimpleNamespace(generate=lambda *given, **options: (given, options["steps"]))
+    book["pipe"] = SimpleNamespace(
+        generate=lambda *given, **options: SimpleNamespace(final=(given, options["steps"]))
+    )
     edit_with = book["edit_with"]
     assert edit_with(("keys", "queries", [1, 3])) == ((1, ["a"], 2), 3)
     [(keys, where, queries)] = cuts

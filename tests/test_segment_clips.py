@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from vera_lite.errors import UserError
-from vera_lite.media.video import VideoReader, read_gray, write_video
+from vera_lite.media.video import VideoReader, read_grey
+from vera_lite.media.video_writer import write_video
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "ball")
 SIZE = {"height": 64, "width": 64}
@@ -129,7 +130,7 @@ def test_a_mask_is_like_its_video_and_is_made_once(models, video, tmp_path):
     out = tmp_path / "masks"
     assert run(models, video, out=out) == 0
     assert [path.name for path in out.iterdir()] == ["one.mask.mkv"]
-    mask = read_gray(out / "one.mask.mkv")
+    mask = read_grey(out / "one.mask.mkv")
     assert mask.shape == (6, 1, 37, 50)
     assert set(mask.unique().tolist()) == {0, 255}
     assert VideoReader(out / "one.mask.mkv").info == VideoReader(video).info

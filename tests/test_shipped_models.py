@@ -47,7 +47,8 @@ def test_mive_follows_its_reference():
 
     def unedited(edits):
         noise = torch.Generator().manual_seed(0)
-        return pipe.generate(edits.source, edits.instruction, edits.source[:, 0], steps=8, generator=noise)
+        given = (edits.source, edits.instruction, edits.source[:, 0])
+        return pipe.generate(*given, steps=8, generator=noise).final
 
     shown, not_shown = (
         edit_benchmark.evaluate(pipe, 8, steps=8, draw=draw)["overall"] for draw in (None, unedited)

@@ -14,7 +14,7 @@ from vera_lite.evaluation.toy.object_judge import (
     read_object,
 )
 from vera_lite.media.clip import composite
-from vera_lite.toy.phrases import PHRASES, PhraseEncoder, parse
+from vera_lite.toy.phrases import PHRASES, toy_encoder
 from vera_lite.toy.words import COLOURS, PATTERNS, SHAPES, instruction
 from vera_lite.toy.world import WorldConfig, render
 
@@ -101,7 +101,7 @@ def test_bad_worlds_are_refused():
 
 def test_every_instruction_parses_to_what_it_says(world):
     for text, a in zip(world.instruction, world.attributes, strict=True):
-        phrases = parse(text)
+        phrases = toy_encoder().parse(text)
         if a["task"] == "background":
             assert set(phrases) == {"change", a["background_colour"], a["background_pattern"]}
             continue
@@ -114,7 +114,7 @@ def test_every_instruction_parses_to_what_it_says(world):
 
 
 def test_prompts_are_read_kindly():
-    assert parse("Add a RED ring, at the upper left; moving left!") == [
+    assert toy_encoder().parse("Add a RED ring, at the upper left; moving left!") == [
         "add",
         "red",
         "ring",
@@ -122,15 +122,15 @@ def test_prompts_are_read_kindly():
         "moving left",
     ]
     with pytest.raises(UserError, match="unknown word 'rinf'.*Did you mean 'ring'.*Known: add"):
-        parse("add a red rinf")
+        toy_encoder().parse("add a red rinf")
     with pytest.raises(UserError, match="says nothing that is known"):
-        parse("please")
+        toy_encoder().parse("please")
     with pytest.raises(UserError, match="at most"):
-        parse("red " * 11)
+        toy_encoder().parse("red " * 11)
 
 
 def test_features_are_one_hot_in_the_order_of_the_phrases():
-    features = PhraseEncoder()(["add a red ring", ""])
+    features = toy_encoder()(["add a red ring", ""])
     assert features.shape == (2, 10, len(PHRASES)) and features[1].sum() == 0
     assert [PHRASES[int(row.argmax())] for row in features[0, :3]] == ["add", "red", "ring"]
     assert features[0, 3:].sum() == 0

@@ -199,11 +199,11 @@ def test_the_shipped_config_builds_what_it_says():
     """`--print_config` parses it whole; the text width is the vocabulary's."""
     import yaml
 
-    from vera_lite.toy.phrases import PhraseEncoder
+    from vera_lite.toy.phrases import PHRASES
 
     config = yaml.safe_load((Path(__file__).parents[1] / "vera_lite/configs/vera_toy.yaml").read_text())
     backbone = config["model"]["init_args"]["system"]["init_args"]["config"]["backbone"]
-    assert backbone["text_dim"] == PhraseEncoder.text_dim
+    assert backbone["text_dim"] == len(PHRASES)
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config=vera_lite/configs/vera_toy.yaml", "--print_config"])
     assert stop.value.code in (0, None)

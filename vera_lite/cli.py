@@ -1,8 +1,10 @@
 """The command line: `vera-lite edit | composite | check | fit | validate | export`.
 
-A mistake that the user can mend is one sentence on standard error and exit code 2.
+A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
+before the arguments are read and the files that they name are known to be there.
 """
 
+# argparse, not jsonargparse: with it, an option can be required, and a mistake stays one sentence.
 import argparse
 import sys
 import warnings
@@ -11,7 +13,13 @@ from pathlib import Path
 
 from vera_lite.errors import UserError
 
-TRAINING = ("fit", "validate")
+TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
+#: Pipeline of each system of `edit`, and the options that it alone takes.
+SYSTEMS = {
+    "vera": ("VeraPipeline", {"mask", "guidance", "alpha_floor"}),
+    "rvedit": ("RVEDiTPipeline", set()),
+    "mive": ("MiVEPipeline", {"reference"}),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             train(arguments)
             return 0
-        return _run(_parser().parse_args(arguments))
+        return _run(vars(_parser().parse_args(arguments)))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:  # no such file, no permission, no space left
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        print("vera-lite: interrupted; finished files were kept.", file=sys.stderr)
+        print("vera-lite: interrupted.", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         out_of_memory = ("allocate memory", "out of memory")
@@ -43,167 +51,153 @@ def _fail(sentence: str) -> int:
     return 2
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vera-lite", description=__doc__.splitlines()[0])
+    parser = _Parser(prog="vera-lite", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     edit = commands.add_parser("edit", help="edit a video file by a sentence")
-    edit.add_argument("video", type=Path, help="any video file")
-    edit.add_argument(
-        "--prompt",
-        required=True,
-        help='e.g. "add a red ring at the top left moving right"; of others, "make the blue square green"',
-    )
-    edit.add_argument(
+    add = edit.add_argument
+    add("video", type=_path, help="any video file")
+    add("--prompt", required=True, help='e.g. "add a red ring at the top left moving right"')
+    add(
         "--system",
-        choices=("vera", "rvedit", "mive"),
+        choices=tuple(SYSTEMS),
         default="vera",
         help="vera (default) lays an edit over the untouched source; rvedit and mive draw every frame anew, "
-        "mive after a --reference; --mask, --guidance and --alpha-floor are vera's",
+        'after a sentence such as "make the blue square green", and mive also after a --reference',
     )
-    edit.add_argument("--reference", type=Path, help="of mive: picture of the first frame as it is to look")
-    edit.add_argument(
-        "--mask", type=Path, help="video or picture, white where the object goes, or on the subject to keep"
-    )
-    edit.add_argument("--guidance", type=float, help="follow the prompt harder (default 1: off)")
-    edit.add_argument("--alpha-floor", type=float, help="alpha below this is 0: the source stays untouched")
+    add("--reference", type=_path, help="mive: picture of the edited first frame")
+    add("--mask", type=_path, help="vera: video or picture, white where the object goes, or on what to keep")
+    add("--guidance", type=float, help="vera: follow the prompt harder; 1 is off")
+    add("--alpha-floor", type=float, help="vera: alpha below this is 0, and the source stays untouched")
 
     compose = commands.add_parser(
         "composite", help="put a foreground video into a background video on a path"
     )
-    compose.add_argument("background", type=Path, help="any video file")
-    compose.add_argument(
+    add = compose.add_argument
+    add("background", type=_path, help="any video file")
+    add(
         "foreground",
         help="a video with alpha; a video and --mask; a folder with edit.mkv and alpha.mkv, as `edit` makes; "
         'or a toy object such as "toy:spinning striped red square"',
     )
-    compose.add_argument(
+    add(
         "--path",
         required=True,
         help='where it goes: points "x,y x,y ..." in pixels of the background, a .json of the path editor, '
         "or a .txt of x,y lines; one point alone is followed through the background",
     )
-    compose.add_argument(
-        "--scale", help="size, or several with commas over the clip (default 1: its own pixels)"
+    add("--scale", help="size, or several with commas over the clip (default 1: its own pixels)")
+    add("--timing", help="of the path's segments: equal_frames (default) or constant_speed")
+    add("--mask", type=_path, help="video or picture, white where the foreground's object is")
+    add(
+        "--paste-back",
+        action="store_true",
+        default=None,
+        help="keep the background's own pixels outside the mask",
     )
-    compose.add_argument("--timing", help="of the path's segments: equal_frames (default) or constant_speed")
-    compose.add_argument("--mask", type=Path, help="video or picture, white where the foreground's object is")
-    compose.add_argument(
-        "--paste-back", action="store_true", help="keep the background's own pixels outside the mask"
-    )
-    compose.add_argument(
-        "--mask-sigma", type=float, help="room around the object, in the model's pixels; 0 for none"
-    )
+    add("--mask-sigma", type=float, help="room around the object, in the model's pixels; 0 for none")
 
-    for command, model in ((edit, "system"), (compose, "GenCompositor")):
-        command.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
-        command.add_argument(
-            "--model", type=Path, help=f"pipeline folder; default: the package's toy {model}"
-        )
-        command.add_argument("--seed", type=int, default=0, help="another seed is another result (default 0)")
-        command.add_argument("--steps", type=int, default=12, help="denoising steps (default 12)")
+    for command in (edit, compose):
+        add = command.add_argument
+        add("--out", type=_path, required=True, help="folder for the results, made if needed")
+        add("--model", type=_path, help="pipeline folder; default: the toy model in the package")
+        add("--seed", type=int, default=0, help="another seed is another result (default 0)")
+        add("--steps", type=int, help="denoising steps (default: the model's own)")
+        add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
-    for name, text in zip(
-        TRAINING, ("train a system", "measure a checkpoint's validation loss"), strict=True
-    ):
+    for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
     export = commands.add_parser(
-        "export",
-        help="turn a checkpoint into a pipeline folder, or a notebook into an offline page",
+        "export", help="turn a checkpoint into a pipeline folder, or a notebook into an offline page"
     )
-    export.add_argument("file", type=Path, help="checkpoint of a training, or .ipynb")
-    export.add_argument("--out", type=Path, help="folder; of a notebook, the HTML file (default: beside it)")
-    export.add_argument("--full", action="store_true", help="float32 instead of float16 weights")
+    add = export.add_argument
+    add("file", type=_path, help="checkpoint of a training, or .ipynb")
+    add("--out", type=_path, help="folder; of a notebook, the HTML file (default: beside it)")
+    add("--full", action="store_true", help="float32 instead of float16 weights")
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.command == "check":
+def _run(options: dict) -> int:
+    command = options.pop("command")
+    if command == "check":
         from vera_lite.apps.check import check
 
         return check()
-    if options.command == "export":
-        print(f"wrote {_export(options)}")
+    if command == "export":
+        print(f"wrote {_export(**options)}")
         return 0
-
-    written = _composite(options) if options.command == "composite" else _edit(options)
+    written = _composite(**options) if command == "composite" else _edit(**options)
     print("\nLook at:")
     for path in written:
         print(f"  {path}")
     return 0
 
 
-def _edit(options: argparse.Namespace) -> list[Path]:
-    from vera_lite.apps.edit import edit_file, redraw_file
-    from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline, VeraPipeline
-
-    names = ("reference", "mask", "guidance", "alpha_floor")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.system != "mive" and "reference" in given:
-        raise UserError(f"--reference cannot be used with --system {options.system}: only mive looks at one.")
-    foreign = ["--" + name.replace("_", "-") for name in given if name != "reference"]
-    if options.system != "vera" and foreign:
-        raise UserError(
-            f"{', '.join(foreign)} cannot be used with --system {options.system}, which has no layers and no "
-            "guidance."
-        )
-    if options.system == "mive" and "reference" not in given:
-        raise UserError("--system mive needs --reference: a picture of the first frame as it is to look.")
-    pipeline, edit = {
-        "vera": (VeraPipeline, edit_file),
-        "rvedit": (RVEDiTPipeline, redraw_file),
-        "mive": (MiVEPipeline, redraw_file),
-    }[options.system]
-    return edit(
-        pipeline.from_pretrained(options.model),
-        options.video,
-        options.prompt,
-        options.out,
-        seed=options.seed,
-        steps=options.steps,
-        **given,
-    )
+def _check_files(**paths: Path | None) -> None:
+    for name, path in paths.items():
+        if path is not None and not path.exists():
+            raise UserError(f"there is no {name} {path}; check the path.")
 
 
-def _composite(options: argparse.Namespace) -> list[Path]:
+def _edit(system: str, model: Path | None, device: str, **options) -> list[Path]:
+    name, own = SYSTEMS[system]
+    options = {option: value for option, value in options.items() if value is not None}
+    for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
+        if option in options:
+            raise UserError(f"--{option.replace('_', '-')} cannot be used with --system {system}.")
+    if system == "mive" and "reference" not in options:
+        raise UserError("--system mive needs --reference: a picture of the edited first frame.")
+    _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
+
+    from vera_lite import pipelines
+    from vera_lite.apps.edit import edit_file
+
+    device = pipelines.pick_device(device)
+    return edit_file(getattr(pipelines, name).from_pretrained(model).to(device), **options)
+
+
+def _composite(model: Path | None, device: str, mask_sigma: float | None, **options) -> list[Path]:
+    _check_files(model=model, background=options["background"], mask=options["mask"])
+
+    from vera_lite import pipelines
     from vera_lite.apps.composite import composite_file
-    from vera_lite.pipelines import GenCompositorPipeline
 
-    pipe = GenCompositorPipeline.from_pretrained(options.model)
-    if options.mask_sigma is not None:
-        pipe.mask_sigma = options.mask_sigma or None
+    device = pipelines.pick_device(device)
+    pipe = pipelines.GenCompositorPipeline.from_pretrained(model).to(device)
+    if mask_sigma is not None:
+        pipe.mask_sigma = mask_sigma or None
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
-        return composite_file(
-            pipe,
-            options.background,
-            options.foreground,
-            options.out,
-            path=options.path,
-            scale=options.scale,
-            timing=options.timing,
-            mask=options.mask,
-            seed=options.seed,
-            paste_back=options.paste_back,
-            steps=options.steps,
-        )
+        return composite_file(pipe, **options)
 
 
-def _export(options: argparse.Namespace) -> Path:
-    if options.file.suffix == ".ipynb":
+def _export(file: Path, out: Path | None, full: bool) -> Path:
+    if file.suffix == ".ipynb":
         try:
             from vera_lite.apps.export_notebook import export_notebook
         except ImportError as error:
             raise UserError(f"{error}: pages need `pip install 'vera-lite[notebooks]'`.") from error
-        return export_notebook(options.file, options.out)
+        return export_notebook(file, out)
     from vera_lite.apps.train import export
 
-    if options.out is None:
+    if out is None:
         raise UserError("give --out FOLDER for the pipeline.")
-    export(options.file, options.out, half=not options.full)
-    return options.out
+    export(file, out, half=not full)
+    return out
 
 
 if __name__ == "__main__":

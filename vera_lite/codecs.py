@@ -5,7 +5,7 @@ T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from einops import rearrange
@@ -24,22 +24,34 @@ class Codec(Protocol):
     spatial_stride: int
     temporal_stride: int
 
+    @property
+    def settings(self) -> dict:
+        """What a checkpoint keeps to say which codec made its latents; of a kind that JSON can hold."""
+
     def encode(self, video: Tensor) -> Tensor:
-        """(B, T, C, H, W) in [0, 1] with C of 1 or 3 -> (B, c, t, h, w); gray is repeated to RGB."""
+        """(B, T, C, H, W) in [0, 1] with C of 1 or 3 -> (B, c, t, h, w); grey is repeated to RGB."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, c, t, h, w) -> (B, T, 3, H, W), clamped to [0, 1]."""
+
+
+def describe_codec(codec: Codec) -> dict:
+    """What a checkpoint keeps of a codec: its settings, and the tensors of a :class:`PatchCodec`."""
+    return {
+        "settings": codec.settings,
+        "tensors": codec.state_dict() if isinstance(codec, PatchCodec) else {},
+    }
 
 
 def latent_shape(codec: Codec, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """(c, t, h, w) of a clip.
 
     Raises:
-        UserError: the clip does not fit the codec's strides.
+        ValueError: the clip does not fit the codec's strides.
     """
     s, k = codec.spatial_stride, codec.temporal_stride
     if (frames - 1) % k or height % s or width % s:
-        raise UserError(
+        raise ValueError(
             f"a clip of {frames} frames of {height}x{width} does not fit this codec: "
             f"it needs 1 + {k}n frames and sides divisible by {s}."
         )
@@ -65,7 +77,7 @@ def latent_mask(codec: Codec, mask: Tensor) -> Tensor:
 
 def _to_rgb(video: Tensor) -> Tensor:
     if video.ndim != 5 or video.shape[2] not in (1, 3):
-        raise UserError(f"a codec wants (B, T, 1 or 3, H, W), got {tuple(video.shape)}.")
+        raise ValueError(f"a codec wants (B, T, 1 or 3, H, W), got {tuple(video.shape)}.")
     return video.expand(-1, -1, 3, -1, -1) * 2 - 1
 
 
@@ -87,7 +99,7 @@ class PatchCodec(nn.Module):
     def __init__(self, patch: int = 4, temporal_stride: int = 4, latent_channels: int = 24):
         super().__init__()
         if latent_channels > patch * patch * 3:
-            raise UserError(f"a {patch}x{patch} first frame patch has no {latent_channels} components.")
+            raise ValueError(f"a {patch}x{patch} first frame patch has no {latent_channels} components.")
         self.spatial_stride, self.temporal_stride = patch, temporal_stride
         self.latent_channels = latent_channels
         for kind, frames in (("first", 1), ("group", temporal_stride)):
@@ -97,9 +109,13 @@ class PatchCodec(nn.Module):
             self.register_buffer(f"{kind}_scale", torch.ones(latent_channels))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def settings(self) -> dict:
         """The constructor's arguments."""
-        return self.spatial_stride, self.temporal_stride, self.latent_channels
+        return {
+            "patch": self.spatial_stride,
+            "temporal_stride": self.temporal_stride,
+            "latent_channels": self.latent_channels,
+        }
 
     def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """[-1, 1] video to rows of patches: (B, h, w, p*p*3) and (B, n, h, w, k*p*p*3)."""
@@ -166,19 +182,57 @@ class PatchCodec(nn.Module):
         return codec
 
 
-class WanCodec(nn.Module):
-    """diffusers' ``AutoencoderKLWan`` (Wan2.1: 16 channels, 4x8x8; Wan2.2-TI2V: 48, 4x16x16).
-
-    Latents are the posterior's mode, normalised with the per-channel mean and deviation of the VAE's
-    config, as diffusers' Wan pipelines do.
+class _PretrainedCodec(nn.Module):
+    """A frozen VAE of diffusers. Latents are the posterior's mode, normalised by ``mean`` and ``std``.
 
     Args:
-        vae: a loaded ``diffusers.AutoencoderKLWan``; it is frozen.
+        vae: the loaded model.
     """
+
+    vae_class: str
+    mean: Tensor | float
+    std: Tensor | float
 
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs) -> Self:
+        """Load a VAE folder or Hub id (``subfolder="vae"`` for a whole pipeline of diffusers)."""
+        import diffusers
+
+        return cls(getattr(diffusers, cls.vae_class).from_pretrained(path, **kwargs))
+
+    @property
+    def settings(self) -> dict:
+        """Which VAE it is. Its weights have a folder of their own and are not part of a checkpoint."""
+        return {"vae": self.vae_class, "path": str(self.vae.config.get("_name_or_path", ""))}
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        latent_shape(self, video.shape[1], *video.shape[-2:])
+        latents = self.vae.encode(_to_rgb(video).transpose(1, 2).to(self.vae.dtype)).latent_dist.mode()
+        return ((latents - self.mean) / self.std).to(video.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        video = self.vae.decode((latents * self.std + self.mean).to(self.vae.dtype), return_dict=False)[0]
+        return (video.transpose(1, 2) / 2 + 0.5).clamp(0, 1).to(latents.dtype)
+
+
+class WanCodec(_PretrainedCodec):
+    """diffusers' ``AutoencoderKLWan`` (Wan2.1: 16 channels, 4x8x8; Wan2.2-TI2V: 48, 4x16x16).
+
+    Latents are normalised with the per-channel mean and deviation of the VAE's config, as in diffusers' Wan
+    pipelines.
+    """
+
+    vae_class = "AutoencoderKLWan"
+
+    def __init__(self, vae: nn.Module):
+        super().__init__(vae)
         config = vae.config
         self.latent_channels = config.z_dim
         self.spatial_stride = config.scale_factor_spatial
@@ -187,63 +241,29 @@ class WanCodec(nn.Module):
         self.register_buffer("mean", torch.tensor(config.latents_mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.latents_std).view(shape), persistent=False)
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs) -> "WanCodec":
-        """Load a VAE folder or Hub id (``subfolder="vae"`` for a whole Wan pipeline)."""
-        from diffusers import AutoencoderKLWan
 
-        return cls(AutoencoderKLWan.from_pretrained(path, **kwargs))
+class CogVideoXCodec(_PretrainedCodec):
+    """diffusers' ``AutoencoderKLCogVideoX`` (16 channels, 4x8x8), with the scaling factor of its config.
 
-    @torch.no_grad()
-    def encode(self, video: Tensor) -> Tensor:
-        """See :class:`Codec`."""
-        latent_shape(self, video.shape[1], *video.shape[-2:])
-        x = _to_rgb(video).transpose(1, 2).to(self.vae.dtype)
-        return ((self.vae.encode(x).latent_dist.mode() - self.mean) / self.std).to(video.dtype)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See :class:`Codec`."""
-        z = (latents * self.std + self.mean).to(self.vae.dtype)
-        video = self.vae.decode(z, return_dict=False)[0].transpose(1, 2)
-        return (video / 2 + 0.5).clamp(0, 1).to(latents.dtype)
-
-
-class CogVideoXCodec(nn.Module):
-    """diffusers' ``AutoencoderKLCogVideoX`` (16 channels, 4x8x8).
-
-    Latents are the posterior's mode times the scaling factor of the VAE's config. diffusers' VAE works on
-    eight frames at a time, after the first: within them its group norms see the future, and a clip must have
-    1 + 8n frames, as CogVideoX's 49, or the decoder would give back more than went in.
-
-    Args:
-        vae: a loaded ``diffusers.AutoencoderKLCogVideoX``; it is frozen.
+    This VAE works on eight frames at a time, after the first. Within them its group norms see the future, and
+    a clip must have 1 + 8n frames, as CogVideoX's 49, or the decoder would give back more than went in.
     """
 
+    vae_class = "AutoencoderKLCogVideoX"
+
     def __init__(self, vae: nn.Module):
-        super().__init__()
-        self.vae = vae.requires_grad_(False).eval()
+        super().__init__(vae)
         self.latent_channels = vae.config.latent_channels
         self.spatial_stride = 2 ** (len(vae.config.block_out_channels) - 1)
         self.temporal_stride = int(vae.config.temporal_compression_ratio)
+        self.mean, self.std = 0.0, 1 / vae.config.scaling_factor
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs) -> "CogVideoXCodec":
-        """Load a VAE folder or Hub id (``subfolder="vae"`` for a whole CogVideoX pipeline)."""
-        from diffusers import AutoencoderKLCogVideoX
-
-        return cls(AutoencoderKLCogVideoX.from_pretrained(path, **kwargs))
-
-    @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """See :class:`Codec`."""
-        _, t, _, _ = latent_shape(self, video.shape[1], *video.shape[-2:])
-        if t % 2 == 0:
-            raise UserError(f"CogVideoX's VAE needs 1 + 8n frames, not {video.shape[1]}.")
-        x = _to_rgb(video).transpose(1, 2).to(self.vae.dtype)
-        return (self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor).to(video.dtype)
+        """See :class:`Codec`.
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """See :class:`Codec`."""
-        z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        video = self.vae.decode(z, return_dict=False)[0].transpose(1, 2)
-        return (video / 2 + 0.5).clamp(0, 1).to(latents.dtype)
+        Raises:
+            ValueError: the clip has not 1 + 8n frames.
+        """
+        if (video.shape[1] - 1) % 8:
+            raise ValueError(f"CogVideoX's VAE needs 1 + 8n frames, not {video.shape[1]}.")
+        return super().encode(video)

@@ -38,7 +38,7 @@ def contact_sheet(
     """Frames in a grid, pixels kept square and sharp.
 
     Args:
-        rows: label -> one frame a column, each (1 or 3, H, W) in [0, 1], or None for a gap.
+        rows: label -> one frame per column, each (1 or 3, H, W) in [0, 1], or None for a gap.
         columns: their headings.
         title: what to see.
         side: inches of a frame.
@@ -78,10 +78,10 @@ def attention_matrices(
     labels: tuple[str, str, str] = ("query: who looks", "key: looked at", "attention"),
     side: float = 2.6,
 ) -> Figure:
-    """Attention weights or masses, one row a query and one column a key, on one colour scale.
+    """Attention weights or masses on one colour scale: a row per query, a column per key.
 
     Args:
-        matrices: heading -> (R, R), of which every name owns an equal run of rows and of columns.
+        matrices: heading -> (R, R), in which each name has a run of rows and of columns, all equally long.
         names: of the runs; lines are drawn between them.
         title: what to see.
         numbers: write each value into its cell.
@@ -124,13 +124,13 @@ def heat_maps(
     """Maps in a grid, on one colour scale from 0 that a bar shows.
 
     Args:
-        rows: name -> one map (h, w) a column, not negative.
+        rows: name -> one map (h, w) per column, not negative.
         columns: their headings.
         title: what to see.
         outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
         label: of the colour bar.
-        each_its_own: stretch every map from its own least to its own largest value, as many tools do;
-            then there is no bar, since colours mean something else in each map.
+        each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools
+            do; there is no bar then, since colours mean something else in each map.
         side: inches of a map.
     """
     width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75
@@ -232,12 +232,12 @@ def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
 def seed_dots(
     panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, xlabels: Sequence[str]
 ) -> Figure:
-    """Variants under each other: a dot a seed and a bar at their mean; panels share a scale.
+    """Variants under each other: one dot per seed and a bar at their mean; panels share a scale.
 
     Args:
         panels: heading -> variant -> values of the seeds; all panels have the same variants.
         title: what to see.
-        xlabels: one a panel.
+        xlabels: one per panel.
     """
     variants = list(next(iter(panels.values())))
     figure = _figure(2.1 * len(panels) + 2.2, 0.38 * len(variants) + 1.3, title)
@@ -268,13 +268,13 @@ def line_panels(
     sharey: bool = False,
     side: float = 2.7,
 ) -> Figure:
-    """Lines side by side over one x axis: a dot a seed, a line through the means, a band over the range.
+    """Lines side by side over one x axis: one dot per seed, a line through the means, a band over the range.
 
     Args:
         panels: heading -> line -> x -> values of the seeds there, one or more.
         title: what to see.
         xlabel: of all panels.
-        references: heading -> (name, value) of a gray horizontal line.
+        references: heading -> (name, value) of a grey horizontal line.
         sharey: one scale for all panels; else each has its own.
         side: inches of a panel.
     """
@@ -331,7 +331,7 @@ def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float 
 def who_sees(
     readers: Mapping[str, Tensor], tokens: Sequence[str], groups: Sequence[str], title: str
 ) -> Figure:
-    """Which tokens each reader is given: a coloured square where it is, an empty one where it is not.
+    """Which tokens each reader sees: a coloured square for those that it sees, an empty one for others.
 
     Args:
         readers: name -> (N,) of bool, from top to bottom.

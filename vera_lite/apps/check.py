@@ -41,8 +41,11 @@ def _packages() -> list[tuple[bool, str]]:
 def _encoders() -> tuple[bool, str]:
     import av
 
-    missing = [name for name in ("ffv1", "h264") if name not in av.codecs_available]
-    return not missing, f"video codecs ffv1, h264{' are missing: ' + ', '.join(missing) if missing else ''}"
+    missing = [name for name in ("ffv1", "libx264") if name not in av.codecs_available]
+    return (
+        not missing,
+        f"video codecs ffv1, libx264{' are missing: ' + ', '.join(missing) if missing else ''}",
+    )
 
 
 def _disk() -> tuple[bool, str]:

@@ -1,7 +1,5 @@
-"""Put a foreground video into a background video file along a path; frames stream, as in `edit_file`."""
+"""Put a foreground video into a background video file along a path."""
 
-import json
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vera_lite.apps.edit import (
-    SHEET_FRAMES,
-    checked_folder,
-    denoising_bar,
-    draw_sheet,
-    pick,
-    read_mask,
-    video_writers,
-)
+from vera_lite.apps.files import apply_to_file, check_folder, pick, read_mask
 from vera_lite.errors import UserError
-from vera_lite.media.clip import composite, to_float, to_uint8
+from vera_lite.media.clip import to_float
 from vera_lite.media.trajectory import Keyframe, Timing, Trajectory, track_point
-from vera_lite.media.video import VideoReader, replacing
-from vera_lite.pipelines import GenCompositorPipeline, enlarge, frame_choice
-from vera_lite.toy.foreground import toy_foreground
+from vera_lite.media.video import VideoReader
+from vera_lite.pipelines import GenCompositorPipeline, frame_choice
 
 _TRACKING_BYTES = 2**28
 
@@ -41,30 +30,25 @@ def composite_file(
     timing: Timing | None = None,
     mask: str | Path | None = None,
     seed: int = 0,
-    paste_back: bool = False,
-    **options,
+    **changes,
 ) -> list[Path]:
     """Put ``foreground`` into ``background`` and write the results into ``out``.
-
-    The composite is generated at the model's own size and resampled onto the background.
 
     Args:
         pipe: the model.
         background: a file with constant frame rate.
         foreground: a video with an alpha channel; a video and its ``mask``; a folder with ``edit.mkv`` and
             ``alpha.mkv``, as of a saved :class:`~vera_lite.media.clip.LayeredClip` or of `vera-lite edit`; or
-            "toy:" and words, see :func:`toy_foreground`. It may have any size, length and place.
-        out: folder, made if needed. Gets ``final.mkv, generated.mkv, mask.mkv`` (lossless), ``final.mp4``
-            (preview), ``sheet.png``, ``trajectory.json`` and ``metrics.json``, each replaced whole or not
-            at all.
+            "toy:" and words, see :func:`vera_lite.toy.foreground.toy_foreground`. It may have any size,
+            length and place.
+        out: see :func:`.apply_to_file`.
         path: where the foreground goes, see :func:`read_trajectory`.
         scale: size of the object there, see :func:`read_trajectory`.
         timing: see :class:`~vera_lite.media.trajectory.Trajectory`.
         mask: a video of the foreground's length, or a picture for all its frames; white is the object.
         seed: of the noise.
-        paste_back: outside the mask a pixel of ``final.mkv`` is the decoded background's own, bit for bit;
-            otherwise the whole frame is the model's.
-        options: of :meth:`GenCompositorPipeline.generate`.
+        changes: fields of ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the mask is
+            the decoded background's own, bit for bit; otherwise the whole frame is the model's.
 
     Returns:
         The files written.
@@ -73,69 +57,26 @@ def composite_file(
         UserError: a file cannot be read, or the path or the foreground makes no sense; nothing is written
             then.
     """
+    pipe.sampling_with(**changes)
+    out = check_folder(out, background, foreground, path, mask)
     reader = VideoReader(background)
-    info = reader.info
-    size = (info.height, info.width)
-    out = checked_folder(out)
     trajectory = read_trajectory(path, scale, timing, reader)
-
-    started = time.perf_counter()
-    colour, alpha = _read_foreground(str(foreground), mask, pipe.clip_size[0], min(size))
-    frames = pick(tqdm(reader, "reading", unit="frame"), frame_choice(info.frames, pipe.clip_size[0]))
-    with denoising_bar(options) as options:
-        layers = pipe.layers_for(to_float(frames), colour, alpha, trajectory, seed=seed, **options)
-    generated_at = time.perf_counter()
-
-    outside_pixels, outside_error = 0, 0.0
-    sheet: list[tuple[Tensor, ...]] = []
-    on_sheet = set(frame_choice(info.frames, SHEET_FRAMES))
-    with video_writers(out, info.fps, ("final", "generated", "mask")) as write:
-        for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
-            generated, mask_layer = (
-                to_uint8(enlarge(layers[name], t, info.frames, size)) for name in ("generated", "mask")
-            )
-            final = generated
-            if paste_back:
-                final = to_uint8(composite(*map(to_float, (generated, mask_layer, frame))))
-            outside = mask_layer == 0
-            change = (to_float(final) - to_float(frame)) * outside
-            outside_pixels += int(outside.sum())
-            outside_error += float(change.square().sum())
-            write(final=final, generated=generated, mask=mask_layer)
-            if t in on_sheet:
-                canvas = to_uint8(enlarge(layers["foreground"], t, info.frames, size))
-                sheet.append((frame, canvas, mask_layer, final))
-    metrics = {
-        "background": str(background),
-        "foreground": str(foreground),
-        "foreground_mask": None if mask is None else str(mask),
-        "path": str(path),
-        "scale": scale,
-        "timing": trajectory.timing,
-        "seed": seed,
-        "steps": options["steps"],
-        "mask_sigma": pipe.mask_sigma,
-        "paste_back": paste_back,
-        "frames": info.frames,
-        "width": info.width,
-        "height": info.height,
-        "fps": float(info.fps),
-        "outside_mask_share": round(outside_pixels / (info.frames * info.height * info.width), 6),
-        "outside_mask_equals_background": outside_error == 0,
-        "outside_mask_mean_squared_change": outside_error / max(1, 3 * outside_pixels),
-        "seconds_generating": round(generated_at - started, 2),
-        "seconds_writing": round(time.perf_counter() - generated_at, 2),
-    }
-    seconds = [t / float(info.fps) for t in sorted(on_sheet)]
-    with replacing(out / "sheet.png") as temporary:
-        names = ("background", "foreground", "mask", "final")
-        draw_sheet(sheet, names, seconds, str(foreground), trajectory).save(temporary, format="PNG")
-    with replacing(out / "trajectory.json") as temporary:
-        temporary.write_text(trajectory.to_json() + "\n")
-    with replacing(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1) + "\n")
-    videos = ("final.mp4", "final.mkv", "generated.mkv", "mask.mkv")
-    return [out / name for name in ("sheet.png", *videos, "trajectory.json", "metrics.json")]
+    side = min(reader.info.height, reader.info.width)
+    colour, alpha = _read_foreground(str(foreground), mask, pipe.clip_size[0], side)
+    asked = {"background": background, "foreground": foreground, "foreground_mask": mask, "path": path}
+    facts = {name: str(value) for name, value in asked.items() if value is not None}
+    facts |= {"scale": scale, "timing": trajectory.timing, "mask_sigma": pipe.mask_sigma}
+    return apply_to_file(
+        pipe,
+        reader,
+        (colour, alpha, trajectory),
+        out,
+        facts,
+        title=str(foreground),
+        trajectory=trajectory,
+        seed=seed,
+        **changes,
+    )
 
 
 def read_trajectory(
@@ -184,7 +125,7 @@ def read_trajectory(
 def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
     """The way of what is at a point in the first frame."""
     info = reader.info
-    # All frames are needed at once: gray, and of a long video smaller, so that they always fit.
+    # All frames are needed at once: grey, and smaller for a long video, so that they always fit.
     factor = min(1.0, (_TRACKING_BYTES / (info.frames * info.height * info.width)) ** 0.5)
     size = max(1, round(factor * info.height)), max(1, round(factor * info.width))
     video = torch.empty((info.frames, 1, *size), dtype=torch.uint8)
@@ -212,6 +153,8 @@ def _read_foreground(source: str, mask: str | Path | None, frames: int, side: in
     if source.startswith("toy:"):
         if mask is not None:
             raise UserError("a toy object needs no mask: leave --mask away.")
+        from vera_lite.toy.foreground import toy_foreground
+
         return toy_foreground(source.removeprefix("toy:"), frames, side)
     path = Path(source)
     if path.is_dir():

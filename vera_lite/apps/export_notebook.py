@@ -11,7 +11,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from vera_lite.errors import UserError
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.widgets.base import iframe, static_page, widget_name
 
 STATE = "application/vnd.jupyter.widget-state+json"

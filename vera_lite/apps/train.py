@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
-from vera_lite.pipelines import GenCompositorPipeline, MiVEPipeline, RVEDiTPipeline, VeraPipeline
+from vera_lite.pipelines import PIPELINES
 from vera_lite.systems import build_system
 from vera_lite.toy.vlm import toy_processor
 
@@ -56,10 +56,15 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     prefix = "ema."
     weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
     system.load_state_dict(weights)
-    codec = PatchCodec(*saved["vera_lite"]["codec"]["shape"])
+    settings = saved["vera_lite"]["codec"]["settings"]
+    if "vae" in settings:
+        raise UserError(
+            f"{checkpoint} was trained on latents of {settings['vae']} {settings['path']}, which has its own "
+            "folder: build the pipeline from its parts."
+        )
+    codec = PatchCodec(**settings)
     codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])
-    pipelines = (VeraPipeline, GenCompositorPipeline, RVEDiTPipeline, MiVEPipeline)
-    pipeline = next(p for p in pipelines if isinstance(system, p.systems))
+    pipeline = next(p for p in PIPELINES if isinstance(system, p.systems))
     pipe = pipeline(system, codec, **saved["vera_lite"]["pipeline"])
     pipe.save_pretrained(folder, torch.float16 if half else torch.float32)
 

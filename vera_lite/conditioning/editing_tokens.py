@@ -79,7 +79,8 @@ class EditingTokens(nn.Module):
         Raises:
             UserError: as :func:`~vera_lite.conditioning.vision_language.chat`.
         """
-        # Any token that no text holds will do: the queries take its place.
+        # Any token that no text holds will do: the queries take its place. (Kiwi-Edit begins with a system
+        # prompt and puts no space before the queries. Ours has no system prompt, and a space.)
         placeholder = placeholder_of(vlm)
         dialogues = [[(text + " " + placeholder * self.tokens, None)] for text in texts]
         prompt = chat(

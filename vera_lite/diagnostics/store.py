@@ -14,7 +14,7 @@ from vera_lite.diagnostics.call import AttentionShape, CallSite, Cost, without_r
 from vera_lite.diagnostics.exact import ExactHead, exact_cost, head_mask, key_head, masked_logits
 from vera_lite.diagnostics.measurements import Measurement, check_range, whole_numbers
 from vera_lite.errors import UserError
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
@@ -72,13 +71,16 @@ class Diffusion:
 
 @functools.cache
 def _signal_table(zero_terminal_snr: bool) -> Tensor:
-    """abar of the 1000 steps, (1000,)."""
-    # Kept beyond this call: it must not be born as an inference tensor, or on another device.
+    """abar of the 1000 steps, (1000,): diffusers' ``CogVideoXDDIMScheduler`` with ``snr_shift_scale=1``.
+
+    beta_t rises from 0.00085 to 0.012, linear in its square root; abar_t is the product of 1 - beta so far.
+    For a terminal signal of zero, sqrt(abar) is shifted and stretched (arXiv 2305.08891, Algorithm 1).
+    """
+    # Cached beyond this call, so it must not be an inference tensor, nor live on another device.
     with torch.inference_mode(False), torch.device("cpu"):
-        return CogVideoXDDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            snr_shift_scale=1.0,
-            rescale_betas_zero_snr=zero_terminal_snr,
-        ).alphas_cumprod.float()
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        table = torch.cumprod(1 - betas, 0)
+        if zero_terminal_snr:
+            root = table.sqrt()
+            table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        return table.float()

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vera_lite.diffusion.ddpm import Diffusion
@@ -37,8 +37,8 @@ class DenoisingState:
 def denoise(
     predict: Predict,
     noise: Tensor,
-    steps: int = 12,
-    shift: float = 3.0,
+    steps: int,
+    shift: float = 1.0,
     prediction: Prediction | Literal["epsilon", "v_prediction"] = "velocity",
     callback: Callable[[DenoisingState], None] | None = None,
 ) -> Tensor:
@@ -48,7 +48,7 @@ def denoise(
         predict: (x_sigma, sigma (B,)) -> the network's output, of x_sigma's shape.
         noise: (..., B, C, t, h, w).
         steps: network calls.
-        shift: spends more steps at high noise, as in training; flow matching only.
+        shift: above 1 spends more steps at high noise, as in training; flow matching only.
         prediction: what ``predict`` returns: "velocity" and "x_0" of
             :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
             "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
@@ -74,18 +74,16 @@ def denoise(
 
 
 def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Prediction) -> _Walk:
-    # 1. The noise levels.
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-    batch = x.shape[-5]
-    for step, timestep in enumerate(scheduler.timesteps):
-        # 2. Where does the network think this goes?
-        sigma = scheduler.sigmas[step].to(x.device).expand(batch)
-        # In x's own precision: the scheduler would carry on in that of a bfloat16 network.
+    # 1. The noise levels: evenly spaced from 1 to 1 / steps, shifted towards noise, and 0 at the end.
+    levels = torch.linspace(1, 1 / steps, steps)
+    levels = torch.cat([shift * levels / (1 + (shift - 1) * levels), torch.zeros(1)]).to(x.device)
+    for level, following in pairwise(levels):
+        # 2. Where does the network think this goes? In x's own precision, whatever the network's is.
+        sigma = level.expand(x.shape[-5])
         velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
-        # 3. One Euler step along it.
-        x_0 = x - scheduler.sigmas[step] * velocity
-        x = scheduler.step(velocity, timestep, x).prev_sample
+        # 3. One Euler step along it; the whole way would end at x_0.
+        x_0 = x - level * velocity
+        x = x + (following - level) * velocity
         yield sigma, x, x_0
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
-from vera_lite.media.video import frame_rate, read_gray, read_video, write_video
+from vera_lite.errors import UserError, check_tensor
+from vera_lite.media.files import replacing_set
+from vera_lite.media.video import frame_rate, read_grey, read_video
+from vera_lite.media.video_writer import write_video
 
 __all__ = ["LayeredClip", "composite", "to_float", "to_uint8"]
 
@@ -37,19 +36,11 @@ def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
         ``(..., C, H, W)``.
 
     Raises:
-        UserError: the shapes do not fit, or a tensor is not floating.
+        ValueError: the shapes do not fit, or a tensor is not floating.
     """
-    if edit.shape != source.shape or alpha.shape != (*edit.shape[:-3], 1, *edit.shape[-2:]):
-        raise UserError(
-            f"Cannot composite edit {tuple(edit.shape)}, alpha {tuple(alpha.shape)} and source "
-            f"{tuple(source.shape)}; edit and source must have one shape (..., C, H, W), and alpha "
-            "the same with a single channel."
-        )
-    if not (edit.is_floating_point() and alpha.is_floating_point() and source.is_floating_point()):
-        raise UserError(
-            f"Cannot composite {edit.dtype}, {alpha.dtype} and {source.dtype}; all three must be "
-            "floating, see to_float."
-        )
+    check_tensor("source", source, *edit.shape)
+    check_tensor("alpha", alpha, *edit.shape[:-3], 1, *edit.shape[-2:])
+    check_tensor("edit", edit, *source.shape)
     return torch.where(alpha == 0, source, alpha * edit + (1 - alpha) * source)
 
 
@@ -80,7 +71,7 @@ class LayeredClip:
         attributes: further facts, of a kind that JSON can hold.
 
     Raises:
-        UserError: a field does not fit this description.
+        ValueError: a field does not fit this description.
     """
 
     source: Tensor
@@ -93,33 +84,21 @@ class LayeredClip:
     attributes: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        check_tensor("source", self.source, "T", 3, "H", "W")
+        frames, _, height, width = self.source.shape
         for name, channels in LAYERS.items():
             layer = getattr(self, name)
-            if not isinstance(layer, Tensor) or not layer.is_floating_point():
-                kind = layer.dtype if isinstance(layer, Tensor) else type(layer).__name__
-                raise UserError(f"{name} is {kind}; it must be a floating tensor, see to_float.")
-            if layer.ndim != 4 or layer.shape[1] != channels or not layer.numel():
-                raise UserError(f"{name} has shape {tuple(layer.shape)}; it must be (T, {channels}, H, W).")
-            if (len(layer), *layer.shape[2:]) != (len(self.source), *self.source.shape[2:]):
-                raise UserError(
-                    f"{name} has shape {tuple(layer.shape)}, but source has "
-                    f"{tuple(self.source.shape)}; all layers need the same frames and pixels."
-                )
+            check_tensor(name, layer, frames, channels, height, width)
             low, high = layer.min().item(), layer.max().item()
             if not (low >= -1e-4 and high <= 1 + 1e-4):  # nan fails every comparison
-                raise UserError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
-        if not isinstance(self.instruction, str):
-            raise UserError(f"instruction is {self.instruction!r}; it must be a string.")
+                raise ValueError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
         frame_rate(self.fps)
         try:
             survives = json.loads(json.dumps(self.attributes)) == self.attributes
         except (TypeError, ValueError):
             survives = False
-        if not isinstance(self.attributes, dict) or not survives:
-            raise UserError(
-                "attributes would not come back from JSON as they are; use a dict of strings to "
-                "numbers, strings, lists and dicts (no tensors, tuples or nan)."
-            )
+        if not survives or not isinstance(self.attributes, dict) or not isinstance(self.instruction, str):
+            raise ValueError("instruction must be a string, and attributes a dict that survives JSON.")
 
     def __repr__(self) -> str:
         frames, _, height, width = self.source.shape
@@ -137,15 +116,12 @@ class LayeredClip:
     def save(self, folder: str | Path) -> None:
         """Write the layers as lossless 8-bit ``.mkv`` files, and ``clip.json``, into a folder.
 
-        All files are finished before the first one is put in place, so a failed save leaves an
-        older clip in the folder as it was.
+        They appear together: a failed save leaves an older clip in the folder as it was.
+
+        Raises:
+            UserError: ``folder`` is a file.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; give a folder.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with replacing_set(folder, (*(f"{name}.mkv" for name in LAYERS), "clip.json")) as temporary:
             for name in LAYERS:
                 layer = to_uint8(getattr(self, name))
                 write_video(temporary / f"{name}.mkv", layer, self.fps, "lossless")
@@ -156,14 +132,6 @@ class LayeredClip:
             }
             text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
             (temporary / "clip.json").write_text(text, encoding="utf-8")
-
-            folder.mkdir(exist_ok=True)
-            # Without its clip.json, a folder caught between two clips cannot be taken for one.
-            (folder / "clip.json").unlink(missing_ok=True)
-            for name in (*(f"{layer}.mkv" for layer in LAYERS), "clip.json"):
-                os.replace(temporary / name, folder / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> LayeredClip:
@@ -185,8 +153,11 @@ class LayeredClip:
             ) from error
         layers = {
             name: to_float(
-                read_gray(folder / f"{name}.mkv") if channels == 1 else read_video(folder / f"{name}.mkv")[0]
+                read_grey(folder / f"{name}.mkv") if channels == 1 else read_video(folder / f"{name}.mkv")[0]
             )
             for name, channels in LAYERS.items()
         }
-        return cls(**layers, instruction=instruction, fps=fps, attributes=attributes)
+        try:
+            return cls(**layers, instruction=instruction, fps=fps, attributes=attributes)
+        except ValueError as error:
+            raise UserError(f"{folder} is no whole clip: {error}") from error

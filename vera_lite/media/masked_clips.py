@@ -27,7 +27,7 @@ def read_masked_clips(
         size: (H, W) in pixels. Frames lose what lies beyond its aspect, on both sides alike.
 
     Yields:
-        Name, clip (frames, 3, H, W) and mask (frames, 1, H, W), both in [0, 1], and frames a second of
+        Name, clip (frames, 3, H, W) and mask (frames, 1, H, W), both in [0, 1], and frames per second of
         the clip as sampled. A clip whose mask covers nothing or everything is left out, with one warning
         at the end that counts them.
 
@@ -76,7 +76,7 @@ def _read(pairs, frames: int, size: tuple[int, int]) -> Iterator[tuple[str, Tens
 def _sample(video: VideoReader, frames: int, size: tuple[int, int]) -> Tensor:
     """uint8 (frames, 3, H, W); all frames are decoded, so that damage is found."""
     count, (height, width) = len(video), (video.info.height, video.info.width)
-    # Frame i stands at i / frames of the duration: times told from the sampled rate are true.
+    # Frame i stands at i / frames of the duration: so the sampled rate gives true times.
     chosen = [i * count // frames for i in range(frames)]
     rows = min(height, round(width * size[0] / size[1]))
     columns = min(width, round(height * size[1] / size[0]))

@@ -6,8 +6,7 @@ inflated, so that shadow and edge have room, and cut out of the background:
 
     foreground, alpha = centre_foreground(foreground, alpha, size)
     placed, matte = place(foreground, alpha, *trajectory.sample(len(alpha)), trajectory.size)
-    mask = inflate_mask(matte)
-    hole = masked_video(background, mask)
+    mask = inflate_mask(matte)  # the model paints here
 
 Videos are floating (T, C, H, W) in [0, 1], colours straight. Positions as in a trajectory: x and y in
 pixels, (0, 0) the centre of the top left pixel.
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, check_tensor
 
 
 def place(
@@ -41,7 +40,8 @@ def place(
         Colour (T, 3, H, W), 0 where alpha is 0, and alpha (T, 1, H, W).
 
     Raises:
-        UserError: the shapes do not fit, or a scale is not above 0.
+        ValueError: the shapes do not fit.
+        UserError: a scale is not above 0.
     """
     _check_layers(foreground, alpha)
     middle = torch.tensor([alpha.shape[3] - 1, alpha.shape[2] - 1]).expand(len(alpha), 2) / 2
@@ -65,7 +65,8 @@ def centre_foreground(
         Colour (T, 3, h, w), 0 where alpha is 0, and alpha (T, 1, h, w).
 
     Raises:
-        UserError: the shapes do not fit, or alpha is 0 everywhere.
+        ValueError: the shapes do not fit.
+        UserError: alpha is 0 everywhere.
     """
     _check_layers(foreground, alpha)
     height, width = alpha.shape[2:] if size is None else size
@@ -119,13 +120,15 @@ def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.
         (T, 1, H, W), 0 or 1, of the mask's dtype.
 
     Raises:
-        UserError: a value out of its range, or another shape.
+        UserError: sigma is out of its range.
+        ValueError: threshold is out of its range, or the mask has another shape.
     """
-    if mask.ndim != 4 or mask.shape[1] != 1 or not mask.is_floating_point():
-        raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be floating (T, 1, H, W).")
+    check_tensor("the mask", mask, "T", 1, "H", "W")
     sigma = mask.shape[-1] / 72 if sigma is None else sigma
-    if not (sigma > 0 and math.isfinite(sigma) and 0 <= threshold < 1):
-        raise UserError(f"sigma {sigma} must be above 0, and threshold {threshold} in [0, 1).")
+    if not 0 < sigma <= mask.shape[-1]:
+        raise UserError(f"sigma lies above 0 and up to the mask's width, not {sigma:g}.")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold lies in [0, 1), not {threshold}.")
     inside = (mask > 0.5).to(mask.dtype)
     radius = round(2.5 * sigma)
     if threshold == 0:  # a convolution may leave crumbs where it should give 0
@@ -138,15 +141,6 @@ def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.
     blurred = F.conv2d(inside, kernel, padding=(0, radius))
     blurred = F.conv2d(blurred, kernel.mT, padding=(radius, 0))
     return (blurred > threshold).to(mask.dtype)
-
-
-def masked_video(video: Tensor, mask: Tensor) -> Tensor:
-    """A video (T, 3, H, W) painted black, as released, where a mask (T, 1, H, W) is above 0.5.
-
-    Elsewhere it keeps its own pixels, bit for bit. Raises UserError if the shapes do not fit.
-    """
-    _check_layers(video, mask)
-    return video.masked_fill(mask > 0.5, 0)
 
 
 #: Gamma of :func:`augment_luminance` is uniform in this range in the paper; from 0.3 in the released code.
@@ -163,10 +157,10 @@ def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
         gamma: (B,), see :data:`LUMINANCE_GAMMA`.
 
     Raises:
-        UserError: a gamma is not positive, or pixels are not in [0, 1].
+        ValueError: a gamma is not positive, or pixels are not in [0, 1].
     """
     if (gamma <= 0).any() or foreground.min() < 0 or foreground.max() > 1:
-        raise UserError("luminance augmentation takes pixels in [0, 1] and gammas above 0.")
+        raise ValueError("luminance augmentation takes pixels in [0, 1] and gammas above 0.")
     return foreground ** gamma.view(-1, 1, 1, 1, 1)
 
 
@@ -181,7 +175,9 @@ def resample(
     # the invisible colour around the object would bleed into its edge.
     frames, shapes = len(alpha), (tuple(target.shape), tuple(scales.shape))
     if shapes not in (((frames, 2), (frames,)), ((frames, 2), (frames, 2))):
-        raise UserError(f"{frames} frames need positions ({frames}, 2) and scales ({frames},), not {shapes}.")
+        raise ValueError(
+            f"{frames} frames need positions ({frames}, 2) and scales ({frames},), not {shapes}."
+        )
     if not bool((scales > 0).all()):
         raise UserError(f"the smallest scale is {scales.min().item():g}; scales must be above 0.")
     scales = scales.reshape(frames, -1).expand(frames, 2)
@@ -205,11 +201,6 @@ def resample(
     return colour.clamp(0, 1), alpha.clamp(0, 1)
 
 
-def _check_layers(colour: Tensor, matte: Tensor) -> None:
-    fits = matte.ndim == 4 and matte.numel() and matte.shape[1] == 1
-    fits = fits and colour.shape == (len(matte), 3, *matte.shape[2:])
-    if not (fits and colour.is_floating_point() and matte.is_floating_point()):
-        raise UserError(
-            f"colour {colour.dtype} {tuple(colour.shape)} and matte or mask {matte.dtype} "
-            f"{tuple(matte.shape)} must be floating (T, 3, H, W) and (T, 1, H, W)."
-        )
+def _check_layers(foreground: Tensor, alpha: Tensor) -> None:
+    check_tensor("the foreground", foreground, "T", 3, "H", "W")
+    check_tensor("alpha", alpha, len(foreground), 1, *foreground.shape[2:])

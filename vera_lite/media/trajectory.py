@@ -189,7 +189,7 @@ class Trajectory:
             raise UserError(f"this is not the JSON of a trajectory ({error!r}); export it again.") from error
 
     def to_txt(self, n: int) -> str:
-        """GenCompositor's form: one ``x,y`` a frame, fractions dropped; it knows no scales."""
+        """GenCompositor's form: one ``x,y`` per frame, fractions dropped; it knows no scales."""
         positions, _ = self.sample(n)
         # 2.9999999 is 3 after rounding errors, and must not become 2. Nothing here is negative.
         return "".join(f"{int(x)},{int(y)}\n" for x, y in (positions + 1e-6).tolist())
@@ -216,7 +216,9 @@ def _interpolate(times, values, t: float) -> float:
 
 
 def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> Trajectory:
-    """Follow one point through a video by optical flow (iterative Lucas-Kanade, scikit-image).
+    """Follow one point through a video by optical flow (iterative Lucas-Kanade).
+
+    scikit-image is a dependency already; OpenCV would be another, for one function.
 
     The point is lost when it leaves the frame, or when the 21x21 pixels around it no longer look like
     those of the first frame (correlation below 0.5): behind an occlusion, after a cut, and also after
@@ -228,7 +230,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         window: pixels to look at on each side; make it a few times the motion between two frames.
 
     Returns:
-        A trajectory with one keyframe a frame; if the point is lost, a warning says when.
+        A trajectory with one keyframe per frame; if the point is lost, a warning says when.
 
     Raises:
         UserError: video of another shape, or point outside the frame.

@@ -1,4 +1,4 @@
-"""Read and write video files, and refuse the ones that would quietly spoil hours of work.
+"""Read video files, and refuse the ones that would quietly spoil hours of work.
 
 A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks and mattes. The
 models count frames and know no clock, so a file must be whole and have a constant frame rate.
@@ -6,24 +6,18 @@ models count frames and know no clock, so a file must be whole and have a consta
 
 from __future__ import annotations
 
-import os
 import shlex
 import struct
-import uuid
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from numbers import Real
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from av.stream import Disposition
-from PIL import Image
 from torch import Tensor
 
 from vera_lite.errors import UserError
@@ -31,25 +25,13 @@ from vera_lite.errors import UserError
 __all__ = [
     "VideoInfo",
     "VideoReader",
-    "VideoWriter",
     "check_video",
     "frame_rate",
-    "read_gray",
+    "read_grey",
     "read_video",
-    "replacing",
-    "write_gif",
-    "write_video",
 ]
 
-# Best first. All three play in browsers; only the first is sure to be in PyAV's own wheels.
-_PREVIEW_ENCODERS = {
-    "libx264": {"crf": "18"},
-    "libopenh264": {"b": "8M"},
-    "libvpx-vp9": {"crf": "24", "b": "0"},
-}
-_SUFFIXES = {"lossless": ".mkv", "preview": ".mp4"}
 _MILLISECOND = Fraction(1, 1000)
-_BT709 = 1  # H.273 code, the same for primaries, transfer curve and matrix
 
 
 @dataclass(frozen=True)
@@ -169,8 +151,8 @@ class VideoReader:
         return _decode(self.path, self.info, "rgba" if self.alpha else "rgb24")
 
 
-def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor, VideoInfo]:
-    """Read a colour video whole, or its first ``max_frames`` frames.
+def read_video(path: str | Path) -> tuple[Tensor, VideoInfo]:
+    """Read a colour video whole.
 
     Returns:
         uint8 frames ``(T, 3, H, W)`` in RGB order, and the description of the whole file.
@@ -178,13 +160,11 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
     Raises:
         UserError: as ``VideoReader``.
     """
-    if max_frames is not None and max_frames < 1:
-        raise UserError(f"max_frames is {max_frames}; ask for one frame or more.")
     info = check_video(path)
-    return _gather(_decode(Path(path), info, "rgb24"), info, 3, max_frames), info
+    return _gather(_decode(Path(path), info, "rgb24"), info, 3), info
 
 
-def read_gray(path: str | Path) -> Tensor:
+def read_grey(path: str | Path) -> Tensor:
     """Read a video of masks or mattes; colour is turned into its luma.
 
     Returns:
@@ -194,183 +174,7 @@ def read_gray(path: str | Path) -> Tensor:
         UserError: as ``VideoReader``.
     """
     info = check_video(path)
-    return _gather(_decode(Path(path), info, "gray"), info, 1, None)
-
-
-class VideoWriter:
-    """Writes a video file frame by frame; the file appears, whole, when the ``with`` block ends.
-
-    If the block fails, nothing is left behind and an older file of that name stays as it was::
-
-        with VideoWriter("out.mkv", fps=8, kind="lossless") as writer:
-            for frame in frames:
-                writer.write(frame)
-
-    Args:
-        path: where to write, in a folder that exists.
-        fps: frames per second, 0.01 to 240.
-        kind: ``"lossless"`` for FFV1 in ``.mkv``, bit for bit what was written; ``"preview"`` for
-            H.264 in ``.mp4``, which browsers play. H.264 wants even sizes, so a preview repeats
-            the last row or column of an odd size.
-
-    Raises:
-        UserError: unknown kind, wrong file name ending, no such folder, a frame rate out of range,
-            or no frame written.
-    """
-
-    def __init__(self, path: str | Path, fps: float | Fraction, kind: str):
-        self.path = Path(path)
-        self.fps = frame_rate(fps)
-        self.kind = kind
-        if kind not in _SUFFIXES:
-            raise UserError(f"Unknown kind of video {kind!r}; use 'lossless' or 'preview'.")
-        _check_target(self.path, _SUFFIXES[kind])
-        self._shape = None
-        self._container = None
-        self._stream = None
-        self._count = 0
-
-    def __enter__(self) -> VideoWriter:
-        self._on_exit = ExitStack()
-        self._temporary = self._on_exit.enter_context(replacing(self.path))
-        self._on_exit.push(self._close)  # runs first, so a failure in it discards the file
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._on_exit.__exit__(*error)
-
-    def write(self, frame: Tensor) -> None:
-        """Append one uint8 frame, ``(3, H, W)`` in RGB order or ``(1, H, W)``.
-
-        Raises:
-            UserError: another dtype, or not the shape of the first frame.
-        """
-        if frame.dtype != torch.uint8 or frame.ndim != 3 or len(frame) not in (1, 3):
-            raise UserError(
-                f"A frame must be uint8 of shape (3, H, W) or (1, H, W), not {frame.dtype} of "
-                f"shape {tuple(frame.shape)}; convert floats in [0, 1] with clip.to_uint8."
-            )
-        if self._container is None:
-            self._start(frame)
-        if frame.shape != self._shape:
-            raise UserError(
-                f"Frame {self._count} has shape {tuple(frame.shape)}, but the first one "
-                f"{tuple(self._shape)}; all frames of a file must have the same shape."
-            )
-        picture = self._to_picture(frame)
-        picture.pts = self._count
-        picture.time_base = 1 / self.fps
-        self._container.mux(self._stream.encode(picture))
-        self._count += 1
-
-    def _start(self, frame: Tensor) -> None:
-        self._shape = frame.shape
-        channels, height, width = frame.shape
-        if self.kind == "lossless":
-            encoder, container_format = "ffv1", "matroska"
-            pixel_format = "bgr0" if channels == 3 else "gray"
-            # The default depends on the machine's cores, and the bytes of a file must not;
-            # FFV1 cannot cut tiny frames into four.
-            options = {"slices": "4" if min(height, width) >= 16 else "1"}
-        else:
-            encoder, container_format, pixel_format = _preview_encoder(), "mp4", "yuv420p"
-            options = _PREVIEW_ENCODERS[encoder]
-            height, width = height + height % 2, width + width % 2
-        self._container = av.open(
-            str(self._temporary.absolute()),
-            "w",
-            format=container_format,
-            # bitexact leaves out dates and random ids: equal frames give equal files.
-            container_options={"fflags": "+bitexact", "movflags": "+faststart"},
-        )
-        self._stream = self._container.add_stream(encoder, rate=self.fps, options=options)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = pixel_format
-        if self.kind == "preview":
-            context = self._stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = 1  # limited, as players expect of H.264
-
-    def _to_picture(self, frame: Tensor) -> av.VideoFrame:
-        pixels = frame.detach().cpu().numpy()
-        if self.kind == "lossless":
-            if len(pixels) == 1:
-                return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[0]), "gray")
-            rgb = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-            return av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format="bgr0")
-        height, width = pixels.shape[1:]
-        rgb = np.broadcast_to(pixels, (3, height, width)).transpose(1, 2, 0)
-        rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        # Players take untagged video for BT.601 or BT.709 as they please; say which, and use it.
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-        )
-
-    def _close(self, error_type, error, traceback) -> None:
-        if self._container is not None:
-            with self._container:
-                if error_type is None:
-                    self._container.mux(self._stream.encode(None))
-        elif error_type is None:
-            raise UserError(f"No frame was written to {self.path}; give at least one.")
-
-
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, kind: str) -> None:
-    """Write frames, a uint8 tensor ``(T, C, H, W)`` or any iterable, as ``VideoWriter`` does."""
-    with VideoWriter(path, fps, kind) as writer:
-        for frame in frames:
-            writer.write(frame)
-
-
-def write_gif(path: str | Path, frames: Tensor, fps: float | Fraction) -> None:
-    """Write an endlessly looping GIF for a notebook.
-
-    A GIF has 256 colours, chosen once for all frames so that a still background stays still, and
-    frame times in hundredths of a second: the average rate is kept, up to 50 frames per second.
-
-    Args:
-        path: where to write, ending in ``.gif``, in a folder that exists.
-        frames: uint8 ``(T, 3, H, W)`` or ``(T, 1, H, W)``.
-        fps: frames per second, at most 50, beyond which browsers slow a GIF down.
-
-    Raises:
-        UserError: wrong file name ending, no such folder, frames of another shape or dtype, or a
-            frame rate out of range.
-    """
-    path = Path(path)
-    _check_target(path, ".gif")
-    rate = frame_rate(fps)
-    if rate > 50:
-        raise UserError(f"A GIF cannot show {float(rate):g} frames per second; use 50 or fewer.")
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] not in (1, 3):
-        raise UserError(
-            f"The frames of a GIF must be uint8 of shape (T, 3, H, W) or (T, 1, H, W), not "
-            f"{frames.dtype} of shape {tuple(frames.shape)}."
-        )
-    if not frames.numel():
-        raise UserError(f"No frame was given for {path}; give at least one.")
-    count, _, height, width = frames.shape
-    pixels = frames.expand(count, 3, height, width).permute(0, 2, 3, 1).cpu().numpy()
-    # A megapixel from all over the clip tells its colours.
-    step = max(round((count * height * width / 2**20) ** 0.5), 1)
-    sample = pixels[:, ::step, ::step]
-    palette = Image.fromarray(sample.reshape(-1, sample.shape[2], 3)).quantize(256)
-    pictures = [
-        # Dithering would make the noise of every frame dance.
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pixels
-    ]
-    starts = [round(index * 100 / rate) for index in range(count + 1)]
-    durations = [10 * (after - before) for before, after in zip(starts, starts[1:], strict=False)]
-    with replacing(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations,
-            loop=0,
-        )
+    return _gather(_decode(Path(path), info, "gray"), info, 1)
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
@@ -383,21 +187,6 @@ def frame_rate(fps: float | Fraction) -> Fraction:
     if not isinstance(fps, Real) or not 0.01 <= fps <= 240:  # also catches nan
         raise UserError(f"The frame rate is {fps!r}; it must be a number from 0.01 to 240.")
     return Fraction(float(fps)).limit_denominator(1001)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
-
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -484,11 +273,10 @@ def _alpha_decoder(stream: av.VideoStream) -> str | None:
     return decoder if has_alpha else None
 
 
-def _gather(frames: Iterator[Tensor], info: VideoInfo, channels: int, limit: int | None) -> Tensor:
+def _gather(frames: Iterator[Tensor], info: VideoInfo, channels: int) -> Tensor:
     """Collect frames into one tensor; stacking a list would take the memory twice."""
-    count = min(info.frames, limit or info.frames)
-    video = torch.empty((count, channels, info.height, info.width), dtype=torch.uint8)
-    for index, frame in enumerate(islice(frames, limit)):
+    video = torch.empty((info.frames, channels, info.height, info.width), dtype=torch.uint8)
+    for index, frame in enumerate(frames):
         video[index] = frame
     return video
 
@@ -537,31 +325,6 @@ def _rotation(path: Path, frame: av.VideoFrame) -> int:
                 f"{_ffmpeg(path, '-i', '')}"
             )
     return round(frame.rotation / 90) % 4 * 90
-
-
-def _preview_encoder() -> str:
-    """The best encoder for previews in this build of PyAV."""
-    for encoder in _PREVIEW_ENCODERS:
-        if encoder in av.codecs_available:
-            if encoder != "libx264":
-                warnings.warn(
-                    f"This build of PyAV has no libx264; previews are written with {encoder}.",
-                    stacklevel=4,
-                )
-            return encoder
-    raise UserError(
-        "This build of PyAV has no encoder for previews (libx264); install it with: "
-        "pip install --only-binary av av"
-    )
-
-
-def _check_target(path: Path, suffix: str) -> None:
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{path} should end in {suffix}; rename it.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent}; create it first.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a file.")
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,23 +1,27 @@
-"""What a user calls, in the manner of a diffusers pipeline: one class a system that can be used."""
+"""What a user calls, in the manner of a diffusers pipeline: one class per system, and one result."""
 
-from vera_lite.pipelines.base import ASSETS, Pipeline, enlarge, frame_choice
-from vera_lite.pipelines.gencompositor import CANVAS_FILL, CompositeResult, GenCompositorPipeline
+from vera_lite.pipelines.base import ASSETS, EditResult, Pipeline, Sampling, frame_choice, pick_device
+from vera_lite.pipelines.gencompositor import CANVAS_FILL, CompositeSampling, GenCompositorPipeline
 from vera_lite.pipelines.mive import MiVEPipeline
 from vera_lite.pipelines.rvedit import RVEDiTPipeline
-from vera_lite.pipelines.vera import ALPHA_FLOOR, EditResult, VeraPipeline, floored
+from vera_lite.pipelines.vera import VeraPipeline, VeraSampling
+
+#: The pipeline class of each system.
+PIPELINES = (VeraPipeline, GenCompositorPipeline, RVEDiTPipeline, MiVEPipeline)
 
 __all__ = [
-    "ALPHA_FLOOR",
     "ASSETS",
     "CANVAS_FILL",
-    "CompositeResult",
+    "PIPELINES",
+    "CompositeSampling",
     "EditResult",
     "GenCompositorPipeline",
     "MiVEPipeline",
     "Pipeline",
     "RVEDiTPipeline",
+    "Sampling",
     "VeraPipeline",
-    "enlarge",
-    "floored",
+    "VeraSampling",
     "frame_choice",
+    "pick_device",
 ]

@@ -1,6 +1,13 @@
-"""What pipelines share: files, device, and the way from a video's size to the model's and back."""
+"""One way to generate, for every system: conditions, noise, denoising, decoding, one result.
+
+A subclass adds three things: how a person's inputs become the model's (:meth:`Pipeline.prepare`), how these
+become arguments of the system (:meth:`Pipeline.conditions`), and how its output is read
+(:meth:`Pipeline.read`).
+"""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -9,39 +16,109 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.codecs import Codec, PatchCodec
-from vera_lite.errors import UserError
-from vera_lite.media.video import replacing
+from vera_lite.codecs import Codec, PatchCodec, latent_shape
+from vera_lite.diffusion.sampling import DenoisingState, denoise
+from vera_lite.errors import UserError, check_tensor
+from vera_lite.media.files import replacing
 from vera_lite.systems import build_system, describe_system
 
 ASSETS = Path(__file__).parents[1] / "assets"
+
+Layers = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled. A saved model states it in ``pipeline.json``; a call may change any field.
+
+    Attributes:
+        steps: network calls.
+        shift: above 1 spends more steps at high noise; flow matching only.
+
+    Raises:
+        UserError: a value is no finite number, or out of its range.
+    """
+
+    steps: int
+    shift: float
+
+    def __post_init__(self):
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise UserError(f"a sample needs at least one step, got {self.steps}.")
+        self._check("shift", 1e-3, 1e3)
+
+    def _check(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or not low <= value <= high:  # nan fails every comparison
+            raise UserError(f"{name} lies in [{low:g}, {high:g}], not {value}.")
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What a pipeline returns: floating tensors in [0, 1] of the source's size.
+
+    For a batch of clips at the model's size every tensor has a batch axis in front.
+
+    Attributes:
+        final: (T, 3, H, W), what a person gets.
+        composite: (T, 3, H, W), the whole frame as the model drew it. Systems that redraw the video have no
+            other result: it is ``final``.
+        edit: (T, 3, H, W), the edit layer in straight colour (Vera).
+        alpha: (T, 1, H, W), its matte (Vera).
+        mask: (T, 1, H, W), above 0 where the model could draw, falling to 0 at the rim (GenCompositor).
+        matte: (T, 1, H, W), where the object was put (GenCompositor).
+        exact_frames: frames that the model itself drew. Models draw a fixed number of frames, spread evenly
+            over the video; every other frame shows the nearest one of these. It is not a mix of two, which
+            would show a moving object twice.
+    """
+
+    final: Tensor
+    composite: Tensor
+    edit: Tensor | None = None
+    alpha: Tensor | None = None
+    mask: Tensor | None = None
+    matte: Tensor | None = None
+    exact_frames: tuple[int, ...] = ()
+
+    def layers(self) -> Layers:
+        """The tensors that are there, by name."""
+        return {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
 
 
 class Pipeline:
     """A system and its codec, ready for use.
 
-    A subclass says which ``systems`` it runs, and which ``shipped`` folder of the package is its default.
-
     Args:
         system: the network.
         codec: pixels to latents and back.
         clip_size: (frames, height, width) that the system was trained at.
+        sampling: the defaults of a call, as the class's ``sampling_type`` or its fields.
     """
 
+    #: Systems that the class can run.
     systems: tuple[type[nn.Module], ...]
+    #: Folder in the package that is loaded by default.
     shipped: str
+    sampling_type: type[Sampling] = Sampling
 
-    def __init__(self, system: nn.Module, codec: Codec, clip_size: tuple[int, int, int]):
+    def __init__(
+        self,
+        system: nn.Module,
+        codec: Codec,
+        clip_size: tuple[int, int, int],
+        sampling: Sampling | dict,
+    ):
         self.system = system.eval()
         self.codec = codec
         self.clip_size = tuple(clip_size)
+        self.sampling = sampling if isinstance(sampling, Sampling) else self.sampling_type(**sampling)
 
     # --- files -----------------------------------------------------------------------------------
 
     @property
     def settings(self) -> dict:
         """The constructor's plain arguments, as ``pipeline.json`` keeps them."""
-        return {"clip_size": self.clip_size}
+        return {"clip_size": self.clip_size, "sampling": asdict(self.sampling)}
 
     @property
     def is_toy(self) -> bool:
@@ -57,11 +134,10 @@ class Pipeline:
         """
         folder = Path(folder) if folder is not None else ASSETS / cls.shipped
         index = folder / "pipeline.json"
-        if not index.is_file():
-            raise UserError(f"{folder} holds no pipeline: it has no pipeline.json.")
         weights = folder / "system.safetensors"
-        if not weights.is_file():
-            raise UserError(f"{folder} holds no weights: it has no system.safetensors.")
+        for path in (index, weights):
+            if not path.is_file():
+                raise UserError(f"{folder} holds no pipeline: it has no {path.name}.")
         try:
             saved = json.loads(index.read_text())
         except json.JSONDecodeError as error:
@@ -69,8 +145,7 @@ class Pipeline:
         system = build_system(saved)
         if not isinstance(system, cls.systems):
             raise UserError(f"{folder} holds a {saved['system']} model, which {cls.__name__} cannot run.")
-        tensors = load_file(weights)
-        system.load_state_dict({k: v.float() for k, v in tensors.items()})
+        system.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
         settings = {k: v for k, v in saved.items() if k not in ("system", "config")}
         codec = PatchCodec.load(folder / "codec.safetensors")
         try:
@@ -82,11 +157,11 @@ class Pipeline:
         """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``.
 
         Raises:
-            UserError: a part is a large pretrained model, which has a folder of its own already: save
+            ValueError: a part is a large pretrained model, which has a folder of its own already: save
                 the system alone and build the pipeline from its parts.
         """
         if not self.is_toy:
-            raise UserError("only toy pipelines are saved whole; save system.state_dict() of a large one.")
+            raise ValueError("only toy pipelines are saved whole; save system.state_dict() of a large one.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         saved = describe_system(self.system) | self.settings
@@ -104,7 +179,139 @@ class Pipeline:
         self.codec.to(device)
         return self
 
-    # --- size ------------------------------------------------------------------------------------
+    # --- what a subclass adds ----------------------------------------------------------------------
+
+    def prepare(self, video: Tensor, *given) -> tuple:
+        """What a person gives -> the arguments of :meth:`conditions`: a batch of one at the model's size."""
+        raise NotImplementedError
+
+    def conditions(self, video: Tensor, *given) -> dict:
+        """Inputs at the model's size -> arguments of the system beside latents and timestep."""
+        raise NotImplementedError
+
+    def predict(self, latents: Tensor, timestep: Tensor, conditions: dict, sampling: Sampling) -> Tensor:
+        """One call of the network."""
+        return self.system(latents, timestep, **conditions)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Pixels (B, T, C, H, W) on any device -> latents where the system is, in its precision."""
+        weights = next(self.system.parameters())
+        return self.codec.encode(video.to(weights.device).float()).to(weights)
+
+    def noise_shape(self, clips: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Of the latents of ``clips`` clips, (B, c, t, h, w)."""
+        return clips, *latent_shape(self.codec, frames, height, width)
+
+    def decode(self, latents: Tensor) -> Layers:
+        """Clean latents -> videos (B, T, 3 or 1, H, W) in [0, 1], by name."""
+        return {"composite": self.codec.decode(latents)}
+
+    def read(self, layers: Layers, source: Tensor, sampling: Sampling) -> EditResult:
+        """What the layers mean for a source of their size, (..., 3, H, W)."""
+        return EditResult(layers["composite"], layers["composite"])
+
+    # --- generating --------------------------------------------------------------------------------
+
+    def sampling_with(self, **changes) -> Sampling:
+        """The model's own settings with some changed; None leaves one as it is.
+
+        Raises:
+            UserError: a value is out of its range.
+            TypeError: there is no such setting.
+        """
+        return replace(self.sampling, **{name: v for name, v in changes.items() if v is not None})
+
+    @torch.no_grad()
+    def layers(
+        self,
+        video: Tensor,
+        *given,
+        sampling: Sampling,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        callback: Callable[[DenoisingState], None] | None = None,
+        **named,
+    ) -> Layers:
+        """What the model draws for a batch of clips at its own size; see :meth:`generate`."""
+        if not 0 <= seed < 2**63:
+            raise UserError(f"a seed lies in 0 .. 2^63 - 1, not {seed}.")
+        weights = next(self.system.parameters())  # everything goes to their device, in their precision
+        conditions = self.conditions(video, *given, **named)
+        # Drawn on the CPU, so that one seed is one result on every device.
+        generator = generator or torch.Generator().manual_seed(seed)
+        shape = self.noise_shape(len(video), video.shape[1], *video.shape[-2:])
+        noise = torch.randn(shape, generator=generator).to(weights.device)
+        latents = denoise(
+            lambda x, sigma: self.predict(x.to(weights), 1000 * sigma, conditions, sampling),
+            noise,
+            sampling.steps,
+            sampling.shift,
+            self.system.config.objective.prediction,
+            callback,
+        )
+        layers = self.decode(latents)
+        if not all(layer.isfinite().all() for layer in layers.values()):
+            raise UserError("the model drew numbers that are not finite: check its weights and settings.")
+        return {name: layer.to(video) for name, layer in layers.items()}
+
+    def generate(self, video: Tensor, *given, **options) -> EditResult:
+        """Edit a batch of clips at the model's own size.
+
+        Args:
+            video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
+            given: what else the model is given, see :meth:`conditions`.
+            options: ``seed`` or ``generator`` of the noise; ``callback``, which sees every step as
+                :class:`~vera_lite.diffusion.sampling.DenoisingState`; and fields of ``sampling``.
+
+        Returns:
+            Tensors (B, T, C, H, W).
+        """
+        sampling, rest = self._split(options)
+        return self.read(self.layers(video, *given, sampling=sampling, **rest), video, sampling)
+
+    def draw(self, video: Tensor, *given, frames: int | None = None, **options) -> "Drawing":
+        """Edit one video at the model's own size, to be shown at the video's.
+
+        Args:
+            video: (T, 3, H, W) in [0, 1]; of a long one the frames ``frame_choice(frames, T)`` are enough.
+            given: what else a person gives, see :meth:`prepare`.
+            frames: of the whole video, if ``video`` holds some of them only.
+            options: as for :meth:`generate`.
+        """
+        sampling, rest = self._split(options)
+        noise = {name: rest.pop(name) for name in ("seed", "generator", "callback") if name in rest}
+        layers = self.layers(*self.prepare(video, *given, **rest), sampling=sampling, **noise)
+        small = {name: layer[0] for name, layer in layers.items()}
+        return Drawing(self, small, sampling, frames or len(video), video.shape[-2:])
+
+    def __call__(self, video: Tensor, *given, **options) -> EditResult:
+        """Edit one video of any size and length that fits in memory; the command line streams longer ones.
+
+        The video is resampled to ``clip_size``: frames evenly over its whole length, pixels by area. Sides
+        are squeezed, not cropped, so that places in a prompt keep their meaning.
+
+        Args:
+            video: (T, 3, H, W) in [0, 1].
+            given: what else a person gives, see :meth:`prepare`.
+            options: as for :meth:`generate`.
+
+        Returns:
+            Tensors (T, C, H, W), drawn at ``clip_size`` and enlarged.
+
+        Raises:
+            UserError: a prompt has an unknown word, or a setting is out of its range.
+            ValueError: a tensor has another shape.
+        """
+        drawing = self.draw(video, *given, **options)
+        shown = [drawing.frame(t, frame).layers() for t, frame in enumerate(video)]
+        tensors = {name: torch.stack([frame[name] for frame in shown]) for name in shown[0]}
+        return EditResult(**tensors, exact_frames=drawing.exact_frames)
+
+    def _split(self, options: dict) -> tuple[Sampling, dict]:
+        """Options of a call -> how to sample; and the rest: noise, callback, and inputs that are named."""
+        names = {field.name for field in fields(self.sampling)}
+        changes = {name: value for name, value in options.items() if name in names}
+        return self.sampling_with(**changes), {n: v for n, v in options.items() if n not in names}
 
     def shrink(self, video: Tensor) -> Tensor:
         """(T, C, H, W) -> (t, C, h, w) of ``clip_size``."""
@@ -112,10 +319,43 @@ class Pipeline:
         return F.interpolate(video[frame_choice(len(video), frames)], size=size, mode="area")
 
 
-def check_video_tensor(video: Tensor) -> None:
-    """Raise UserError if this is no float tensor (T, 3, H, W)."""
-    if video.ndim != 4 or video.shape[1] != 3 or not video.is_floating_point():
-        raise UserError(f"a video is a float tensor (T, 3, H, W), not {video.dtype} {tuple(video.shape)}.")
+class Drawing:
+    """Layers at a model's size, shown on a video of any size and length one frame at a time.
+
+    Args:
+        pipe: whose reading it is.
+        layers: (t, C, h, w) each.
+        sampling: settings of that reading.
+        frames: T of the video.
+        size: (H, W) of the video.
+    """
+
+    def __init__(self, pipe: Pipeline, layers: Layers, sampling: Sampling, frames: int, size: Sequence[int]):
+        self.pipe, self.layers, self.sampling = pipe, layers, sampling
+        self.size = tuple(size)
+        drawn = len(next(iter(layers.values())))
+        #: Frames of the video that the model itself drew.
+        self.exact_frames = tuple(sorted(set(frame_choice(frames, drawn))))
+        self._nearest = frame_choice(drawn, frames)  # in time, of the drawn frames, for each frame
+        self._shown, self._large = None, {}
+
+    def frame(self, t: int, source: Tensor) -> EditResult:
+        """Frame ``t``, given the source's (3, H, W) in [0, 1]: tensors (C, H, W)."""
+        if self._nearest[t] != self._shown:
+            self._shown = self._nearest[t]
+            self._large = {name: enlarge(v[self._shown], self.size) for name, v in self.layers.items()}
+        return self.pipe.read({name: v.to(source) for name, v in self._large.items()}, source, self.sampling)
+
+
+def check_video(video: Tensor) -> None:
+    """Raise ValueError if this is no floating (T, 3, H, W)."""
+    check_tensor("the video", video, "T", 3, "H", "W")
+
+
+def check_prompts(video: Tensor, prompts: Sequence[str]) -> None:
+    """Raise ValueError unless there is a prompt for each clip."""
+    if len(video) != len(prompts):
+        raise ValueError(f"{len(video)} clips need as many prompts, got {len(prompts)}.")
 
 
 def frame_choice(frames: int, wanted: int) -> list[int]:
@@ -125,12 +365,23 @@ def frame_choice(frames: int, wanted: int) -> list[int]:
     return [round(i * (frames - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def enlarge(layer: Tensor, frame: int, frames: int, size: tuple[int, int]) -> Tensor:
-    """Frame ``frame`` of ``frames`` of a layer (t, C, h, w), linear in time and space: (C, H, W)."""
-    if frames == len(layer) and tuple(size) == tuple(layer.shape[-2:]):
-        return layer[frame]
-    at = frame * (len(layer) - 1) / max(1, frames - 1)
-    first = min(int(at), max(0, len(layer) - 2))
-    pair = layer[first : first + 2]
-    mixed = pair[0] if len(pair) == 1 else torch.lerp(pair[0], pair[1], at - first)
-    return F.interpolate(mixed[None], size=tuple(size), mode="bicubic", antialias=False)[0].clamp(0, 1)
+def enlarge(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """A picture (C, h, w) in [0, 1] at another size, bicubic: (C, H, W)."""
+    if tuple(size) == tuple(picture.shape[-2:]):
+        return picture
+    return F.interpolate(picture[None], size=tuple(size), mode="bicubic", antialias=False)[0].clamp(0, 1)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name: "cpu", "cuda" or "mps"; "auto" is the first of CUDA, MPS and CPU that is there.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, found in there.items() if found)
+    if not there.get(name):
+        found = ", ".join(kind for kind, found in there.items() if found)
+        raise UserError(f"there is no device {name!r} on this machine; it has {found}.")
+    return torch.device(name)

@@ -1,18 +1,16 @@
-"""GenCompositor's pipeline: ``pipe(background, foreground, alpha, trajectory) -> CompositeResult``."""
+"""GenCompositor's pipeline: ``pipe(background, foreground, alpha, trajectory) -> EditResult``."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vera_lite.codecs import Codec, latent_shape
-from vera_lite.diffusion.sampling import DenoisingState, denoise
-from vera_lite.errors import UserError
+from vera_lite.codecs import Codec
+from vera_lite.errors import UserError, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask, object_extent, resample
 from vera_lite.media.trajectory import Trajectory
-from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge, frame_choice
+from vera_lite.pipelines.base import EditResult, Layers, Pipeline, Sampling, check_video, frame_choice
 from vera_lite.systems import GenCompositor
 from vera_lite.systems.gencompositor import encode_conditions
 
@@ -21,32 +19,24 @@ CANVAS_FILL = 0.65
 
 
 @dataclass(frozen=True)
-class CompositeResult:
-    """A composite, floating tensors in [0, 1] of the background's size.
+class CompositeSampling(Sampling):
+    """:class:`Sampling`, and one setting of GenCompositor's own.
 
     Attributes:
-        final: (T, 3, H, W), what a person gets: ``generated``, or with ``paste_back`` the background with
-            ``generated`` laid over it by ``mask``. Where the mask is 0 it then is the background bit for bit.
-        generated: (T, 3, H, W), the whole frame that the model drew.
-        mask: (T, 1, H, W), above 0 where the model could draw, falling to 0 at the rim.
-        matte: (T, 1, H, W), where the object was put.
+        paste_back: keep the background outside the mask, bit for bit (Vera's way); without, the whole
+            frame is the model's (the paper).
     """
 
-    final: Tensor
-    generated: Tensor
-    mask: Tensor
-    matte: Tensor
+    paste_back: bool = False
 
 
 class GenCompositorPipeline(Pipeline):
     """GenCompositor and its codec, ready to put a foreground into a background.
 
     Args:
-        system: a :class:`vera_lite.systems.GenCompositor`.
-        codec: pixels to latents and back.
-        clip_size: (frames, height, width) that the system was trained at.
-        mask_sigma: of :func:`.inflate_mask`, in pixels of ``clip_size``, as in training;
-            None leaves masks as they are.
+        system, codec, clip_size, sampling: see :class:`Pipeline`.
+        mask_sigma: of :func:`.inflate_mask`, in pixels of ``clip_size``, as in training; None leaves masks as
+            they are.
         text: features (T, text_dim) of a backbone with text: those of the empty prompt.
 
     At full scale the parts are CogVideoX's::
@@ -55,92 +45,41 @@ class GenCompositorPipeline(Pipeline):
             GenCompositor.from_cogvideox(transformer),  # a diffusers.CogVideoXTransformer3DModel
             CogVideoXCodec.from_pretrained(cogvideox / "vae"),
             (49, 480, 720),
+            CompositeSampling(steps=50, shift=1.0),  # diffusers' for CogVideoX; DDIM has no shift
             mask_sigma=10,
             text=empty_prompt,
         )
 
     Raises:
-        UserError: the backbone reads text and there is none.
+        ValueError: the backbone reads text and there is none.
     """
 
     systems = (GenCompositor,)
     shipped = "gencompositor_toy"
+    sampling_type = CompositeSampling
 
     def __init__(
         self,
         system: nn.Module,
         codec: Codec,
         clip_size: tuple[int, int, int],
+        sampling: CompositeSampling | dict,
         mask_sigma: float | None,
         text: Tensor | None = None,
     ):
-        super().__init__(system, codec, clip_size)
+        super().__init__(system, codec, clip_size, sampling)
         if text is None and system.config.backbone.text_embed_dim is not None:
-            raise UserError("this backbone reads text: give the empty prompt's features as text=.")
+            raise ValueError("this backbone reads text: give the empty prompt's features as text=.")
         self.mask_sigma, self.text = mask_sigma, text
 
     @property
     def settings(self) -> dict:
         return super().settings | {"mask_sigma": self.mask_sigma}
 
-    # --- compositing -----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        background: Tensor,
-        foreground: Tensor | None,
-        mask: Tensor,
-        *,
-        steps: int = 12,
-        shift: float = 3.0,
-        generator: torch.Generator | None = None,
-        callback: Callable[[DenoisingState], None] | None = None,
-    ) -> Tensor:
-        """Generate composites for a batch of clips at the system's own size.
-
-        Args:
-            background: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
-            foreground: (B, T, 3, H, W), the object in the middle of a white canvas. None is a blank
-                (white) video, which asks for what would be there without an object: removal.
-            mask: (B, T, 1, H, W), inflated already; above 0.5 the model may draw.
-            steps: network calls.
-            shift: see :func:`vera_lite.diffusion.sampling.denoise`.
-            generator: source of the noise; the same state gives the same composite.
-            callback: sees every step, see :class:`vera_lite.diffusion.sampling.DenoisingState`.
-
-        Returns:
-            (B, T, 3, H, W) in [0, 1].
-
-        Raises:
-            UserError: the shapes do not fit.
-        """
-        foreground = torch.ones_like(background) if foreground is None else foreground
-        if foreground.shape != background.shape or mask.shape != background[:, :, :1].shape:
-            raise UserError(
-                f"background {tuple(background.shape)}, foreground {tuple(foreground.shape)} and mask "
-                f"{tuple(mask.shape)} must agree, the mask with one channel."
-            )
-        size = latent_shape(self.codec, background.shape[1], *background.shape[-2:])
-        weights = next(self.system.parameters())  # everything goes to their device, in their precision
-        pixels = (v.to(weights.device).float() for v in (background, foreground, mask))
-        told = {name: v.to(weights) for name, v in encode_conditions(self.codec, *pixels).items()}
-        if self.text is not None:
-            told["text"] = self.text.to(weights).expand(len(background), -1, -1)
-        # Drawn on the CPU: one seed is one composite on every device.
-        noise = torch.randn((len(background), *size), generator=generator).to(weights.device)
-
-        def predict(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.system(x.to(weights), 1000 * sigma, **told)
-
-        prediction = self.system.config.objective.prediction
-        latents = denoise(predict, noise, steps, shift, prediction, callback)
-        return self.codec.decode(latents).to(background)
-
     def prepare(
         self, background: Tensor, foreground: Tensor, alpha: Tensor, trajectory: Trajectory
-    ) -> dict[str, Tensor]:
-        """What the model is to see, made from what a person gives; the inputs of training.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the model sees, made from what a person gives; the inputs of training.
 
         Everything is resampled to ``clip_size``: frames evenly over the whole length of each video. Sides
         are squeezed, not cropped, and the foreground's canvas is squeezed like the background. On it the
@@ -154,18 +93,15 @@ class GenCompositorPipeline(Pipeline):
                 the foreground is one of the background.
 
         Returns:
-            ``background``, ``foreground`` (on white), ``mask`` and ``matte``, (t, 3 or 1, h, w) each.
+            The arguments of :meth:`conditions`, with a batch axis of 1.
 
         Raises:
-            UserError: the shapes do not fit, no object can be seen, or nothing else.
+            ValueError: a tensor has another shape.
+            UserError: no object can be seen, or nothing else.
         """
-        check_video_tensor(background)
-        check_video_tensor(foreground)
-        if alpha.shape != foreground[:, :1].shape or not alpha.is_floating_point():
-            raise UserError(
-                f"alpha is {alpha.dtype} {tuple(alpha.shape)}; for this foreground it must be floating "
-                f"{tuple(foreground[:, :1].shape)}."
-            )
+        check_video(background)
+        check_video(foreground)
+        check_tensor("alpha", alpha, len(foreground), 1, *foreground.shape[-2:])
         size = tuple(background.shape[-2:])
         if trajectory.size != size:
             raise UserError(
@@ -190,7 +126,8 @@ class GenCompositorPipeline(Pipeline):
         canvas = composite(colour, canvas_alpha, torch.ones_like(colour))
 
         positions, scales = trajectory.sample(frames)
-        positions, scales = (positions + 0.5) * squeeze - 0.5, scales[:, None] * squeeze
+        # Smaller than a hundredth is nothing at this size, and would need a filter without end.
+        positions, scales = (positions + 0.5) * squeeze - 0.5, scales[:, None].clamp_min(0.01) * squeeze
         _, matte = resample(foreground, alpha, centres, positions, scales, (height, width))
         if not (matte > 0.5).any():
             raise UserError(
@@ -199,61 +136,45 @@ class GenCompositorPipeline(Pipeline):
         mask = matte if self.mask_sigma is None else inflate_mask(matte, self.mask_sigma)
         if (mask > 0.5).all():
             raise UserError("the object covers the whole background in every frame: scale it down.")
-        return {"background": self.shrink(background), "foreground": canvas, "mask": mask, "matte": matte}
+        return self.shrink(background)[None], canvas[None], mask[None], matte[None]
 
-    def layers_for(
+    def conditions(
+        self, background: Tensor, foreground: Tensor | None, mask: Tensor, matte: Tensor | None = None
+    ) -> dict:
+        """
+        Args:
+            background: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
+            foreground: (B, T, 3, H, W), the object in the middle of a white canvas. None is a blank (white)
+                video, which asks for what would be there without an object: removal.
+            mask: (B, T, 1, H, W), inflated already; above 0.5 the model may draw.
+            matte: (B, T, 1, H, W), where the object is to be; it is passed on, the model does not see it.
+        """
+        foreground = torch.ones_like(background) if foreground is None else foreground
+        check_tensor("the foreground", foreground, *background.shape)
+        check_tensor("the mask", mask, *background[:, :, :1].shape)
+        weights = next(self.system.parameters())
+        pixels = (v.to(weights.device).float() for v in (background, foreground, mask))
+        conditions = {name: v.to(weights) for name, v in encode_conditions(self.codec, *pixels).items()}
+        if self.text is not None:
+            conditions["text"] = self.text.to(weights).expand(len(background), -1, -1)
+        return conditions
+
+    def layers(
         self,
         background: Tensor,
-        foreground: Tensor,
-        alpha: Tensor,
-        trajectory: Trajectory,
-        *,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
+        foreground: Tensor | None,
+        mask: Tensor,
+        matte: Tensor | None = None,
         **options,
-    ) -> dict[str, Tensor]:
-        """One composite at the system's own size, for videos of any size and length.
+    ) -> Layers:
+        """The composite, and the mask and matte that were given."""
+        drawn = super().layers(background, foreground, mask, **options) | {"mask": mask}
+        return drawn if matte is None else drawn | {"matte": matte}
 
-        Args:
-            background, foreground, alpha, trajectory: see :meth:`prepare`.
-            seed: of the noise, if no ``generator`` is given.
-            generator: source of the noise.
-            options: as for :meth:`generate`.
-
-        Returns:
-            What :meth:`prepare` does, and ``generated`` (t, 3, h, w).
-        """
-        layers = self.prepare(background, foreground, alpha, trajectory)
-        generator = generator or torch.Generator().manual_seed(seed)
-        given = (layers[name][None] for name in ("background", "foreground", "mask"))
-        return layers | {"generated": self.generate(*given, generator=generator, **options)[0]}
-
-    def __call__(
-        self,
-        background: Tensor,
-        foreground: Tensor,
-        alpha: Tensor,
-        trajectory: Trajectory,
-        *,
-        paste_back: bool = False,
-        **options,
-    ) -> CompositeResult:
-        """Put a foreground into a background that fits in memory; `vera-lite composite` streams longer ones.
-
-        Args:
-            background, foreground, alpha, trajectory: see :meth:`prepare`.
-            paste_back: keep the background outside the mask (Vera's lesson); without, the whole frame is
-                the model's (the paper).
-            options: ``seed``, and those of :meth:`generate`.
-
-        Raises:
-            UserError: the shapes do not fit, or no object can be seen.
-        """
-        layers = self.layers_for(background, foreground, alpha, trajectory, **options)
-        times, size = range(len(background)), background.shape[-2:]
-        generated, mask, matte = (
-            torch.stack([enlarge(layers[name], t, len(background), size) for t in times])
-            for name in ("generated", "mask", "matte")
-        )
-        final = composite(generated, mask, background) if paste_back else generated
-        return CompositeResult(final, generated, mask, matte)
+    def read(self, layers: Layers, source: Tensor, sampling: CompositeSampling) -> EditResult:
+        """final is the composite; with ``paste_back`` it is laid over the background by the mask."""
+        drawn = layers["composite"]
+        # In steps of 8 bits, so that a mask file says exactly where the background is kept.
+        mask = (255 * layers["mask"]).round() / 255
+        final = composite(drawn, mask, source) if sampling.paste_back else drawn
+        return EditResult(final, drawn, mask=mask, matte=layers.get("matte"))

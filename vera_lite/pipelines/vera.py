@@ -1,51 +1,47 @@
-"""Vera's pipeline: ``pipe(video, prompt) -> EditResult``."""
+"""Vera's pipeline: ``pipe(video, prompt, mask) -> EditResult``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vera_lite.codecs import Codec, latent_shape
-from vera_lite.diffusion.sampling import DenoisingState, denoise
-from vera_lite.errors import UserError
+from vera_lite.codecs import Codec
+from vera_lite.conditioning.phrases import PhraseEncoder
+from vera_lite.errors import UserError, check_tensor
 from vera_lite.media.clip import composite
-from vera_lite.pipelines.base import Pipeline, check_video_tensor, enlarge
+from vera_lite.pipelines.base import EditResult, Layers, Pipeline, Sampling, check_prompts, check_video
 from vera_lite.systems import Regeneration, Vera
-from vera_lite.toy.phrases import PhraseEncoder
-
-#: Matte values below this are taken for zero, and there the source stays untouched. What it costs is the
-#: faintest tenth of soft edges and shadows. The card has the numbers for 0.1 and 0.05.
-ALPHA_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
-class EditResult:
-    """The layers of an edit, floating tensors in [0, 1] of the source's size.
+class VeraSampling(Sampling):
+    """:class:`Sampling`, and two settings of Vera's own.
 
     Attributes:
-        final: (T, 3, H, W), alpha * edit + (1 - alpha) * source: what a person gets. Where alpha is
-            0 it is the source bit for bit.
-        edit: (T, 3, H, W), straight colour.
-        alpha: (T, 1, H, W), 0 below the floor.
-        composite: (T, 3, H, W), the frame that the model drew as a whole; for looking at, not for use.
+        guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is features
+            of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
+        alpha_floor: matte values below this count as zero, and there the source stays untouched. It costs the
+            faintest part of soft edges and shadows; the toy model's card has numbers.
     """
 
-    final: Tensor
-    edit: Tensor
-    alpha: Tensor
-    composite: Tensor
+    guidance: float = 1.0
+    alpha_floor: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check("guidance", 0, 100)
+        self._check("alpha_floor", 0, 0.999)
 
 
 class VeraPipeline(Pipeline):
-    """Vera, its codec and its text encoder, ready to edit.
+    """Vera, its codec and its text encoder, ready to edit. It also runs the regeneration baseline, whose one
+    layer is the composite.
 
     Args:
-        system: a :class:`vera_lite.systems.Vera`. :meth:`generate` also serves the regeneration
-            baseline, whose one layer is the composite.
-        codec: pixels to latents and back.
-        clip_size: (frames, height, width) that the system was trained at.
-        text_encoder: prompts to features (B, T, text_dim); None is the toy vocabulary.
+        system, codec, clip_size, sampling: see :class:`Pipeline`.
+        text_encoder: prompts to features (B, T, text_dim), or the vocabulary of a
+            :class:`~vera_lite.conditioning.phrases.PhraseEncoder`.
 
     At full scale the parts are Wan's::
 
@@ -53,168 +49,93 @@ class VeraPipeline(Pipeline):
             Vera.from_wan(wan / "transformer"),
             WanCodec.from_pretrained(wan / "vae"),
             (49, 480, 832),
+            VeraSampling(steps=50, shift=3.0, guidance=5.0),  # diffusers' for Wan2.1 at 480p
             Umt5Encoder.from_pretrained(wan),
         )
     """
 
     systems = (Vera, Regeneration)
     shipped = "vera_toy"
+    sampling_type = VeraSampling
 
     def __init__(
         self,
         system: nn.Module,
         codec: Codec,
         clip_size: tuple[int, int, int],
-        text_encoder: Callable[[list[str]], Tensor] | None = None,
+        sampling: VeraSampling | dict,
+        text_encoder: Callable[[Sequence[str]], Tensor] | Mapping,
     ):
-        super().__init__(system, codec, clip_size)
-        self.text_encoder = text_encoder or PhraseEncoder()
+        super().__init__(system, codec, clip_size, sampling)
+        is_vocabulary = isinstance(text_encoder, Mapping)
+        self.text_encoder = PhraseEncoder(**text_encoder) if is_vocabulary else text_encoder
 
     @property
     def is_toy(self) -> bool:
         return super().is_toy and isinstance(self.text_encoder, PhraseEncoder)
 
-    # --- editing ---------------------------------------------------------------------------------
+    @property
+    def settings(self) -> dict:
+        return super().settings | {"text_encoder": self.text_encoder.vocabulary}
 
-    @torch.no_grad()
-    def generate(
-        self,
-        source: Tensor,
-        prompts: list[str],
-        mask: Tensor | None = None,
-        *,
-        steps: int = 12,
-        shift: float = 3.0,
-        guidance: float = 1.0,
-        generator: torch.Generator | None = None,
-        callback: Callable[[DenoisingState], None] | None = None,
-    ) -> dict[str, Tensor]:
-        """Generate the system's layers for a batch of clips at the system's own size.
-
-        Args:
-            source: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
-            prompts: B sentences.
-            mask: (B, T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
-            steps: network calls.
-            shift: see :func:`vera_lite.diffusion.sampling.denoise`.
-            guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is
-                features of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
-            generator: source of the noise; the same state gives the same edit.
-            callback: sees every step, see :class:`vera_lite.diffusion.sampling.DenoisingState`.
-
-        Returns:
-            ``{layer: (B, T, 3 or 1, H, W)}`` in [0, 1]; "alpha" has one channel and no floor.
+    def prepare(
+        self, video: Tensor, prompt: str, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[str], Tensor | None]:
         """
-        if len(source) != len(prompts):
-            raise UserError(f"{len(source)} clips need as many prompts, got {len(prompts)}.")
-        size = latent_shape(self.codec, *source.shape[1:2], *source.shape[-2:])
-        weights = next(self.system.parameters())  # everything goes to their device, in their precision
-        text = self.text_encoder(prompts).to(weights)
-        z_source = self.codec.encode(source.to(weights.device).float()).to(weights)
-        z_mask = None if mask is None else self.codec.encode(mask.to(weights.device).float()).to(weights)
-        # Drawn on the CPU: one seed is one edit on every device.
-        noise = torch.randn((len(self.system.layers), len(prompts), *size), generator=generator)
-        noise = noise.to(weights.device)
+        Args:
+            video: (T, 3, H, W) in [0, 1].
+            prompt: e.g. "add a red ring at the top left moving right".
+            mask: (T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
+        """
+        check_video(video)
+        self.text_encoder([prompt])  # an unknown word shows before the work
+        if mask is None:
+            return self.shrink(video)[None], [prompt], None
+        check_tensor("the mask", mask, len(video), 1, *video.shape[-2:])
+        small = self.shrink(mask.float())
+        if not small.max() > 0:
+            raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")
+        # Hard; a mask smaller than the model's pixels keeps its fullest ones.
+        return self.shrink(video)[None], [prompt], (small >= 0.5 * small.max()).float()[None]
 
-        def predict(x: Tensor, sigma: Tensor) -> Tensor:
-            x = x.to(weights)
-            output = self.system(x, 1000 * sigma, text, z_source, z_mask)
-            if guidance == 1:
-                return output
-            unconditional = self.system(x, 1000 * sigma, torch.zeros_like(text), z_source, z_mask)
-            return unconditional + guidance * (output - unconditional)
+    def conditions(self, video: Tensor, prompts: Sequence[str], mask: Tensor | None = None) -> dict:
+        """
+        Args:
+            video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
+            prompts: B sentences.
+            mask: (B, T, 1, H, W) in [0, 1].
+        """
+        check_prompts(video, prompts)
+        return {
+            "text": self.text_encoder(prompts).to(next(self.system.parameters())),
+            "source": self.encode(video),
+            "mask": None if mask is None else self.encode(mask),
+        }
 
-        prediction = self.system.config.objective.prediction
-        latents = denoise(predict, noise, steps, shift, prediction, callback)
-        return {name: video.to(source) for name, video in self.decode(latents).items()}
+    def predict(self, latents: Tensor, timestep: Tensor, conditions: dict, sampling: VeraSampling) -> Tensor:
+        output = super().predict(latents, timestep, conditions, sampling)
+        if sampling.guidance == 1:
+            return output
+        no_prompt = conditions | {"text": torch.zeros_like(conditions["text"])}
+        unconditional = super().predict(latents, timestep, no_prompt, sampling)
+        return unconditional + sampling.guidance * (output - unconditional)
 
-    def decode(self, latents: Tensor) -> dict[str, Tensor]:
-        """Latents (layers, B, c, t, h, w) -> ``{layer: (B, T, 3 or 1, H, W)}``."""
+    def noise_shape(self, *size: int) -> tuple[int, ...]:
+        """(layers, B, c, t, h, w)."""
+        return len(self.system.layers), *super().noise_shape(*size)
+
+    def decode(self, latents: Tensor) -> Layers:
+        """Latents (layers, B, c, t, h, w) -> the system's layers; alpha has one channel."""
         videos = {n: self.codec.decode(z) for n, z in zip(self.system.layers, latents, strict=True)}
         if "alpha" in videos:
             videos["alpha"] = videos["alpha"].mean(2, keepdim=True)
         return videos
 
-    def layers_for(
-        self,
-        video: Tensor,
-        prompt: str,
-        mask: Tensor | None = None,
-        *,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        **options,
-    ) -> dict[str, Tensor]:
-        """One edit at the system's own size, for a video of any size and length.
-
-        The video is resampled to ``clip_size``: frames evenly over its whole length, pixels by area.
-        Sides are squeezed, not cropped, so that places in the prompt keep their meaning; on a wide
-        video a circle therefore comes out as wide as the frame.
-
-        Args:
-            video: (T, 3, H, W) in [0, 1].
-            prompt: what to do.
-            mask: (T, 1, H, W) in [0, 1].
-            seed: of the noise, if no ``generator`` is given.
-            generator: source of the noise.
-            options: as for :meth:`generate`.
-
-        Returns:
-            ``{layer: (t, 3 or 1, h, w)}``.
-        """
-        check_video_tensor(video)
-        if mask is not None and mask.shape != (len(video), 1, *video.shape[-2:]):
-            raise UserError(
-                f"the mask is {tuple(mask.shape)}; for this video it must be "
-                f"{(len(video), 1, *video.shape[-2:])}."
-            )
-        small_mask = None if mask is None else self._shrink_mask(mask)[None]
-        generator = generator or torch.Generator().manual_seed(seed)
-        layers = self.generate(self.shrink(video)[None], [prompt], small_mask, generator=generator, **options)
-        return {name: layer[0] for name, layer in layers.items()}
-
-    def _shrink_mask(self, mask: Tensor) -> Tensor:
-        """Mask of ``clip_size``, hard; one smaller than the model's pixels keeps its fullest ones."""
-        small = self.shrink(mask.float())
-        if not small.max() > 0:
-            raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")
-        return (small >= 0.5 * small.max()).float()
-
-    def __call__(
-        self,
-        video: Tensor,
-        prompt: str,
-        mask: Tensor | None = None,
-        *,
-        alpha_floor: float = ALPHA_FLOOR,
-        **options,
-    ) -> EditResult:
-        """Edit a video that fits in memory; `vera-lite edit` streams longer ones.
-
-        Args:
-            video: (T, 3, H, W) in [0, 1], of any size.
-            prompt: e.g. "add a red ring at the top left moving right".
-            mask: (T, 1, H, W) in [0, 1], optional.
-            alpha_floor: see :data:`ALPHA_FLOOR`.
-            options: ``seed``, and those of :meth:`generate`.
-
-        Raises:
-            UserError: shapes do not fit, or the prompt has an unknown word.
-        """
-        floored(torch.zeros(1), alpha_floor)  # a bad floor shows before the work
-        layers = self.layers_for(video, prompt, mask, **options)
-        times = range(len(video))
-        large = {
-            name: torch.stack([enlarge(layer, t, len(video), video.shape[-2:]) for t in times])
-            for name, layer in layers.items()
-        }
-        alpha = floored(large["alpha"], alpha_floor)
-        final = composite(large["edit"], alpha, video)
-        return EditResult(final, large["edit"], alpha, large["composite"])
-
-
-def floored(alpha: Tensor, floor: float) -> Tensor:
-    """Alpha with everything below ``floor`` set to exactly 0."""
-    if not 0 <= floor < 1:
-        raise UserError(f"alpha_floor lies in [0, 1), not {floor}.")
-    return torch.where(alpha < floor, torch.zeros_like(alpha), alpha)
+    def read(self, layers: Layers, source: Tensor, sampling: VeraSampling) -> EditResult:
+        """final = alpha * edit + (1 - alpha) * source, with alpha 0 below the floor: there final is the
+        source bit for bit."""
+        if "alpha" not in layers:  # regeneration
+            return super().read(layers, source, sampling)
+        alpha = layers["alpha"].where(layers["alpha"] >= sampling.alpha_floor, 0)
+        final = composite(layers["edit"], alpha, source)
+        return EditResult(final, layers["composite"], layers["edit"], alpha)

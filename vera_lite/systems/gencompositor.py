@@ -123,7 +123,11 @@ class CompositionBatch(TypedDict):
     text: NotRequired[Tensor]
 
 
-#: The choices of the released code.
+#: What the released code chooses for the network and its loss. It also differs in these, which ours does not
+#: follow: it resizes the mask to latents by the nearest pixel, while :func:`~vera_lite.codecs.latent_mask` takes
+#: any overlap and so opens more tokens; it cleans masks before it inflates them (3 x 3 opening, parts below
+#: 0.01 % dropped); it centres objects frame by frame; gamma of the foreground starts at 0.3, not 0.4; its
+#: branch comes from VideoPainter's weights and is frozen; its sampler is DPM-Solver++.
 RELEASED = GenCompositorConfig(
     objective=Diffusion("v_prediction"),
     mask_loss_weight=5.0,

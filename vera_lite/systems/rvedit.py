@@ -33,7 +33,6 @@ from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
 from vera_lite.backbone.wan import PatchEmbedding
@@ -53,7 +52,8 @@ class RVEDiTConfig:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
             fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
             its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
-        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
+        objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`. Kiwi-Edit, on which RVEDiT
+            stands, has shift 5 and weights timesteps by a bell around 500; ours weights them equally.
         vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
@@ -201,6 +201,8 @@ class RVEDiT(nn.Module):
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
         """
+        from torch.distributed.tensor import DTensor  # slow to import
+
         if isinstance(self.tokens.queries, DTensor):
             raise UserError(
                 "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "

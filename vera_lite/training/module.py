@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from vera_lite.codecs import describe_codec
 from vera_lite.diffusion.draws import StepRandom, mix_seed
 from vera_lite.systems import describe_system
 from vera_lite.training.optim import build_optimizer, scheduled
@@ -130,7 +131,7 @@ class EditingModule(L.LightningModule):
         data = self.trainer.datamodule
         checkpoint["vera_lite"] = describe_system(self.system) | {
             "pipeline": data.pipeline_settings,
-            "codec": {"shape": data.codec.shape, "tensors": data.codec.state_dict()},
+            "codec": describe_codec(data.codec),
             "threads": torch.get_num_threads(),
         }
 

@@ -72,8 +72,9 @@ def evaluate(
     for indices in batches(clips, batch_size):
         batch, foreground, mask = compositions(pipe, indices, seed, relit)
         if draw is None:
-            result = pipe.generate(batch.background, foreground, mask, generator=generator, **options)
-            removed = pipe.generate(batch.background, None, mask, generator=generator, **options)
+            options["generator"] = generator
+            result = pipe.generate(batch.background, foreground, mask, **options).final
+            removed = pipe.generate(batch.background, None, mask, **options).final
             row.psnr("removal_psnr", removed, batch.background, mask > 0.5)
         else:
             result = draw(batch)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vera_lite.diagnostics import RowReduce, Tap
 from vera_lite.diagnostics.scores import entropy, jensen_shannon
@@ -27,7 +26,7 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
         options: of its ``generate``.
     """
     reference = (edits.target[:, 0],) if isinstance(pipe, MiVEPipeline) else ()
-    return pipe.generate(edits.source, edits.instruction, *reference, **options)
+    return pipe.generate(edits.source, edits.instruction, *reference, **options).final
 
 
 def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConfig:
@@ -174,7 +173,9 @@ def attention_by_depth(
         spread = entropy(received).nan_to_num()  # a token without attention has none, and no share
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
         values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
-        values["cosine"].append(float(F.cosine_similarity(a, b, dim=-1).mean()))
+        # torch's cosine_similarity is 0 for vectors of zeros; here they have none, nan.
+        cosine = (a * b).double().sum(-1) / (a.double().norm(dim=-1) * b.double().norm(dim=-1))
+        values["cosine"].append(float(cosine.mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))
         for name, reference in (("", b), ("_other_noise", other)):
             estimate, rank = info_nce(a, reference, system.config.temperature)

@@ -8,8 +8,7 @@ from torch import Tensor
 from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.object_judge import judge, judge_final
 from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
-from vera_lite.media.clip import composite
-from vera_lite.pipelines import ALPHA_FLOOR, VeraPipeline, floored
+from vera_lite.pipelines import VeraPipeline
 from vera_lite.toy.world import ToyBatch, WorldConfig, render
 
 PRESERVED = 0.02  # a pixel is preserved where the true alpha lies below this
@@ -22,7 +21,6 @@ def evaluate(
     *,
     seed: int = TEST_SEED,
     batch_size: int = 32,
-    alpha_floor: float = ALPHA_FLOOR,
     **options,
 ) -> dict[str, dict[str, float]]:
     """Edit ``clips`` unseen clips and measure each task.
@@ -31,7 +29,7 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
-        batch_size, alpha_floor, options: of sampling, see :class:`VeraPipeline`.
+        batch_size, options: of sampling, see :meth:`.Pipeline.generate`.
 
     Returns:
         ``{task: {metric: value}}``. PSNRs: ``preserved_psnr`` of the result against the source where the true
@@ -46,27 +44,17 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     for indices in batches(clips, batch_size):
         batch = render(seed, indices, WorldConfig(*pipe.clip_size))
-        layers = pipe.generate(
-            batch.source,
-            batch.instruction,
-            batch.mask if with_mask else None,
-            generator=generator,
-            **options,
-        )
-        layered = "alpha" in layers
-        if layered:
-            alpha = floored(layers["alpha"], alpha_floor)
-            final = composite(layers["edit"], alpha, batch.source)
-        else:
-            final = layers["composite"]
+        mask = batch.mask if with_mask else None
+        result = pipe.generate(batch.source, batch.instruction, mask, generator=generator, **options)
+        final, alpha = result.final, result.alpha
         for i, facts in enumerate(batch.attributes):
             row, preserved = rows[facts["task"]], batch.alpha[i] < PRESERVED
             row.psnr("preserved_psnr", final[i], batch.source[i], preserved)
-            row.psnr("composite_psnr", layers["composite"][i], batch.source[i], preserved)
+            row.psnr("composite_psnr", result.composite[i], batch.source[i], preserved)
             row.psnr("full_psnr", final[i], batch.composite[i])
-            if layered:
+            if alpha is not None:
                 row.add(_matte_metrics(batch, i, alpha[i]))
-                row.add(judge(layers["edit"][i], alpha[i], facts))
+                row.add(judge(result.edit[i], alpha[i], facts))
             verdict = judge_final(batch.source[i], final[i], facts)
             row.add(verdict, prefix="final_")
             row.add({"satisfied": all(verdict.values())})

@@ -9,7 +9,7 @@ from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflat
 from vera_lite.systems.gencompositor import CompositionBatch, encode_conditions
 from vera_lite.toy.compositions import CompositionConfig, render_compositions
 from vera_lite.training.data import RenderedBatches, RenderedData
-from vera_lite.training.toy.layers import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
 
 #: Of :func:`.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
 MASK_SIGMA = 1.2
@@ -81,4 +81,4 @@ class ToyCompositionData(RenderedData):
     @property
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
-        return {"clip_size": self.world.size, "mask_sigma": self.mask_sigma}
+        return {"clip_size": self.world.size, "sampling": SAMPLING, "mask_sigma": self.mask_sigma}

@@ -5,7 +5,7 @@ from vera_lite.systems.mive import MiVEBatch
 from vera_lite.systems.rvedit import RVEDiTBatch
 from vera_lite.toy.edits import EditConfig, render_edits
 from vera_lite.training.data import RenderedBatches, RenderedData
-from vera_lite.training.toy.layers import SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
 
 
 class EditBatch(RVEDiTBatch, MiVEBatch):
@@ -61,4 +61,4 @@ class ToyEditData(RenderedData):
     @property
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
-        return {"clip_size": self.world.size}
+        return {"clip_size": self.world.size, "sampling": SAMPLING}

@@ -12,14 +12,15 @@ from tqdm.auto import tqdm
 
 from vera_lite import codecs
 from vera_lite.codecs import PatchCodec
+from vera_lite.conditioning.phrases import PhraseEncoder
 from vera_lite.errors import UserError
 from vera_lite.media import clip
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.toy import drawing, phrases, words
 from vera_lite.toy import world as world_module
-from vera_lite.toy.phrases import SCENE_PHRASES, PhraseEncoder
-from vera_lite.toy.world import WorldConfig, render
+from vera_lite.toy.phrases import SCENE_VOCABULARY, VOCABULARY, toy_encoder
 from vera_lite.toy.scenes import SceneConfig, render_scenes
+from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import (
     SHARD,
     STREAMS,
@@ -31,6 +32,8 @@ from vera_lite.training.data import (
     StepData,
 )
 
+#: How toy models are sampled; see :class:`vera_lite.pipelines.Sampling`.
+SAMPLING = {"steps": 12, "shift": 3.0}
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
 SCENE_CODEC = SHIPPED_CODEC.with_name("scene_codec.safetensors")  # of the world of things on places
 
@@ -42,7 +45,7 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
         The cache's folder, below ``folder``. Its name is a fingerprint of everything that the latents depend
         on, so a changed codec, world or seed never meets stale latents.
     """
-    encoder = PhraseEncoder()
+    encoder = toy_encoder()
     digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -105,7 +108,8 @@ class ToyWorldData(StepData):
     @property
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
-        return {"clip_size": self.world.size}
+        sampling = SAMPLING | {"alpha_floor": 0.1}
+        return {"clip_size": self.world.size, "sampling": sampling, "text_encoder": VOCABULARY}
 
     def prepare_data(self) -> None:
         """Build the caches; Lightning calls this on one process only."""
@@ -134,7 +138,7 @@ class SceneBatches(RenderedBatches):
 
     def __init__(self, world: SceneConfig, codec: PatchCodec, *ranks: int):
         super().__init__(*ranks)
-        self.world, self.codec, self.encoder = world, codec, PhraseEncoder(SCENE_PHRASES)
+        self.world, self.codec, self.encoder = world, codec, PhraseEncoder(**SCENE_VOCABULARY)
 
     def __getitem__(self, step: int) -> dict:
         batch = render_scenes(self.seed, self.clips(step), self.world)
@@ -161,4 +165,5 @@ class SceneData(RenderedData):
     @property
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
-        return {"clip_size": self.world.size}
+        sampling = SAMPLING | {"alpha_floor": 0.1}
+        return {"clip_size": self.world.size, "sampling": sampling, "text_encoder": SCENE_VOCABULARY}

@@ -1,0 +1,88 @@
+"""A text encoder with a closed vocabulary: every phrase that it knows is one token.
+
+For toy models it stands in for Wan's frozen umT5. It has no weights, and systems see only features
+(B, T, text_dim). A phrase is one concept ("top left", "moving left"), so "left" as a place and "left" as a
+direction stay apart without word order. A saved pipeline holds the vocabulary.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vera_lite.errors import UserError
+
+
+class PhraseEncoder:
+    """Prompts -> one-hot features (B, max_phrases, text_dim); unused rows are zero, as Wan pads.
+
+    Args:
+        phrases: what the model knows, in the order of the features. Append only: weights depend on it.
+        synonyms: other words for some of the phrases.
+        fillers: words that are passed over.
+        max_phrases: how many phrases a prompt may name.
+    """
+
+    def __init__(
+        self, phrases: Sequence[str], synonyms: Mapping[str, str], fillers: Sequence[str], max_phrases: int
+    ):
+        self.phrases, self.synonyms = tuple(phrases), dict(synonyms)
+        self.fillers, self.max_phrases = frozenset(fillers), max_phrases
+        self.text_dim = len(self.phrases)
+        self._longest = max(len(p.split()) for p in (*self.phrases, *self.synonyms))
+
+    @property
+    def vocabulary(self) -> dict:
+        """The constructor's arguments, as JSON can hold them."""
+        return {
+            "phrases": list(self.phrases),
+            "synonyms": self.synonyms,
+            "fillers": sorted(self.fillers),
+            "max_phrases": self.max_phrases,
+        }
+
+    def parse(self, prompt: str) -> list[str]:
+        """Phrases of a prompt, longest match first, in the order they stand.
+
+        Raises:
+            UserError: a word is not in the vocabulary (the message names the closest ones), the prompt says
+                nothing that is known, or it names too many things.
+        """
+        words = re.findall(r"[^\W_]+", prompt.lower())
+        found, i = [], 0
+        while i < len(words):
+            for n in range(min(self._longest, len(words) - i), 0, -1):
+                phrase = " ".join(words[i : i + n])
+                phrase = self.synonyms.get(phrase, phrase)
+                if phrase in self.phrases:
+                    found.append(phrase)
+                    break
+            else:
+                n = 1
+                if words[i] not in self.fillers:
+                    close = difflib.get_close_matches(words[i], self.phrases, n=3)
+                    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+                    raise UserError(f"unknown word {words[i]!r} in {prompt!r}.{hint} {self._known()}")
+            i += n
+        if not found:
+            raise UserError(f"the prompt {prompt!r} says nothing that is known. {self._known()}")
+        if len(found) > self.max_phrases:
+            raise UserError(f"the prompt names {len(found)} things; at most {self.max_phrases} are read.")
+        return found
+
+    def _known(self) -> str:
+        return f"Known: {', '.join(self.phrases)}."
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Features (B, max_phrases, text_dim). The empty prompt is allowed and encodes as zeros.
+
+        Raises:
+            UserError: see :meth:`parse`.
+        """
+        features = torch.zeros(len(prompts), self.max_phrases, self.text_dim)
+        for row, prompt in zip(features, prompts, strict=True):
+            for slot, phrase in enumerate(self.parse(prompt) if prompt.strip() else []):
+                row[slot, self.phrases.index(phrase)] = 1
+        return features
