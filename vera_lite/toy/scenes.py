@@ -89,13 +89,10 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
     new = draws.choice(len(NAMED))
     pictures = torch.tensor([[p == word for p in PICTURES] for word in NAMED])[new]
     new = choose(draws.take(1)[:, 0], pictures)
-    view = [draws.uniform(-reach, reach) for reach in (0.25, 0.2, 0.1, 0.06)]
-    scene, backdrop = (_backdrop(picture, *view, config) for picture in (old, new))
+    view = draw_view(draws)
+    scene, new_scene = (backdrop(picture, *view, config) for picture in (old, new))
 
-    colour, cover = look(other, config)
-    cover = cover * rows(has_other)
-    shadow = shade(other, config) * rows(has_other & has_shadow)
-    scene = composite(colour, cover, scene * (1 - shadow))
+    scene, cover = put_thing(other, has_other, scene, config, has_shadow)
     cover = cover * rows(is_behind)
 
     colour, matte = look(thing, config)
@@ -105,10 +102,10 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
     added = composite(edit, alpha, scene)
 
     source = torch.where(rows(is_background), composite(colour, matte, scene), scene)
-    result = torch.where(rows(is_background), composite(colour, matte, backdrop), added)
+    result = torch.where(rows(is_background), composite(colour, matte, new_scene), added)
     source = torch.where(rows(is_removal), added, source)
     result = torch.where(rows(is_removal), scene, result)
-    edit = torch.where(rows(is_background), backdrop, torch.where(rows(is_removal), scene, edit))
+    edit = torch.where(rows(is_background), new_scene, torch.where(rows(is_removal), scene, edit))
     alpha = torch.where(rows(is_removal), (alpha * 20).clamp(0, 1), alpha)
     alpha = torch.where(rows(is_background), 1 - matte, alpha)
 
@@ -128,7 +125,12 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
     return ToyBatch(source, edit, alpha, result, mask, [instruction(a) for a in attributes], attributes)
 
 
-def _backdrop(
+def draw_view(draws: Draws) -> list[Tensor]:
+    """Where the camera looks, and how far it pans: x, y and x, y, (B,) each, in halves of a picture."""
+    return [draws.uniform(-reach, reach) for reach in (0.25, 0.2, 0.1, 0.06)]
+
+
+def backdrop(
     picture: Tensor, x0: Tensor, y0: Tensor, pan_x: Tensor, pan_y: Tensor, config: ClipConfig
 ) -> Tensor:
     """Three fifths of each picture (B,), seen by a panning camera: (B, T, 3, H, W)."""
@@ -138,6 +140,21 @@ def _backdrop(
     y = 0.6 * y + _column(y0[:, None] + pan_y[:, None] * time)
     pictures = torch.cat([_photo_atlas(), landscapes()])[picture]
     return _sample(pictures, x, y, smooth=True)
+
+
+def put_thing(
+    thing: Thing, shown: Tensor, scene: Tensor, config: ClipConfig, shadow: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Put things in front of ``scene`` (B, T, 3, H, W) where ``shown`` (B,), some with a ``shadow`` (B,).
+
+    Returns:
+        The new scene and the thing's matte (B, T, 1, H, W), 0 where it is not shown.
+    """
+    colour, matte = look(thing, config)
+    matte, shadow = (
+        v * w.view(-1, 1, 1, 1, 1) for v, w in ((matte, shown), (shade(thing, config), shown & shadow))
+    )
+    return composite(colour, matte, scene * (1 - shadow)), matte
 
 
 def name_thing(thing: Thing) -> list[dict]:

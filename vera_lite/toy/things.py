@@ -6,6 +6,7 @@ shows them and a card can report them apart.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,13 @@ def held_out() -> dict[str, Tensor]:
         share = max(1, round(len(words) / HELD_OUT))
         found[kind] = torch.from_numpy(order < share)
     return found
+
+
+@functools.cache
+def seen_words(kind: str, noun: str) -> list[str]:
+    """The colours, places or motions (``kind``) that may be seen with a noun."""
+    words = {"colour": COLOURS, "place": PLACES, "motion": MOTIONS}[kind]
+    return list(itertools.compress(words, ~held_out()[kind][list(NOUNS).index(noun)]))
 
 
 def choose(u: Tensor, allowed: Tensor) -> Tensor:

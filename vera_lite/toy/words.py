@@ -74,6 +74,11 @@ def describe_object(thing: dict) -> str:
     return " ".join(thing[key] for key in ("colour", "texture", "shape") if thing[key] != "plain")
 
 
+def describe_kind(thing: dict) -> str:
+    """Its noun or shape."""
+    return thing["noun"] if "noun" in thing else thing["shape"]
+
+
 def describe_motion(thing: dict) -> str:
     """Such as "moving up", or "standing still"."""
     return "standing still" if thing["motion"] == "still" else f"moving {thing['motion']}"

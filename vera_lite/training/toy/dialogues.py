@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from vera_lite.conditioning.vision_language import Prompt, chat
 from vera_lite.toy.dialogues import ask, talk
 from vera_lite.toy.edits import render_edits
+from vera_lite.toy.scene_edits import render_scene_edits
+from vera_lite.toy.scenes import SceneConfig, render_scenes
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import RenderedBatches, RenderedData
@@ -15,16 +17,17 @@ from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
 DIALOGUE_WORLD = WorldConfig(behind=0.0, distractor=0.6)
+DIALOGUE_SCENES = SceneConfig(behind=0.0, distractor=0.6)
 
 
 class DialogueBatches(RenderedBatches):
     """Item ``step``: rendered clips with questions and answers, as the model's inputs and their ``labels``
     (-100 for every token that is no answer)."""
 
-    def __init__(self, edits: bool, *ranks: int):
+    def __init__(self, edits: bool, scenes: bool, *ranks: int):
         super().__init__(*ranks)
-        self.edits = edits
-        self.processor = toy_processor()
+        self.edits, self.scenes = edits, scenes
+        self.processor = toy_processor(scenes=scenes)
         words = self.processor.tokenizer.get_vocab()
         self.assistant, self.end = words["assistant"], words["<|im_end|>"]
 
@@ -32,7 +35,8 @@ class DialogueBatches(RenderedBatches):
         indices = self.clips(step)
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
-        batch = render(self.seed, indices, DIALOGUE_WORLD)
+        render_clips, world = (render_scenes, DIALOGUE_SCENES) if self.scenes else (render, DIALOGUE_WORLD)
+        batch = render_clips(self.seed, indices, world)
         if step % 12 == 11:  # questions with an image have more tokens: batches of their own
             asked = ask(batch, "compare", self.seed, indices)
             clips, images = [d.clip for d in asked], [d.image for d in asked]
@@ -43,7 +47,7 @@ class DialogueBatches(RenderedBatches):
 
     def _orders(self, indices: range) -> Prompt:
         """The question is an edit's instruction, the answer a description of the edited clip."""
-        edits = render_edits(self.seed, indices)
+        edits = (render_scene_edits if self.scenes else render_edits)(self.seed, indices)
         turns = [[turn] for turn in zip(edits.instruction, edits.target_caption, strict=True)]
         return chat(self.processor, list(edits.source), turns)
 
@@ -62,15 +66,16 @@ class ToyDialogues(RenderedData):
     Args:
         edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
             instruction, the answer describes the edited clip.
+        scenes: clips of the world of things on places; otherwise of shapes.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
-    def __init__(self, edits: bool = False, **options):
+    def __init__(self, edits: bool = False, scenes: bool = False, **options):
         super().__init__(**options)
-        self.edits = edits
+        self.edits, self.scenes = edits, scenes
 
     def batches(self, seed: int) -> DialogueBatches:
-        return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks)
+        return DialogueBatches(self.edits, self.scenes, self.batch_size, seed, *self.ranks)
 
 
 class DialogueModule(L.LightningModule):
@@ -79,6 +84,7 @@ class DialogueModule(L.LightningModule):
     Args:
         text, vision: fields of ``Qwen3VLTextConfig`` and ``Qwen3VLVisionConfig``; the vocabulary, the
             patches and the widths that must agree are filled in.
+        scenes: the vocabulary has the words of things on places, too.
         lr: of AdamW.
         muon_lr: of Muon, which takes the matrices of the blocks; None: AdamW for all.
         weight_decay: of AdamW.
@@ -89,6 +95,7 @@ class DialogueModule(L.LightningModule):
         self,
         text: dict,
         vision: dict,
+        scenes: bool = False,
         lr: float = 2e-3,
         muon_lr: float | None = 0.02,
         weight_decay: float = 0.01,
@@ -96,7 +103,7 @@ class DialogueModule(L.LightningModule):
         decay_from: float = 0.4,
     ):
         super().__init__()
-        self.model = toy_qwen3_vl(text, vision)
+        self.model = toy_qwen3_vl(text, vision, scenes)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
 
@@ -128,11 +135,11 @@ class DialogueModule(L.LightningModule):
         checkpoint["vera_lite"] = {"vision_language": self.model.config.to_dict()}
 
 
-def toy_qwen3_vl(text: dict, vision: dict) -> nn.Module:
+def toy_qwen3_vl(text: dict, vision: dict, scenes: bool = False) -> nn.Module:
     """A small random Qwen3-VL for the toy processor; see :class:`DialogueModule` for the arguments."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    words = toy_vocabulary()
+    words = toy_vocabulary(scenes)
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(words),
