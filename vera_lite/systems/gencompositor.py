@@ -123,9 +123,9 @@ class CompositionBatch(TypedDict):
     text: NotRequired[Tensor]
 
 
-#: What the released code chooses for the network and its loss. It also differs in these, which ours does not
-#: follow: it resizes the mask to latents by the nearest pixel, while :func:`~vera_lite.codecs.latent_mask` takes
-#: any overlap and so opens more tokens; it cleans masks before it inflates them (3 x 3 opening, parts below
+#: What the released code chooses for the network and its loss. Ours does not follow it in these: it
+#: resizes the mask to latents by the nearest pixel (:func:`~vera_lite.codecs.latent_mask` takes any
+#: overlap, and so opens more tokens); it cleans masks before it inflates them (3 x 3 opening, parts below
 #: 0.01 % dropped); it centres objects frame by frame; gamma of the foreground starts at 0.3, not 0.4; its
 #: branch comes from VideoPainter's weights and is frozen; its sampler is DPM-Solver++.
 RELEASED = GenCompositorConfig(
