@@ -51,6 +51,10 @@ class CompositionConfig(ClipConfig):
     photo: float = 0.15
     relit: bool = False
 
+    def render(self, seed: int, indices) -> "ToyCompositions":
+        """Clips ``indices`` of the world ``seed``."""
+        return render_compositions(seed, indices, self)
+
 
 @dataclass(frozen=True)
 class ToyCompositions:

@@ -114,6 +114,10 @@ class EditConfig(ClipConfig):
             known = ", ".join(CATEGORIES)
             raise UserError(f"categories are {list(self.categories)}: name one or more of {known}.")
 
+    def render(self, seed: int, indices) -> "ToyEdits":
+        """Clips ``indices`` of the world ``seed``."""
+        return render_edits(seed, indices, self)
+
 
 @dataclass(frozen=True)
 class ToyEdits:

@@ -30,6 +30,10 @@ class SceneCompositionConfig(CompositionConfig):
     unseen: bool = False
     jitter: float = 0.0
 
+    def render(self, seed: int, indices) -> ToyCompositions:
+        """Clips ``indices`` of the world ``seed``."""
+        return render_scene_compositions(seed, indices, self)
+
 
 def render_scene_compositions(
     seed: int,

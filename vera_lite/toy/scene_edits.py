@@ -30,6 +30,10 @@ class SceneEditConfig(EditConfig):
     unseen: bool = False
     shadow: float = 0.5
 
+    def render(self, seed: int, indices) -> ToyEdits:
+        """Clips ``indices`` of the world ``seed``."""
+        return render_scene_edits(seed, indices, self)
+
 
 def render_scene_edits(seed: int, indices, config: SceneEditConfig = SceneEditConfig()) -> ToyEdits:  # noqa: B008
     """Render clips ``indices`` of the world ``seed``; facts as in :class:`~vera_lite.toy.edits.ToyEdits`, but

@@ -57,6 +57,10 @@ class SceneConfig(ClipConfig):
         if unknown or not self.tasks:
             raise UserError(f"unknown task {unknown}: choose among {', '.join(TASKS)}.")
 
+    def render(self, seed: int, indices) -> ToyBatch:
+        """Clips ``indices`` of the world ``seed``."""
+        return render_scenes(seed, indices, self)
+
 
 def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> ToyBatch:  # noqa: B008 (frozen)
     """Render clips ``indices`` of the scenes ``seed``; layers as in :func:`vera_lite.toy.world.render`."""

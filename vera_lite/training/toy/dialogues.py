@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from vera_lite.conditioning.vision_language import Prompt, chat
 from vera_lite.toy.dialogues import ask, talk
-from vera_lite.toy.edits import render_edits
-from vera_lite.toy.scene_edits import render_scene_edits
-from vera_lite.toy.scenes import SceneConfig, render_scenes
+from vera_lite.toy.edits import EditConfig
+from vera_lite.toy.scene_edits import SceneEditConfig
+from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
-from vera_lite.toy.world import WorldConfig, render
+from vera_lite.toy.world import WorldConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.optim import build_optimizer, scheduled
 
@@ -35,8 +35,7 @@ class DialogueBatches(RenderedBatches):
         indices = self.clips(step)
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
-        render_clips, world = (render_scenes, DIALOGUE_SCENES) if self.scenes else (render, DIALOGUE_WORLD)
-        batch = render_clips(self.seed, indices, world)
+        batch = (DIALOGUE_SCENES if self.scenes else DIALOGUE_WORLD).render(self.seed, indices)
         if step % 12 == 11:  # questions with an image have more tokens: batches of their own
             asked = ask(batch, "compare", self.seed, indices)
             clips, images = [d.clip for d in asked], [d.image for d in asked]
@@ -47,7 +46,7 @@ class DialogueBatches(RenderedBatches):
 
     def _orders(self, indices: range) -> Prompt:
         """The question is an edit's instruction, the answer a description of the edited clip."""
-        edits = (render_scene_edits if self.scenes else render_edits)(self.seed, indices)
+        edits = (SceneEditConfig() if self.scenes else EditConfig()).render(self.seed, indices)
         turns = [[turn] for turn in zip(edits.instruction, edits.target_caption, strict=True)]
         return chat(self.processor, list(edits.source), turns)
 

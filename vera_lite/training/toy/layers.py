@@ -19,7 +19,7 @@ from vera_lite.media.files import replacing
 from vera_lite.toy import drawing, phrases, words
 from vera_lite.toy import world as world_module
 from vera_lite.toy.phrases import SCENE_VOCABULARY, VOCABULARY, toy_encoder
-from vera_lite.toy.scenes import SceneConfig, render_scenes
+from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.world import WorldConfig, render
 from vera_lite.training.data import (
     SHARD,
@@ -141,7 +141,7 @@ class SceneBatches(RenderedBatches):
         self.world, self.codec, self.encoder = world, codec, PhraseEncoder(**SCENE_VOCABULARY)
 
     def __getitem__(self, step: int) -> dict:
-        batch = render_scenes(self.seed, self.clips(step), self.world)
+        batch = self.world.render(self.seed, self.clips(step))
         layers = {name: self.codec.encode(getattr(batch, name)) for name in STREAMS}
         return {**layers, "text": self.encoder(batch.instruction), "step": step}
 
