@@ -132,6 +132,7 @@ class ToyEdits:
             where there is none; equal if the edit is a style) and the ``other`` object (or None), each with
             its ``colour, texture, shape, place, motion`` and ``path``; the ``background`` with its ``colour``
             and ``pattern``; and ``style`` (or None).
+        scene: the source without the edited object, if known; like ``source``.
     """
 
     source: Tensor
@@ -140,6 +141,7 @@ class ToyEdits:
     instruction: list[str]
     target_caption: list[str]
     attributes: list[dict]
+    scene: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -205,12 +207,14 @@ def render_edits(seed: int, indices, world: EditConfig = EditConfig()) -> ToyEdi
     return told(source, target, attributes, make)
 
 
-def told(source: Tensor, target: Tensor, attributes: list[dict], make: Tensor) -> ToyEdits:
+def told(
+    source: Tensor, target: Tensor, attributes: list[dict], make: Tensor, scene: Tensor | None = None
+) -> ToyEdits:
     """Edits with their words; where ``make`` (B,) holds, a new colour is asked for by "make"."""
     changed = ((target - source).abs().amax(2, keepdim=True) > 1 / 255).float()
     orders = [_order(facts, bool(m)) for facts, m in zip(attributes, make, strict=True)]
     captions = [_caption(facts) for facts in attributes]
-    return ToyEdits(source, target, changed, orders, captions, attributes)
+    return ToyEdits(source, target, changed, orders, captions, attributes, scene)
 
 
 def _from_place(sprite: Sprite) -> Sprite:

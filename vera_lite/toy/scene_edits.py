@@ -81,4 +81,4 @@ def render_scene_edits(seed: int, indices, config: SceneEditConfig = SceneEditCo
         }
         for i in range(batch)
     ]
-    return told(source, target, attributes, make)
+    return told(source, target, attributes, make, scene)
