@@ -13,7 +13,7 @@ from vera_lite.media.clip import composite
 from vera_lite.toy.compositions import DARKEST, CompositionConfig, ToyCompositions, draw_trajectories
 from vera_lite.toy.drawing import Draws
 from vera_lite.toy.scenes import PICTURES, backdrop, draw_view, name_thing, put_thing
-from vera_lite.toy.things import draw_thing, look, shade
+from vera_lite.toy.things import choose, draw_thing, held_out, look, shade
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class SceneCompositionConfig(CompositionConfig):
     """What the compositions show.
 
     Attributes:
-        unseen: every foreground shows a held-out (noun, colour); a noun that has its own colour shows none.
-            Otherwise no thing shows a held-out pair.
+        unseen: every foreground shows a held-out (noun, colour); otherwise none does.
         jitter: masks are the object's matte drawn up to this far from its place, in half-frames, and up to
             this share larger or smaller, as a person's are; 0 for exact ones.
     """
@@ -43,7 +42,9 @@ def render_scene_compositions(
     """Render clips ``indices`` of the world ``seed``."""
     indices = list(indices)
     draws, batch = Draws(seed, indices), len(indices)
-    thing = draw_thing(draws, config, config.unseen, hued=torch.full((batch,), config.unseen))
+    thing = draw_thing(draws, config, hued=torch.full((batch,), config.unseen))
+    if config.unseen:
+        thing.colour = choose(draws.take(1)[:, 0], held_out()["colour"][thing.noun])
     other = draw_thing(draws, config, beside=thing)
     light, other_light = draws.uniform(DARKEST, 1), draws.uniform(DARKEST, 1)
     foreground_light = other_light if config.relit else light

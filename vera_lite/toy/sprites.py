@@ -97,5 +97,6 @@ def _blur(image: Tensor, deviation: float) -> Tensor:
     kernel = torch.exp(-(x**2) / (2 * deviation**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
     flat = image.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.conv2d(flat, kernel, padding=(2 * MARGIN, 0)), kernel.mT, padding=(0, 2 * MARGIN))
+    with torch.autocast(image.device.type, enabled=False):  # drawing stays in float32
+        flat = F.conv2d(F.conv2d(flat, kernel, padding=(2 * MARGIN, 0)), kernel.mT, padding=(0, 2 * MARGIN))
     return flat.view_as(image)

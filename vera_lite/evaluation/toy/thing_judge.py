@@ -24,7 +24,7 @@ from vera_lite.toy.words import COLOURS, MOTIONS, PLACES
 _TILTS = torch.linspace(-0.36, 0.36, 9)
 _SIDE, _REACH = 16, 2.2  # pixels of a square, and how far it reaches, in root mean square radii
 _SMALLEST = 0.006  # share of the frame; with less matte above one half, nothing is there
-_MISFIT = 0.05  # mean squared error above which a thing is no sprite
+_MISFIT = 0.03  # mean squared error above which a thing is no sprite
 _UNSURE = 0.004  # one above which the sprite is sought near its place and size, too: a tenth of the truth
 _VIEWS = 24  # of each background picture
 STILL = 0.08  # half-frames; the shortest path is twice as long
@@ -105,9 +105,14 @@ def read_thing(video: Tensor, alpha: Tensor, scene: Tensor) -> Seen:
 
     def match(centre: Tensor, radius: Tensor) -> tuple[float, int, Tensor]:
         """The least error, the sprite that has it, and the place of its middle in each frame."""
-        seen, behind = (_squares(v[frames], centre, radius) for v in (video, scene))
-        pairs = zip(seen, behind, strict=True)
-        error = torch.stack([(painted + (1 - matte) * b - a).square().mean((2, 3, 4)) for a, b in pairs])
+        shown = torch.ones_like(video[frames, :1])  # what lies outside of the frame is not compared
+        squares = [_squares(v, centre, radius) for v in (video[frames], scene[frames], shown)]
+        error = torch.stack(
+            [
+                ((painted + (1 - matte) * behind - seen).square() * inside).mean((2, 3, 4)) / inside.mean()
+                for seen, behind, inside in zip(*squares, strict=True)
+            ]
+        )  # (frames, K, tilts)
         by_sprite = (error.amin(2) * weight[:, None]).sum(0)
         best = int(by_sprite.argmin())
         tilt = error[:, best].argmin(1)
