@@ -24,7 +24,7 @@ from vera_lite.training.toy.layers import SCENE_CODEC
 
 @pytest.fixture(scope="module")
 def scenes():
-    return render_scenes(11, range(96), SceneConfig(behind=0))
+    return render_scenes(11, range(64), SceneConfig(behind=0))
 
 
 def shares(verdicts):
@@ -111,7 +111,7 @@ def test_a_soft_shadow_is_no_thing():
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_the_true_edit_scores_best_and_the_source_follows_no_instruction(category):
-    edits = render_scene_edits(11, range(24), SceneEditConfig(categories=(category,)))
+    edits = render_scene_edits(11, range(16), SceneEditConfig(categories=(category,)))
     noise = torch.rand(edits.source.shape, generator=torch.manual_seed(0))
 
     def compliance(results):

@@ -26,6 +26,8 @@ _SIDE, _REACH = 16, 2.2  # pixels of a square, and how far it reaches, in root m
 _SMALLEST = 0.006  # share of the frame; with less matte above one half, nothing is there
 _MISFIT = 0.03  # mean squared error above which a thing is no sprite
 _UNSURE = 0.004  # one above which the sprite is sought near its place and size, too: a tenth of the truth
+_CANDIDATES = 16  # sprites that are sought there
+_COVERED = 0.1  # squared error of a cell above which a thing may cover the background there
 _VIEWS = 24  # of each background picture
 STILL = 0.08  # half-frames; the shortest path is twice as long
 
@@ -103,29 +105,31 @@ def read_thing(video: Tensor, alpha: Tensor, scene: Tensor) -> Seen:
     weight = area[frames] * torch.where(rim, 0.05, 1.0)
     weight = weight / weight.sum()
 
-    def match(centre: Tensor, radius: Tensor) -> tuple[float, int, Tensor]:
-        """The least error, the sprite that has it, and the place of its middle in each frame."""
+    def match(centre: Tensor, radius: Tensor, among: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The least error, the sprites of ``among`` from the best on, and where the best one's middle is in
+        each frame."""
         shown = torch.ones_like(video[frames, :1])  # what lies outside of the frame is not compared
         squares = [_squares(v, centre, radius) for v in (video[frames], scene[frames], shown)]
+        drawn, uncovered = painted[among], 1 - matte[among]
         error = torch.stack(
             [
-                ((painted + (1 - matte) * behind - seen).square() * inside).mean((2, 3, 4)) / inside.mean()
+                ((drawn + uncovered * behind - seen).square() * inside).mean((2, 3, 4)) / inside.mean()
                 for seen, behind, inside in zip(*squares, strict=True)
             ]
-        )  # (frames, K, tilts)
+        )  # (frames, sprites, tilts)
         by_sprite = (error.amin(2) * weight[:, None]).sum(0)
-        best = int(by_sprite.argmin())
-        tilt = error[:, best].argmin(1)
-        return float(by_sprite[best]), best, centre + middle[best, tilt] * radius[:, None]
+        order = by_sprite.argsort()
+        tilt = error[:, order[0]].argmin(1)
+        path = centre + middle[among[order[0]], tilt] * radius[:, None]
+        return float(by_sprite[order[0]]), among[order], path
 
-    found = match(centre, radius)
-    if found[0] > _UNSURE:  # the matte has holes or too much: look around it, too
+    misfit, order, path = match(centre, radius, torch.arange(len(names)))
+    if misfit > _UNSURE:  # the matte has holes or too much: look around it, too
         steps = itertools.product((-0.3, 0.0, 0.3), (-0.3, 0.0, 0.3), (0.85, 1.0, 1.2))
         moved = ((centre + torch.tensor([x, y]) * radius[:, None], radius * grow) for x, y, grow in steps)
-        found = min((match(*pose) for pose in moved), key=lambda m: m[0])
-    misfit, best, path = found
+        misfit, order, path = min((match(*pose, order[:_CANDIDATES]) for pose in moved), key=lambda m: m[0])
+    noun, colour = names[order[0]]
     third = max(1, len(path) // 3)
-    noun, colour = names[best]
     seen = Seen(
         noun,
         colour,
@@ -192,7 +196,8 @@ def read_background(video: Tensor, alpha: Tensor) -> str:
     names, looks = _backgrounds(*video.shape[:1], *video.shape[-2:])
     middle = len(video) // 2
     weight = F.adaptive_avg_pool2d(alpha[middle : middle + 1], 8) ** 2
-    error = ((looks - _look(video[middle : middle + 1])).square() * weight).sum((1, 2, 3))
+    error = (looks - _look(video[middle : middle + 1])).square().sum(1, keepdim=True)
+    error = (error.clamp_max(_COVERED) * weight).sum((1, 2, 3))
     return names[int(error.argmin())]
 
 
