@@ -11,9 +11,11 @@ PROMPT ?= add a red ring at the top left moving right
 OUT    ?= build/run
 
 WORKERS   ?= 2
-# worksteal: a worker that is done takes half of what the other has left.
+# xdist must keep a notebook's cells on one worker (loadscope): they share one kernel.
 PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" \
-             -n $(WORKERS) --dist worksteal --cov --cov-report=
+             -n $(WORKERS) --dist loadscope --cov --cov-report= \
+             --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
+             --nbval-sanitize-with notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test notebooks lab lint constraints clean
@@ -31,9 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## edit one sample clip into build/run
 	$(BIN)/vera-lite edit $(CLIP) --prompt "$(PROMPT)" --out $(OUT)
 
-# One pytest call for tests and notebooks: one closing line for all.
+# One pytest call for tests, checked cells (nbval) and papermill runs: one closing line for all.
 test: lint  ## lint, then tests and every notebook
-	$(PYTEST) tests
+	$(PYTEST) tests notebooks
 
 lint: $(STAMP)  ## ruff, types, import contracts, notebook hygiene
 	$(BIN)/ruff check .

@@ -8,9 +8,7 @@ numbers are random, and maximum and total are made up; the time depends on neith
 """
 
 import json
-import tempfile
 from itertools import cycle
-from pathlib import Path
 
 import torch
 from _harness import Report, cpu_seconds, main
@@ -63,31 +61,28 @@ def measure(report: Report, rounds: int) -> None:
     """Fill the report."""
     grid = TokenGrid.wan(81, 480, 832)
     clip = video(81, 480, 832)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layer.safetensors"
-        made_up_store(len(grid)).save(path)
-        store = AttentionStore.load(path)
-        explorer = AttentionExplorer([store], grid, clip)
-        sizes = []
-        explorer.send = lambda content, buffers: sizes.append(sum(map(len, buffers)))
-        request = {"id": 1, "layer": 0, "step": 0, "word": 0}
-        clicks = cycle(range(0, len(grid), 97))  # every click somewhere else
+    store = made_up_store(len(grid))
+    explorer = AttentionExplorer([store], grid, clip)
+    sizes = []
+    explorer.send = lambda content, buffers: sizes.append(sum(map(len, buffers)))
+    request = {"id": 1, "layer": 0, "step": 0, "word": 0}
+    clicks = cycle(range(0, len(grid), 97))  # every click somewhere else
 
-        def click(direction: str) -> None:
-            explorer._handle_custom_msg(request | {"query": next(clicks), "direction": direction}, [])
+    def click(direction: str) -> None:
+        explorer._handle_custom_msg(request | {"query": next(clicks), "direction": direction}, [])
 
-        def product(one: torch.Tensor, others: torch.Tensor) -> None:
-            token = next(clicks)
-            for head in range(HEADS):  # head by head, as memory allows for longer videos
-                one[:, head, token : token + 1].float() @ others[:, head].float().mT
+    def product(one: torch.Tensor, others: torch.Tensor) -> None:
+        token = next(clicks)
+        for head in range(HEADS):  # head by head, as memory allows for longer videos
+            one[:, head, token : token + 1].float() @ others[:, head].float().mT
 
-        functions = {
-            "where it looks": lambda: click("from"),
-            "product with keys": lambda: product(store.query, store.key),
-            "who looks at it": lambda: click("to"),
-            "product with queries": lambda: product(store.key, store.query),
-        }
-        seconds = cpu_seconds(functions, rounds)
+    functions = {
+        "where it looks": lambda: click("from"),
+        "product with keys": lambda: product(store.query, store.key),
+        "who looks at it": lambda: click("to"),
+        "product with queries": lambda: product(store.key, store.query),
+    }
+    seconds = cpu_seconds(functions, rounds)
     case = f"{len(grid):,} tokens, {HEADS} heads, "
     report.add_times(case + "where it looks", seconds, "where it looks", "product with keys", "<= 2")
     report.add_times(case + "who looks at it", seconds, "who looks at it", "product with queries", "<= 2")

@@ -98,7 +98,7 @@ def test_timestep_999_stays_999_in_bfloat16():
     assert waves.dtype == torch.float32 and not torch.equal(*waves)
     for context in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
         with context:
-            told = embed(torch.tensor([[999.0, 1000.0]]), torch.zeros(1, 5, 16))
+            told = embed(torch.tensor([[999.0, 1000.0]]), torch.zeros(1, 5, 16).bfloat16())
         assert told.time.dtype == told.modulation.dtype == torch.float32
         assert not torch.equal(told.time[:, 0], told.time[:, 1])
 
@@ -176,6 +176,21 @@ def test_adapters_of_peft_find_plain_linear_layers(wan):
     names = {n.split(".lora_B")[0] for n, p in model.named_parameters() if "lora_B" in n and p.grad.any()}
     assert {f"blocks.1.branches.{k}.attn1.to_q" for k in range(3)} <= names
     assert "blocks.0.branches.0.attn2.to_v" in names
+
+
+def test_linear_layers_can_be_quantised(wan):
+    from torch.ao.quantization import quantize_dynamic
+
+    _, folder = wan
+    model = Vera.from_wan(folder).eval()
+    source, timestep, text = inputs(False)
+    given = source.expand(3, *source.shape), timestep, text, source
+    with torch.no_grad():
+        expected = model(*given)
+        small = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        error = (small(*given) - expected).abs().max() / expected.abs().max()
+    assert "quantized" in type(small.blocks[0].branches[2].attn1.to_q).__module__
+    assert 0 < error < 0.1
 
 
 @pytest.mark.parametrize("kind", ["full", "attention"])

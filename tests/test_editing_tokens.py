@@ -165,5 +165,3 @@ def test_what_does_not_fit_is_said_in_one_sentence(vlm):
         tokens(vlm, tokens=4)(vlm, reader.prompt(vlm, clips(), TEXTS))
     with pytest.raises(UserError, match="unknown word 'rong'"):
         reader.prompt(vlm, clips(), ["remove the rong", TEXTS[1]])
-    with pytest.raises(UserError, match="queries or last"):
-        tokens(vlm, read="first")

@@ -358,7 +358,7 @@ def test_diffusion_is_diffusers_schedule():
     drawn = epsilon.sample_sigma(StepRandom(0, 0, 500)).sort().values * 1000
     torch.testing.assert_close(drawn, drawn.round())
     assert drawn[0] < 2 and drawn[-1] >= 998 and (drawn.diff() <= 4).all()
-    with pytest.raises(ValueError, match="epsilon or v_prediction"):
+    with pytest.raises(ValueError, match="prediction is one of epsilon"):
         Diffusion("velocity")
 
 

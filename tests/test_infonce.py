@@ -1,4 +1,4 @@
-"""InfoNCE in chunks and by flash attention: the plain formula's numbers, without its matrix."""
+"""InfoNCE in chunks: the plain formula's numbers, without its matrix."""
 
 import math
 
@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vera_lite.diffusion.infonce import info_nce, info_nce_flash
-from vera_lite.errors import UserError
+from vera_lite.diffusion.infonce import info_nce
 
 
 def plain(features, reference, temperature=0.07):
@@ -60,26 +59,15 @@ def test_chunks_give_the_plain_formula(batch, positions, chunk, noise, tolerance
     assert max(relative_errors(run(chunked, *inputs, torch.float32, chunk=chunk), exact)) < tolerance
 
 
-@pytest.mark.parametrize(("noise", "tolerance"), [(100, 2e-6), (1, 2e-5)])
-@pytest.mark.parametrize("channels", [5, 32, 39])
-def test_flash_attention_gives_the_plain_formula(channels, noise, tolerance):
-    inputs = pair(channels=channels, noise=noise)
-    exact = run(plain, *inputs)
-    assert max(relative_errors(run(info_nce_flash, *inputs), exact)) < 1e-11
-    assert max(relative_errors(run(info_nce_flash, *inputs, torch.float32), exact)) < tolerance
-
-
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_gradients_are_derivatives(function, temperature):
+def test_gradients_are_derivatives(temperature):
     features, reference = pair(2, 7, 3)
     inputs = features.requires_grad_(), reference.requires_grad_()
-    assert torch.autograd.gradcheck(lambda f, r: function(f, r, temperature), inputs)
+    assert torch.autograd.gradcheck(lambda f, r: chunked(f, r, temperature), inputs)
 
 
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
-def test_one_position_is_always_right(function):
-    estimate, *gradients = run(function, *pair(3, 1))
+def test_one_position_is_always_right():
+    estimate, *gradients = run(chunked, *pair(3, 1))
     torch.testing.assert_close(estimate, torch.zeros(3).double())
     for gradient in gradients:
         torch.testing.assert_close(gradient, torch.zeros(3, 1, 32).double())
@@ -103,15 +91,14 @@ def test_chance():
     assert float(rank.double().mean()) == pytest.approx(1000.5, rel=0.03)
 
 
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
-def test_length_and_order_do_not_matter(function):
+def test_length_and_order_do_not_matter():
     features, reference = pair()
-    expected = function(features, reference)
+    expected = chunked(features, reference)
     scales = pair(channels=1)[0].exp()
-    torch.testing.assert_close(function(features * scales, reference / scales), expected)
+    torch.testing.assert_close(chunked(features * scales, reference / scales), expected)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(function(features[:, order], reference[:, order]), expected)
-    assert (function(features, reference[:, order]) < expected - 1).all()
+    torch.testing.assert_close(chunked(features[:, order], reference[:, order]), expected)
+    assert (chunked(features, reference[:, order]) < expected - 1).all()
 
 
 def test_look_alikes_are_each_others_negatives():
@@ -121,28 +108,26 @@ def test_look_alikes_are_each_others_negatives():
     assert (rank == 3).all()
 
 
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
-def test_zero_rows_have_no_direction(function):
+def test_zero_rows_have_no_direction():
     features, reference = pair()
     features[0, 3] = reference[1, 7] = 0
     expected, *_ = run(plain, features, reference)
-    estimate, gradient, reference_gradient = run(function, features, reference)
+    estimate, gradient, reference_gradient = run(chunked, features, reference)
     torch.testing.assert_close(estimate, expected)
     assert not gradient[0, 3].any() and not reference_gradient[1, 7].any()
     assert gradient[0, :3].all() and gradient.abs().max() < 1
 
 
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
-def test_autocast_and_bfloat16_leave_the_logits_float32(function):
+def test_autocast_and_bfloat16_leave_the_logits_float32():
     inputs = pair()
-    expected = run(function, *inputs, torch.float32)
+    expected = run(chunked, *inputs, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = run(function, *inputs, torch.float32)
+        ours = run(chunked, *inputs, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     rounded = [x.bfloat16() for x in inputs]
-    ours = run(function, *rounded, torch.bfloat16)
+    ours = run(chunked, *rounded, torch.bfloat16)
     assert [x.dtype for x in ours] == [torch.float32, torch.bfloat16, torch.bfloat16]
-    assert torch.equal(ours[0], function(*(x.float() for x in rounded)))
+    assert torch.equal(ours[0], chunked(*(x.float() for x in rounded)))
 
 
 class Largest(TorchDispatchMode):
@@ -159,13 +144,12 @@ class Largest(TorchDispatchMode):
 
 def test_the_matrix_of_all_pairs_never_exists():
     inputs, sizes = pair(1, 600, 8), {}
-    for function in (plain, chunked, info_nce_flash):
+    for function in (plain, chunked):
         with Largest() as largest:
             run(function, *inputs, torch.float32, **({"chunk": 16} if function is chunked else {}))
         sizes[function] = largest.numel
     assert sizes[plain] == 600 * 600  # the tool sees it where it is
     assert sizes[chunked] == 16 * 600
-    assert sizes[info_nce_flash] == 601 * 16  # with the second positive, and channels up to a multiple of 8
 
 
 def test_a_fixed_reference_costs_no_gradient():
@@ -177,22 +161,17 @@ def test_a_fixed_reference_costs_no_gradient():
         assert counter.get_total_flops() == products * 2 * 50 * 50 * 8
 
 
-@pytest.mark.parametrize("function", [chunked, info_nce_flash])
 @pytest.mark.parametrize(
-    ("shapes", "temperature", "message"),
+    ("shapes", "options"),
     [
-        (((2, 9, 4), (2, 8, 4)), 0.07, r"same shape .*, got \(2, 9, 4\) and \(2, 8, 4\)"),
-        (((9, 4), (9, 4)), 0.07, "same shape"),
-        (((2, 0, 4), (2, 0, 4)), 0.07, "none of them 0"),
-        (((2, 9, 4), (2, 9, 4)), 0, "temperature must be positive, got 0"),
-        (((2, 9, 4), (2, 9, 4)), math.nan, "temperature must be positive, got nan"),
+        (((2, 9, 4), (2, 8, 4)), {}),
+        (((9, 4), (9, 4)), {}),
+        (((2, 0, 4), (2, 0, 4)), {}),
+        (((2, 9, 4), (2, 9, 4)), {"temperature": 0}),
+        (((2, 9, 4), (2, 9, 4)), {"temperature": math.nan}),
+        (((2, 9, 4), (2, 9, 4)), {"chunk": 0}),
     ],
 )
-def test_bad_input_is_refused(function, shapes, temperature, message):
-    with pytest.raises(UserError, match=message):
-        function(*map(torch.zeros, shapes), temperature)
-
-
-def test_a_chunk_has_positions():
-    with pytest.raises(UserError, match="at least 1, got 0"):
-        info_nce(*pair(), chunk=0)
+def test_bad_input_is_refused(shapes, options):
+    with pytest.raises(ValueError):
+        info_nce(*map(torch.zeros, shapes), **options)

@@ -88,9 +88,7 @@ def test_the_mask_of_one_token_scores_its_share(vlm):
 def test_bad_input_is_named(vlm):
     clip, mask = torch.rand(9, 3, 32, 32), torch.ones(9, 1, 32, 32)
     wide = (torch.rand(9, 3, 16, 32), torch.ones(9, 1, 16, 32), PHRASE, 8.0)
-    with pytest.raises(ValueError, match="clip 1 gives"):
+    with pytest.raises(ValueError, match="one size"):
         attention_over_clips(vlm, [(clip, mask, PHRASE, 8.0), wide])
-    with pytest.raises(ValueError, match="one clip"):
-        attention_over_clips(vlm, [])
     with pytest.raises(ValueError, match="budget"):
         attention_by_layer(vlm, clip, PHRASE, budget_bytes=1000)

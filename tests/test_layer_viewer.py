@@ -69,7 +69,7 @@ def test_a_state_that_cannot_be_shown_is_refused(name, value):
     ("options", "sentence"),
     [
         ({"source": torch.rand(3, 3, 9, 12)}, r"source is .* but edit"),
-        ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "give floating"),
+        ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "must be floating"),
         ({"source": torch.full((3, 3, 9, 13), 255.0)}, "values from 255 to 255"),
         ({"source": torch.full((3, 3, 9, 13), torch.nan)}, "values from nan"),
         ({"fps": 0}, "frame rate"),

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from vera_lite.diagnostics import (
     AttentionCall,
     AttentionShape,
-    AttentionStore,
     CallSite,
     Columns,
     GroupMass,
@@ -25,9 +24,7 @@ from vera_lite.diagnostics import (
     StoreQK,
     entropy,
     exact,
-    store,
 )
-from vera_lite.errors import UserError
 
 MASKS = ["none", "causal", "bool", "additive", "keys", "heads", "floor", "bfloat16"]
 
@@ -242,28 +239,6 @@ def test_the_residual_gives_a_wrong_output_away(mask):
     assert all(measurement(call).residual > 0.03 for measurement in everything)
     call.output[0, 1, 5, 0] = torch.nan
     assert all(math.isnan(measurement(call).residual) for measurement in everything)
-
-
-def test_saved_attention_comes_back(tmp_path):
-    call = make_call(batch=2, kv_heads=2, group=2, mask="bool", dtype=torch.bfloat16)
-    kept = StoreQK(heads=[3, 1])(call)
-    kept.save(tmp_path / "layer.safetensors")
-    again = AttentionStore.load(tmp_path / "layer.safetensors")
-    torch.testing.assert_close(again.tile(None, None), kept.tile(None, None), atol=1e-6, rtol=0)
-    assert (again.site, again.heads, again.residual) == (kept.site, kept.heads, kept.residual)
-    assert os.listdir(tmp_path) == ["layer.safetensors"]
-
-    def breaks(tensors, path, metadata):
-        path.write_text("half")
-        raise KeyboardInterrupt
-
-    with mock.patch.object(store, "save_file", breaks), pytest.raises(KeyboardInterrupt):
-        kept.save(tmp_path / "layer.safetensors")
-    assert AttentionStore.load(tmp_path / "layer.safetensors").scale == kept.scale
-    (tmp_path / "other").write_text("no")
-    for name in ("other", "missing"):
-        with pytest.raises(UserError, match="no saved attention"):
-            AttentionStore.load(tmp_path / name)
 
 
 def test_what_does_not_fit_is_refused():

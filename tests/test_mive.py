@@ -434,7 +434,7 @@ def test_bad_choices_are_refused_by_name(change):
 
 
 def test_layers_must_share_the_width():
-    with pytest.raises(UserError, match="width 32 cannot be made of 3 layers"):
+    with pytest.raises(ValueError, match="width 32 cannot be made of 3 layers"):
         MiVE(MiVEConfig(backbone=SMALL, vlm_layers=(1, 4, -1)))
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -50,13 +50,6 @@ def wan(draw):
 
 
 @st.composite
-def cogvideox(draw):
-    size = (1 + 4 * draw(st.integers(0, 5)), 16 * draw(sides), 16 * draw(sides))
-    words = ["a", "ball", "<pad>"] * draw(st.integers(1, 2))
-    return TokenGrid.cogvideox(*size, words, draw(names), patch_size_t=draw(st.sampled_from([None, 2])))
-
-
-@st.composite
 def vision(draw):
     """A made-up prompt of up to two videos and an image."""
     prompt, kinds, metadata, sizes, grids = [0], [0], [], [], []
@@ -85,11 +78,18 @@ def vision(draw):
     return qwen_vl_grid(inputs, processor, sizes, [(draw(side), draw(side))])
 
 
+def text_and_video() -> TokenGrid:
+    """Two words, then the four tokens of a clip (5, 16, 32)."""
+    video = TokenGrid.wan(5, 16, 32).stream("video")
+    text = TextStream("text", torch.arange(2), ("a", "ball"))
+    return TokenGrid((text, replace(video, positions=2 + video.positions)))
+
+
 def text_grid(words, separator=" "):
     return TokenGrid((TextStream("text", torch.arange(len(words)), tuple(words), separator),))
 
 
-grids = st.one_of(wan(), cogvideox(), vision())
+grids = st.one_of(wan(), vision())
 quick = settings(max_examples=40, deadline=None)
 
 
@@ -228,7 +228,7 @@ def test_words_and_phrases():
 
 
 def test_groups_by_hand():
-    grid = TokenGrid.cogvideox(5, 16, 32, ["a", "ball"])
+    grid = text_and_video()
     tokens = grid.tokens("video")
     mask = torch.zeros(5, 16, 32)
     mask[1:, :, 16:] = 1
@@ -267,7 +267,7 @@ def test_groups_by_hand():
 )
 def test_a_mistake_is_refused(mistake):
     with pytest.raises(ValueError):
-        mistake(TokenGrid.cogvideox(5, 16, 32, ["a", "ball"]))
+        mistake(text_and_video())
 
 
 # --- against video diffusion transformers --------------------------------------------------------
@@ -341,41 +341,6 @@ def test_pixels_through_our_codec_into_the_joint_attention_of_vera():
     changed = changed_tokens(run, clips, *(planted(clips, n, f, 0, y, x) for n, f, y, x in pixels))
     # The edit layer would do as well, but here its latents are also the source, which the composite sees.
     assert changed == [[grid.index(layers[n], f, y, x)] for n, f, y, x in pixels]
-
-
-@pytest.mark.parametrize("patch_size_t", [None, 2])
-def test_cogvideox_of_diffusers(patch_size_t):
-    torch.manual_seed(0)
-    model = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=4,
-        text_embed_dim=8,
-        num_layers=1,
-        sample_width=6,
-        sample_height=4,
-        sample_frames=9,
-        patch_size_t=patch_size_t,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=patch_size_t is not None,
-    )
-    fill = 1 if patch_size_t else 0  # the pipeline's filling, in front of three latent frames
-    x, text = torch.randn(1, 3 + fill, 4, 4, 6), torch.randn(1, 5, 8)
-    grid = TokenGrid.cogvideox(9, 32, 48, list("abcde"), patch_size_t=patch_size_t)
-
-    def run(x, text=text):
-        model(x, text, torch.tensor([500]))
-
-    places = [planted(x, 0, t + fill, 1, y, z) for t, y, z in PLACES]
-    assert changed_tokens(run, x, *places) == [
-        [grid.index("video", 4 * t, 8 * y, 8 * z)] for t, y, z in PLACES
-    ]
-    words = changed_tokens(lambda text: run(x, text), text, planted(text, 0, 3))
-    assert words == [grid.words("d").tolist()]
-    if fill:  # filling shares the tokens of frame 0
-        assert changed_tokens(run, x, planted(x, 0, 0, 1, 2, 3)) == [[grid.index("video", 0, 16, 24)]]
 
 
 # --- against vision language models --------------------------------------------------------------

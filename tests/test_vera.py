@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, branch_state, load_branches
+from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, load_branches
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
@@ -93,6 +93,18 @@ def test_joint_attention_lets_branches_see_each_other(inputs):
 
     assert response(joint=True) == [True, True, True]
     assert response(joint=False) == [False, False, True]
+
+
+def branch_state(model, branch):
+    """One branch as diffusers names and shapes it; shared weights are in every branch."""
+    own, state = model.state_dict(), {}
+    for number in (0, branch):  # what the branch has itself replaces what it shares
+        for name, value in own.items():
+            if match := re.fullmatch(
+                rf"towers\.{number}\.(.*)|(blocks\.\d+\.)branches\.{number}\.(.*)", name
+            ):
+                state[match[1] or match[2] + match[3]] = value
+    return state
 
 
 def test_permuting_branches_permutes_outputs(inputs):
@@ -226,5 +238,5 @@ def test_regeneration_uses_source_mask_and_text(inputs):
 def test_odd_latents_are_refused_in_one_sentence(inputs):
     with pytest.raises(ValueError, match="do not divide into patches"):
         vera()(**inputs | {"latents": inputs["latents"][..., :3]})
-    with pytest.raises(ValueError, match="prediction is velocity or x_0"):
+    with pytest.raises(ValueError, match="prediction is one of velocity, x_0"):
         replace(VeraConfig(backbone=TINY), objective=FlowMatching("noise"))

@@ -322,10 +322,9 @@ def test_a_real_clip_is_taken():
     [
         [0, 1, 2, 3, 4, 6, 7, 8, 9, 10],
         [0, 2, 3, 4, 5, 6, 7, 8, 9, 10],
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 10],
         [0, 1, 2, 3, 4, 6, 8, 10, 12, 14],
     ],
-    ids=["dropped", "dropped first", "dropped last", "slows down"],
+    ids=["dropped", "dropped first", "slows down"],
 )
 def test_variable_rates_are_refused(tmp_path, container, times):
     codec = "mpeg4" if container == "avi" else "libx264"
@@ -339,7 +338,7 @@ def test_variable_rates_are_refused(tmp_path, container, times):
 @pytest.mark.parametrize(
     "times",
     [
-        [0, 33, 72, 100, 133, 171, 200, 233, 270, 300],
+        [0, 33, 86, 100, 133, 171, 200, 233, 270, 300],
         [33 * i for i in range(60)] + [33 * 59 + 34 * i for i in range(1, 60)],
         [0, 33, 33, 67, 100],
         [0, 0, 0],

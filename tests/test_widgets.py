@@ -9,7 +9,7 @@ import pytest
 from traitlets import Bytes, Dict, Int, observe
 
 from vera_lite.errors import UserError
-from vera_lite.widgets.base import Widget
+from vera_lite.widgets.base import Widget, iframe
 
 
 class Echo(Widget):
@@ -43,7 +43,7 @@ def test_a_page_over_budget_names_the_largest_trait():
 
 
 def test_an_iframe_is_one_attribute_and_may_only_run_scripts():
-    frame = Echo(height=321).to_iframe()
+    frame = iframe(Echo().to_static(), 321)
     assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and "height: 321px" in frame
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vera_lite.errors import UserError
+from vera_lite.errors import RANGES, UserError, check_number
 
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
 #: Pipeline of each system of `edit`, and the options that it alone takes.
@@ -52,8 +52,8 @@ def _fail(sentence: str) -> int:
 
 
 def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("the path is empty or holds a null character")
     return Path(text)
 
 
@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         'after a sentence such as "make the blue square green", and mive also after a --reference',
     )
     add("--reference", type=_path, help="mive: picture of the edited first frame")
-    add("--mask", type=_path, help="vera: video or picture, white where the object goes, or on what to keep")
+    add(
+        "--mask",
+        type=_path,
+        help="vera: video or picture, white where the object goes, which takes its shape, or on what to keep",
+    )
     add("--guidance", type=float, help="vera: follow the prompt harder; 1 is off")
     add("--alpha-floor", type=float, help="vera: alpha below this is 0, and the source stays untouched")
 
@@ -140,7 +144,10 @@ def _run(options: dict) -> int:
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0
-    written = _composite(**options) if command == "composite" else _edit(**options)
+    options = {name: value for name, value in options.items() if value is not None}
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
+        written = (_composite if command == "composite" else _edit)(**options)
     print("\nLook at:")
     for path in written:
         print(f"  {path}")
@@ -153,39 +160,61 @@ def _check_files(**paths: Path | None) -> None:
             raise UserError(f"there is no {name} {path}; check the path.")
 
 
-def _edit(system: str, model: Path | None, device: str, **options) -> list[Path]:
+def _sampling(options: dict, *more: str) -> dict:
+    """Take the options that change how a model is sampled out of all options."""
+    changes = {name: options.pop(name) for name in ("steps", *more) if name in options}
+    for name in RANGES.keys() & changes.keys():
+        check_number(name, changes[name])
+    return changes
+
+
+def _edit(system: str, device: str, model: Path | None = None, **options) -> list[Path]:
     name, own = SYSTEMS[system]
-    options = {option: value for option, value in options.items() if value is not None}
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
             raise UserError(f"--{option.replace('_', '-')} cannot be used with --system {system}.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
+    changes = _sampling(options, "guidance", "alpha_floor")
+    from vera_lite.apps.edit import Edit
 
-    from vera_lite import pipelines
-    from vera_lite.apps.edit import edit_file
-
-    device = pipelines.pick_device(device)
-    return edit_file(getattr(pipelines, name).from_pretrained(model).to(device), **options)
+    edit = Edit(**options)
+    kinds = (system, "regeneration") if system == "vera" else (system,)
+    return edit.run(_load(name, model, kinds, device), **changes)
 
 
-def _composite(model: Path | None, device: str, mask_sigma: float | None, **options) -> list[Path]:
-    _check_files(model=model, background=options["background"], mask=options["mask"])
+def _composite(
+    device: str, model: Path | None = None, mask_sigma: float | None = None, **options
+) -> list[Path]:
+    _check_files(model=model, background=options["background"], mask=options.get("mask"))
+    changes = _sampling(options, "paste_back")
+    if mask_sigma is not None and not 0 <= mask_sigma < 1e4:
+        raise UserError(f"--mask-sigma lies in [0, 10000), not {mask_sigma:g}.")
+    from vera_lite.apps.composite import Composite
 
-    from vera_lite import pipelines
-    from vera_lite.apps.composite import composite_file
-
-    device = pipelines.pick_device(device)
-    pipe = pipelines.GenCompositorPipeline.from_pretrained(model).to(device)
+    composite = Composite(**options)
+    pipe = _load("GenCompositorPipeline", model, ("gencompositor",), device)
     if mask_sigma is not None:
         pipe.mask_sigma = mask_sigma or None
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
-        return composite_file(pipe, **options)
+    return composite.run(pipe, **changes)
+
+
+def _load(pipeline: str, model: Path | None, systems: tuple[str, ...], device: str):
+    """A model, once its files are known to be good and everything else is checked."""
+    if model is not None:
+        from vera_lite.apps.inputs import check_model
+
+        check_model(model, systems)
+    from vera_lite import pipelines
+
+    place = pipelines.pick_device(device)
+    return getattr(pipelines, pipeline).from_pretrained(model).to(place)
 
 
 def _export(file: Path, out: Path | None, full: bool) -> Path:
+    if out is not None and out.exists() and file.exists() and out.samefile(file):
+        raise UserError(f"{file} is what is exported: give another --out.")
     if file.suffix == ".ipynb":
         try:
             from vera_lite.apps.export_notebook import export_notebook

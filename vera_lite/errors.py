@@ -1,6 +1,16 @@
 """Errors that a person can mend, and the checks of arguments that all rooms share."""
 
-from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
+
+#: Numbers that a person may choose, and their ranges.
+RANGES = {
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 1000),
+    "shift": (1e-3, 1e3),
+    "guidance": (0, 100),
+    "alpha_floor": (0, 0.999),
+}
+_LONGEST_PROMPT = 2000
 
 
 class UserError(ValueError):
@@ -8,11 +18,31 @@ class UserError(ValueError):
     with 2. Wrong use of the Python API raises ValueError or TypeError instead."""
 
 
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """ValueError if ``value`` is none of ``choices``."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(str, choices))}, not {value!r}.")
+def check_choices(config) -> None:
+    """ValueError if a field of a dataclass is none of the values that its ``Literal`` annotation lists."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
+
+
+def check_number(name: str, value: object) -> None:
+    """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
+    low, high = RANGES[name]
+    whole = isinstance(low, int) and high > 100
+    kind = int if whole else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # refuses nan
+        raise UserError(f"{name} lies in [{low:g}, {high:g}], not {value}.")
+
+
+def check_prompt(text: str) -> None:
+    """UserError if ``text`` says nothing, or more than any model reads."""
+    if not text.strip():
+        raise UserError("the prompt is empty: say what to do.")
+    if len(text) > _LONGEST_PROMPT:
+        raise UserError(
+            f"the prompt has {len(text):,} characters; at most {_LONGEST_PROMPT:,} are read: say it shorter."
+        )
 
 
 def check_tensor(name: str, tensor, *shape: int | str) -> None:

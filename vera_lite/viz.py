@@ -24,6 +24,38 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
+def _grid(
+    rows: Sequence[str], columns: Sequence[str], title: str, width: float, height: float, fontsize: int
+):
+    """A figure with named rows and columns of pictures, without ticks, and its axes by [row][column]."""
+    figure = _figure(width, height, title)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for ax in grid.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, name in zip(grid[:, 0], rows, strict=True):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, name in zip(grid[0], columns, strict=True):
+        ax.set_title(name, fontsize=fontsize)
+    return figure, grid
+
+
+def _style(i: int) -> dict:
+    """The i-th colour, dash and mark."""
+    marks = {"ls": ("-", "--", "-.", ":")[i % 4], "marker": ("o", "s", "^", "D")[i % 4]}
+    return {"color": PALETTE[i % len(PALETTE)], "lw": 2, "ms": 4, **marks}
+
+
+def _open(ax, **labels) -> None:
+    """Axes without a frame at the top and the right."""
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, handles: Sequence, names: Sequence[str]) -> None:
+    columns = min(len(names), 4)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+
+
 def image(frame: Tensor) -> np.ndarray:
     """A frame (1 or 3, H, W) in [0, 1] as (H, W, 3) for imshow."""
     return frame.detach().float().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -46,19 +78,12 @@ def contact_sheet(
     label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
     width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
-    figure = _figure(width, height, title)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes, (name, frames) in zip(grid, rows.items(), strict=True):
+    figure, grid = _grid(list(rows), columns, title, width, height, fontsize=10)
+    for axes, frames in zip(grid, rows.values(), strict=True):
         for ax, frame in zip(axes, frames, strict=True):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_color("0.8")
-            if frame is None:
-                ax.spines[:].set_visible(False)
-            else:
+            ax.spines[:].set(color="0.8", visible=frame is not None)
+            if frame is not None:
                 ax.imshow(image(frame), interpolation="nearest")
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for ax, name in zip(grid[0], columns, strict=True):
-        ax.set_title(name, fontsize=10)
     return figure
 
 
@@ -130,25 +155,20 @@ def heat_maps(
         outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
         label: of the colour bar.
         each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools
-            do; there is no bar then, since colours mean something else in each map.
+            do; then there is no bar.
         side: inches of a map.
     """
     width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75
-    figure = _figure(width, height, title)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    figure, grid = _grid(list(rows), columns, title, width, height, fontsize=9)
     top = max(float(m.max()) for maps in rows.values() for m in maps)
     for axes, (name, maps) in zip(grid, rows.items(), strict=True):
         for ax, values in zip(axes, maps, strict=True):
             scale = {} if each_its_own else {"vmin": 0, "vmax": top}
             shown = ax.imshow(values.detach().float().numpy(), cmap="cividis", extent=(0, 1, 1, 0), **scale)
-            ax.set(xticks=[], yticks=[])
             if outlines and name in outlines:
                 mask = outlines[name].numpy()
                 y, x = ((np.arange(n) + 0.5) / n for n in mask.shape)
                 ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=1.2)
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for ax, name in zip(grid[0], columns, strict=True):
-        ax.set_title(name, fontsize=9)
     if not each_its_own:
         figure.colorbar(shown, ax=grid, shrink=0.9, label=label)
     return figure
@@ -166,27 +186,23 @@ def bands(
     ax = figure.subplots()
     for i, (name, (middle, low, high)) in enumerate(lines.items()):
         at = range(len(middle)) if x is None else x
-        colour = PALETTE[i % len(PALETTE)]
-        ax.plot(at, middle, ("o-", "s--", "^-.", "D:")[i % 4], color=colour, lw=2, ms=4, label=name)
+        ax.plot(at, middle, label=name, **_style(i))
         if low is not None:
-            ax.fill_between(at, low, high, color=colour, alpha=0.2, lw=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    ax.spines[["top", "right"]].set_visible(False)
+            ax.fill_between(at, low, high, color=_style(i)["color"], alpha=0.2, lw=0)
+    _open(ax, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.legend(frameon=False, fontsize=9)
     return figure
 
 
 def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """Lines over steps, each in a colour and a dash of its own."""
+    """Lines over steps, each with its own colour and dash."""
     figure = _figure(6.4, 3.4, title)
     ax = figure.subplots()
     for i, (name, values) in enumerate(lines.items()):
-        style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4]}
-        ax.plot(values, lw=2, label=name, **style)
+        ax.plot(values, label=name, **_style(i) | {"marker": None})
     lowest = min(min(values) for values in lines.values())
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if lowest >= 0 else None)
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(len(lines), 3), frameon=False)
+    _open(ax, xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if lowest >= 0 else None)
+    _legend(figure, ax.lines, list(lines))
     return figure
 
 
@@ -219,13 +235,8 @@ def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("height position")
-    figure.legend(
-        [Patch(color=colour) for colour in PALETTE[:2]],
-        ["composite (number: frame)", "foreground"],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-    )
+    patches = [Patch(color=colour) for colour in PALETTE[:2]]
+    _legend(figure, patches, ["composite (number: frame)", "foreground"])
     return figure
 
 
@@ -249,11 +260,10 @@ def seed_dots(
             if len(seeds):
                 ax.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.6, ms=5)
                 ax.plot([seeds.mean()] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
-        ax.set(title=heading, xlabel=xlabel)
-        ax.title.set_fontsize(10)
+        ax.set_title(heading, fontsize=10)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+        _open(ax, xlabel=xlabel)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[0].invert_yaxis()
     return figure
@@ -284,11 +294,10 @@ def line_panels(
     drawn = {}
     for ax, (heading, lines) in zip(axes, panels.items(), strict=True):
         for name, points in lines.items():
-            i = names.index(name)
+            style = _style(names.index(name)) | {"ms": 5}
             x, seeds = list(points), [sorted(values) for values in points.values()]
             means = [sum(values) / len(values) for values in seeds]
-            style = {"color": PALETTE[i % len(PALETTE)], "ls": ("-", "--", "-.", ":")[i % 4], "lw": 2}
-            (drawn[name],) = ax.plot(x, means, marker=("o", "s", "^", "D")[i % 4], ms=5, label=name, **style)
+            (drawn[name],) = ax.plot(x, means, label=name, **style)
             ax.fill_between(
                 x, [v[0] for v in seeds], [v[-1] for v in seeds], color=style["color"], alpha=0.18, lw=0
             )
@@ -298,15 +307,14 @@ def line_panels(
         if references and heading in references:
             name, value = references[heading]
             drawn[name] = ax.axhline(value, color="0.45", lw=1.2, ls=(0, (1, 2)), label=name)
-        ax.set(xlabel=xlabel)
         ax.set_title(heading, fontsize=10)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(len(drawn), 4), frameon=False)
+        _open(ax, xlabel=xlabel)
+    _legend(figure, list(drawn.values()), list(drawn))
     return figure
 
 
 def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float = 3.0) -> Figure:
-    """Points in a plane side by side, each group in a colour and a mark of its own.
+    """Points in a plane side by side, each group with its own colour and mark.
 
     Args:
         panels: heading -> group -> points (N, 2); all panels have the same groups.
@@ -324,7 +332,7 @@ def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float 
         ax.set_title(heading, fontsize=10)
         ax.spines[:].set_color("0.8")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+    _legend(figure, handles, names)
     return figure
 
 
@@ -352,11 +360,5 @@ def who_sees(
     ax.set_yticks(range(len(readers)), readers)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    figure.legend(
-        [Patch(color=PALETTE[i]) for i in range(len(names))],
-        names,
-        loc="outside lower center",
-        ncols=len(names),
-        frameon=False,
-    )
+    _legend(figure, [Patch(color=PALETTE[i]) for i in range(len(names))], names)
     return figure

@@ -18,6 +18,7 @@ from vera_lite.errors import UserError
 from vera_lite.media.clip import composite, to_uint8
 from vera_lite.media.placement import place
 from vera_lite.media.trajectory import Keyframe, Trajectory
+from vera_lite.widgets.base import iframe
 from vera_lite.widgets.path_editor import PathEditor
 
 CANVAS = ".vera-path-editor canvas"
@@ -546,7 +547,7 @@ def test_json_goes_out_and_in(show, tmp_path):
 
 def test_it_works_inside_a_sandboxed_frame(offline, tmp_path):
     file = tmp_path / "page.html"
-    file.write_text(PathEditor(background()).to_iframe())
+    file.write_text(iframe(PathEditor(background()).to_static(), 780))
     offline.goto(file.as_uri())
     widget = offline.frame_locator("iframe")
     widget.locator("canvas").click(position={"x": 100, "y": 100})

@@ -1,22 +1,148 @@
 """Put a foreground video into a background video file along a path."""
 
+from __future__ import annotations
+
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from tqdm.auto import tqdm
-
-from vera_lite.apps.files import apply_to_file, check_folder, pick, read_mask
-from vera_lite.errors import UserError
-from vera_lite.media.clip import to_float
+from vera_lite.apps.inputs import check_mask, check_out, check_source
+from vera_lite.errors import UserError, check_number
+from vera_lite.media.header import VideoInfo, check_video
 from vera_lite.media.trajectory import Keyframe, Timing, Trajectory, track_point
-from vera_lite.media.video import VideoReader
-from vera_lite.pipelines import GenCompositorPipeline, frame_choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vera_lite.media.video import VideoReader
+    from vera_lite.pipelines import GenCompositorPipeline
 
 _TRACKING_BYTES = 2**28
+_TOY = "toy:"
+
+
+@dataclass
+class Composite:
+    """A composition of files, as it was asked for. Making one checks, without torch, all that can be known
+    before the work.
+
+    Attributes:
+        background: a file with constant frame rate.
+        foreground: a video with an alpha channel; a video and its ``mask``; a folder with ``edit.mkv`` and
+            ``alpha.mkv``, as of a saved :class:`~vera_lite.media.clip.LayeredClip` or of `vera-lite edit`; or
+            "toy:" and words, see :func:`vera_lite.toy.foreground.toy_foreground`. It may have any size,
+            length and place.
+        out: see :func:`.apply_to_file`.
+        path, scale, timing: where the foreground goes, see :func:`read_trajectory`.
+        mask: a video of the foreground's length, or a picture for all its frames; white is the object.
+        seed: of the noise.
+        info: what ``background`` holds.
+        trajectory: the path.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, the path makes no sense, or ``out`` cannot be
+            written.
+    """
+
+    background: str | Path
+    foreground: str | Path
+    out: str | Path
+    path: str | Path
+    scale: str | float | None = None
+    timing: Timing | None = None
+    mask: str | Path | None = None
+    seed: int = 0
+    info: VideoInfo = field(init=False)
+    trajectory: Trajectory = field(init=False)
+
+    def __post_init__(self):
+        check_number("seed", self.seed)
+        self.background = Path(self.background)
+        self.mask = None if self.mask is None else Path(self.mask)
+        is_toy = str(self.foreground).startswith(_TOY)
+        foreground = None if is_toy else Path(self.foreground)
+        path = Path(self.path) if Path(self.path).suffix in (".json", ".txt") else None
+        self.out = check_out(self.out, self.background, foreground, path, self.mask)
+        self.info = check_source(self.background)
+        size = self.info.height, self.info.width
+        self.trajectory = read_trajectory(self.path, self.scale, self.timing, size)
+        if self.trajectory.size != size:
+            height, width = self.trajectory.size
+            raise UserError(
+                f"the path was drawn in a {width}x{height} frame, but the background is {size[1]}x{size[0]}: "
+                "draw it on this background."
+            )
+        if is_toy:
+            if self.mask is not None:
+                raise UserError("a toy object needs no mask: leave --mask away.")
+            return
+        file, mask = self._foreground_files()
+        info = check_video(file)
+        if mask is not None:
+            check_mask(mask, info)
+        elif not info.has_alpha:
+            raise UserError(f"{file} has no alpha channel; give a video that has one, or a mask.")
+
+    def _foreground_files(self) -> tuple[Path, Path | None]:
+        """The foreground's video and mask."""
+        path = Path(self.foreground)
+        if not path.is_dir():
+            return path, self.mask
+        if not (path / "edit.mkv").is_file():
+            raise UserError(f"{path} holds no foreground: it has no edit.mkv.")
+        return path / "edit.mkv", self.mask or path / "alpha.mkv"
+
+    def run(self, pipe: GenCompositorPipeline, **changes) -> list[Path]:
+        """Do the work; see :func:`composite_file`."""
+        from vera_lite.apps.files import apply_to_file
+        from vera_lite.media.video import VideoReader
+
+        pipe.sampling_with(**changes)
+        colour, alpha = self._read_foreground(pipe.clip_size[0])
+        reader, trajectory = VideoReader(self.background, info=self.info), self.trajectory
+        if len(trajectory.keyframes) == 1 and Path(self.path).suffix not in (".json", ".txt"):
+            kept = {"scales": trajectory.scales, "timing": trajectory.timing}
+            trajectory = replace(_tracked(reader, trajectory.keyframes[0]), **kept)
+        asked = {
+            "background": self.background,
+            "foreground": self.foreground,
+            "foreground_mask": self.mask,
+            "path": self.path,
+        }
+        facts = {name: str(value) for name, value in asked.items() if value is not None}
+        facts |= {"scale": self.scale, "timing": trajectory.timing, "mask_sigma": pipe.mask_sigma}
+        return apply_to_file(
+            pipe,
+            reader,
+            (colour, alpha, trajectory),
+            self.out,
+            facts,
+            title=str(self.foreground),
+            trajectory=trajectory,
+            seed=self.seed,
+            **changes,
+        )
+
+    def _read_foreground(self, frames: int) -> tuple[Tensor, Tensor]:
+        """Colour (t, 3, h, w) and alpha (t, 1, h, w) in [0, 1] of the frames that the model sees."""
+        from vera_lite.apps.files import pick, read_mask
+        from vera_lite.media.clip import to_float
+        from vera_lite.media.video import VideoReader
+        from vera_lite.pipelines import frame_choice
+
+        words = str(self.foreground)
+        if words.startswith(_TOY):
+            from vera_lite.toy.foreground import toy_foreground
+
+            side = min(self.info.height, self.info.width)
+            return toy_foreground(words.removeprefix(_TOY), frames, side)
+        file, mask = self._foreground_files()
+        reader = VideoReader(file, "rgba" if mask is None else "rgb")
+        chosen = frame_choice(len(reader), frames)
+        video = to_float(pick(reader, chosen, "reading foreground"))
+        alpha = video[:, 3:] if mask is None else read_mask(mask, reader.info, chosen)
+        return video[:, :3], alpha
 
 
 def composite_file(
@@ -26,77 +152,45 @@ def composite_file(
     out: str | Path,
     *,
     path: str | Path,
-    scale: str | float | None = None,
-    timing: Timing | None = None,
-    mask: str | Path | None = None,
-    seed: int = 0,
-    **changes,
+    **options,
 ) -> list[Path]:
     """Put ``foreground`` into ``background`` and write the results into ``out``.
 
     Args:
         pipe: the model.
-        background: a file with constant frame rate.
-        foreground: a video with an alpha channel; a video and its ``mask``; a folder with ``edit.mkv`` and
-            ``alpha.mkv``, as of a saved :class:`~vera_lite.media.clip.LayeredClip` or of `vera-lite edit`; or
-            "toy:" and words, see :func:`vera_lite.toy.foreground.toy_foreground`. It may have any size,
-            length and place.
-        out: see :func:`.apply_to_file`.
-        path: where the foreground goes, see :func:`read_trajectory`.
-        scale: size of the object there, see :func:`read_trajectory`.
-        timing: see :class:`~vera_lite.media.trajectory.Trajectory`.
-        mask: a video of the foreground's length, or a picture for all its frames; white is the object.
-        seed: of the noise.
-        changes: fields of ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the mask is
-            the decoded background's own, bit for bit; otherwise the whole frame is the model's.
+        background, foreground, out, path: see :class:`Composite`.
+        options: ``scale``, ``timing``, ``mask`` and ``seed`` of :class:`Composite`, and fields of
+            ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the mask is the decoded
+            background's own, bit for bit; otherwise the whole frame is the model's.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: a file cannot be read, or the path or the foreground makes no sense; nothing is written
-            then.
+        UserError: see :class:`Composite`; or the foreground makes no sense. Nothing is written then.
     """
-    pipe.sampling_with(**changes)
-    out = check_folder(out, background, foreground, path, mask)
-    reader = VideoReader(background)
-    trajectory = read_trajectory(path, scale, timing, reader)
-    side = min(reader.info.height, reader.info.width)
-    colour, alpha = _read_foreground(str(foreground), mask, pipe.clip_size[0], side)
-    asked = {"background": background, "foreground": foreground, "foreground_mask": mask, "path": path}
-    facts = {name: str(value) for name, value in asked.items() if value is not None}
-    facts |= {"scale": scale, "timing": trajectory.timing, "mask_sigma": pipe.mask_sigma}
-    return apply_to_file(
-        pipe,
-        reader,
-        (colour, alpha, trajectory),
-        out,
-        facts,
-        title=str(foreground),
-        trajectory=trajectory,
-        seed=seed,
-        **changes,
-    )
+    own = {name: options.pop(name) for name in ("scale", "timing", "mask", "seed") if name in options}
+    return Composite(background, foreground, out, path, **own).run(pipe, **options)
 
 
 def read_trajectory(
-    path: str | Path, scale: str | float | None, timing: Timing | None, background: VideoReader
+    path: str | Path, scale: str | float | None, timing: Timing | None, size: tuple[int, int]
 ) -> Trajectory:
     """The path that a command line means.
 
     Args:
         path: a ``.json`` file of a :class:`.Trajectory`; a ``.txt`` file with one x,y a
             line, as GenCompositor's; or points "x,y x,y ..." in pixels of the background. One point alone
-            is followed through the background, as if the object stood on what is there.
+            is then followed through the background, as if the object stood on what is there.
         scale: a number, or several with commas that are spread over the clip, see ``Trajectory.scales``;
             at 1 a pixel of the foreground is one of the background.
         timing: see :class:`~vera_lite.media.trajectory.Trajectory`.
-        background: the video that it is a path in.
+        size: (H, W) of the background.
 
     Raises:
         UserError: the path or the scale cannot be read, or the file has scales already.
     """
-    size, kind = (background.info.height, background.info.width), Path(path).suffix
+    kind = Path(path).suffix
     if kind in (".json", ".txt"):
         if not Path(path).is_file():
             raise UserError(f"there is no path file {path}.")
@@ -104,11 +198,12 @@ def read_trajectory(
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is no text; draw the path again.") from error
-        trajectory = Trajectory.from_json(text) if kind == ".json" else Trajectory.from_txt(text, size)
+        try:
+            trajectory = Trajectory.from_json(text) if kind == ".json" else Trajectory.from_txt(text, size)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     else:
         trajectory = Trajectory.from_txt("\n".join(str(path).split()), size)
-        if len(trajectory.keyframes) == 1:
-            trajectory = _tracked(background, trajectory.keyframes[0])
     changes = {} if timing is None else {"timing": timing}
     if scale is not None:
         if any(k.scale for k in trajectory.keyframes) or trajectory.scales != (1.0,):
@@ -124,6 +219,10 @@ def read_trajectory(
 
 def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
     """The way of what is at a point in the first frame."""
+    import torch
+    from torch.nn import functional as F
+    from tqdm.auto import tqdm
+
     info = reader.info
     # All frames are needed at once: grey, and smaller for a long video, so that they always fit.
     factor = min(1.0, (_TRACKING_BYTES / (info.frames * info.height * info.width)) ** 0.5)
@@ -146,23 +245,3 @@ def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
             stacklevel=4,
         )
     return Trajectory(tuple(keyframes), (info.height, info.width))
-
-
-def _read_foreground(source: str, mask: str | Path | None, frames: int, side: int) -> tuple[Tensor, Tensor]:
-    """Colour (t, 3, h, w) and alpha (t, 1, h, w) in [0, 1] of the frames that the model sees."""
-    if source.startswith("toy:"):
-        if mask is not None:
-            raise UserError("a toy object needs no mask: leave --mask away.")
-        from vera_lite.toy.foreground import toy_foreground
-
-        return toy_foreground(source.removeprefix("toy:"), frames, side)
-    path = Path(source)
-    if path.is_dir():
-        path, mask = path / "edit.mkv", path / "alpha.mkv" if mask is None else mask
-        if not path.is_file():
-            raise UserError(f"{source} holds no foreground: it has no edit.mkv.")
-    reader = VideoReader(path, alpha=mask is None)
-    chosen = frame_choice(len(reader), frames)
-    video = to_float(pick(tqdm(reader, "reading foreground", unit="frame"), chosen))
-    alpha = video[:, 3:] if mask is None else read_mask(Path(mask), reader.info, chosen)
-    return video[:, :3], alpha

@@ -1,61 +1,98 @@
 """Edit a video file by a sentence."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vera_lite.apps.files import apply_to_file, check_folder, read_mask, read_picture
-from vera_lite.conditioning.phrases import PhraseEncoder
-from vera_lite.errors import UserError
-from vera_lite.media.clip import to_float
-from vera_lite.media.video import VideoReader
-from vera_lite.pipelines import Pipeline, frame_choice
+from vera_lite.apps.inputs import check_mask, check_out, check_source, read_picture
+from vera_lite.errors import check_number, check_prompt
+from vera_lite.media.header import VideoInfo
+
+if TYPE_CHECKING:
+    from vera_lite.pipelines import Pipeline
 
 
-def edit_file(
-    pipe: Pipeline,
-    video: str | Path,
-    prompt: str,
-    out: str | Path,
-    *,
-    mask: str | Path | None = None,
-    reference: str | Path | None = None,
-    seed: int = 0,
-    **changes,
-) -> list[Path]:
+@dataclass
+class Edit:
+    """An edit of a file, as it was asked for. Making one checks, without torch, all that can be known before
+    the work.
+
+    Attributes:
+        video: a file with constant frame rate.
+        prompt: what to do.
+        out: see :func:`.apply_to_file`.
+        mask: of Vera: a video of the same length, or a picture for all frames. The object takes its shape.
+        reference: of MiVE: a picture of the edited first frame, of any size.
+        seed: of the noise.
+        info: what ``video`` holds.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, the prompt is empty, or ``out`` cannot be written.
+    """
+
+    video: str | Path
+    prompt: str
+    out: str | Path
+    mask: str | Path | None = None
+    reference: str | Path | None = None
+    seed: int = 0
+    info: VideoInfo = field(init=False)
+
+    def __post_init__(self):
+        check_prompt(self.prompt)
+        check_number("seed", self.seed)
+        files = [None if v is None else Path(v) for v in (self.video, self.mask, self.reference)]
+        self.video, self.mask, self.reference = files
+        self.out = check_out(self.out, *files)
+        self.info = check_source(self.video)
+        if self.reference is not None:
+            read_picture(self.reference, "reference")
+        if self.mask is not None:
+            check_mask(self.mask, self.info)
+
+    def run(self, pipe: Pipeline, **changes) -> list[Path]:
+        """Do the work; see :func:`edit_file`."""
+        import torch
+
+        from vera_lite.apps.files import apply_to_file, read_mask, shrunk
+        from vera_lite.media.clip import to_float
+        from vera_lite.media.video import VideoReader
+        from vera_lite.pipelines import frame_choice
+
+        pipe.sampling_with(**changes)
+        pipe.check_prompt(self.prompt)
+        given = [self.prompt]
+        if self.reference is not None:
+            given.append(to_float(torch.from_numpy(read_picture(self.reference, "reference"))))
+        reader = VideoReader(self.video, info=self.info)
+        if self.mask is not None:
+            chosen = frame_choice(self.info.frames, pipe.clip_size[0])
+            given.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
+        names = ("video", "prompt", "mask", "reference")
+        facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}
+        facts["source"] = facts.pop("video")
+        return apply_to_file(
+            pipe, reader, given, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
+        )
+
+
+def edit_file(pipe: Pipeline, video: str | Path, prompt: str, out: str | Path, **options) -> list[Path]:
     """Edit ``video`` and write the results into ``out``.
 
     Args:
         pipe: the model. Vera lays an edit over the source: where alpha is 0, a pixel of ``final.mkv`` is the
             decoded source's own, bit for bit. RVEDiT and MiVE draw every frame anew.
-        video: a file with constant frame rate.
-        prompt: what to do.
-        out: see :func:`.apply_to_file`.
-        mask: of Vera: a video of the same length, or a picture for all frames.
-        reference: of MiVE: a picture of the edited first frame, of any size.
-        seed: of the noise.
-        changes: fields of ``pipe.sampling``.
+        video, prompt, out: see :class:`Edit`.
+        options: ``mask``, ``reference`` and ``seed`` of :class:`Edit`, and fields of ``pipe.sampling``.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: a file cannot be read, a setting is out of its range, or the prompt has an unknown word;
-            nothing is written then.
+        UserError: see :class:`Edit`; or a setting is out of its range, or the prompt has an unknown word.
+            Nothing is written then.
     """
-    # What can be refused is refused before the work.
-    pipe.sampling_with(**changes)
-    if not prompt.strip():
-        raise UserError("the prompt is empty: say what to do.")
-    encoder = getattr(pipe, "text_encoder", None)
-    if isinstance(encoder, PhraseEncoder):
-        encoder.parse(prompt)
-    out = check_folder(out, video, mask, reference)
-    given = [prompt]
-    if reference is not None:
-        given.append(to_float(read_picture(Path(reference), "reference")))
-    reader = VideoReader(video)
-    if mask is not None:
-        chosen = frame_choice(reader.info.frames, pipe.clip_size[0])
-        given.append(read_mask(Path(mask), reader.info, chosen))
-    asked = {"source": video, "prompt": prompt, "mask": mask, "reference": reference}
-    facts = {name: str(value) for name, value in asked.items() if value is not None}
-    return apply_to_file(pipe, reader, given, out, facts, title=f"“{prompt}”", seed=seed, **changes)
+    own = {name: options.pop(name) for name in ("mask", "reference", "seed") if name in options}
+    return Edit(video, prompt, out, **own).run(pipe, **options)

@@ -6,38 +6,28 @@ Frames stream through, so memory does not grow with the length of the video.
 import json
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vera_lite.errors import UserError
+from vera_lite.apps.inputs import RESULT_FILES, is_picture, read_picture
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.files import replacing_set
+from vera_lite.media.header import VideoInfo, ffmpeg
 from vera_lite.media.trajectory import Trajectory
-from vera_lite.media.video import VideoInfo, VideoReader, frame_rate
-from vera_lite.media.video_writer import VideoWriter
+from vera_lite.media.video import VideoReader
+from vera_lite.media.video_writer import SOUND_IN_MP4, VideoWriter
 from vera_lite.pipelines import EditResult, Pipeline, frame_choice
 
-#: Everything that a result folder may hold; the last file describes the others.
-RESULT_FILES = (
-    "sheet.png",
-    "final.mp4",
-    "final.mkv",
-    "edit.mkv",
-    "alpha.mkv",
-    "composite.mkv",
-    "mask.mkv",
-    "trajectory.json",
-    "metrics.json",
-)
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _SHEET_FRAMES = 5
 
 
@@ -64,7 +54,8 @@ def apply_to_file(
         reader: the video.
         given: what else the model is given, as for ``pipe.draw``.
         out: folder, made if needed. Gets ``final.mkv`` and the layers of the system (lossless), ``final.mp4``
-            (preview), ``sheet.png`` and ``metrics.json``; they appear together or not at all.
+            (preview, with the source's sound), ``sheet.png`` and ``metrics.json``; they appear together or
+            not at all.
         facts: what the command was asked, kept in ``metrics.json``.
         title: of the sheet.
         trajectory: kept as ``trajectory.json`` and drawn on the sheet.
@@ -72,30 +63,37 @@ def apply_to_file(
         changes: fields of ``pipe.sampling``.
 
     Returns:
-        The files written.
+        The files written. What of the source they do not carry over is a warning each.
     """
     info, sampling = reader.info, pipe.sampling_with(**changes)
-    frame_rate(info.fps)  # one that cannot be written is refused before the work
     started = time.perf_counter()
     chosen = frame_choice(info.frames, pipe.clip_size[0])
-    frames = to_float(pick(tqdm(reader, "reading", unit="frame"), chosen))
+    # A path is in the video's pixels; all else may be shrunk while it is read.
+    frames = (
+        to_float(pick(reader, chosen, "reading"))
+        if trajectory
+        else pick(reader, chosen, "reading", pipe.clip_size[1:])
+    )
     with tqdm(total=sampling.steps, desc="denoising", unit="step") as bar:
         options = {"seed": seed, "callback": lambda _state: bar.update(), **changes}
-        drawing = pipe.draw(frames, *given, frames=info.frames, **options)
+        options |= {"frames": info.frames, "size": (info.height, info.width), "fps": float(info.fps)}
+        drawing = pipe.draw(frames, *given, **options)
     drawn_at = time.perf_counter()
+    del frames
 
-    measured, sheet = _Change(), []
+    measured, sheet, uint8 = _Change(), [], _Pictures()
     moments = sorted(set(frame_choice(info.frames, _SHEET_FRAMES)))
     with replacing_set(out, RESULT_FILES) as folder:
         with ExitStack() as stack:
-            writers = {}
+            writers: dict[str, list[VideoWriter]] = {}
 
             def writer(name: str, kind: str) -> VideoWriter:
-                return stack.enter_context(VideoWriter(folder / name, info.fps, kind))
+                sound = reader.path if kind == "preview" else None
+                return stack.enter_context(VideoWriter(folder / name, info.fps, kind, info, sound))
 
             for t, frame in enumerate(tqdm(reader, "writing", unit="frame")):
                 result = drawing.frame(t, to_float(frame))
-                pictures = _pictures(result)
+                pictures = uint8(result)
                 if not writers:  # the first frame says which layers there are
                     writers = {name: [writer(f"{name}.mkv", "lossless")] for name in pictures}
                     writers["final"].append(writer("final.mp4", "preview"))
@@ -110,6 +108,7 @@ def apply_to_file(
         draw_sheet(sheet, seconds, title, trajectory).save(folder / "sheet.png")
         if trajectory is not None:
             (folder / "trajectory.json").write_text(trajectory.to_json() + "\n")
+        not_carried_over = _not_carried_over(reader.path, info)
         metrics = {
             **facts,
             "seed": seed,
@@ -120,21 +119,47 @@ def apply_to_file(
             "fps": float(info.fps),
             "exact_frames": drawing.exact_frames,
             **measured.metrics(),
+            "sound": [name for name in info.sound if name in SOUND_IN_MP4],
+            "not_carried_over": not_carried_over,
             "seconds_drawing": round(drawn_at - started, 2),
             "seconds_writing": round(time.perf_counter() - drawn_at, 2),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         written = [out / name for name in RESULT_FILES if (folder / name).exists()]
+    for sentence in not_carried_over:
+        warnings.warn(f"{reader.path}: {sentence}.", stacklevel=3)
     return written
 
 
-def _pictures(result: EditResult) -> dict[str, Tensor]:
-    """uint8 pictures of one frame, by the name of their file."""
-    layers = result.layers()
-    layers.pop("matte", None)
-    if result.composite is result.final or "alpha" in layers:  # Vera's composite is not for use
-        layers.pop("composite")
-    return {name: to_uint8(layer) for name, layer in layers.items()}
+def _not_carried_over(path: Path, info: VideoInfo) -> list[str]:
+    """What of a video its result does not have, a sentence each."""
+    sentences = list(info.notes)
+    if info.has_alpha:
+        sentences.append("its alpha channel is left out: the result is opaque")
+    for name in info.sound:
+        if name not in SOUND_IN_MP4:
+            sentences.append(
+                f"its sound ({name}) does not fit into final.mp4; add it with: "
+                + ffmpeg(path, "-i final.mp4 -i", "-map 0:v -map 1:a -c:v copy -c:a aac")
+            )
+    return sentences
+
+
+class _Pictures:
+    """uint8 pictures of a frame, by the name of their file; layers that stay are converted once."""
+
+    def __init__(self):
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, result: EditResult) -> dict[str, Tensor]:
+        layers = result.layers()
+        layers.pop("matte", None)
+        if result.composite is result.final or "alpha" in layers:  # Vera's composite is not for use
+            layers.pop("composite")
+        for name, layer in layers.items():
+            if name not in self._kept or self._kept[name][0] is not layer:
+                self._kept[name] = layer, to_uint8(layer)
+        return {name: self._kept[name][1] for name in layers}
 
 
 class _Change:
@@ -142,17 +167,21 @@ class _Change:
 
     def __init__(self):
         self.error = self.values = self.outside_error = self.outside_values = 0
+        self._matte = self._outside = None
 
     def add(self, source: Tensor, result: EditResult, final: Tensor) -> None:
         """One frame: source and final as uint8, and the result whose alpha or mask is 0 outside."""
-        error = (final.int() - source.int()).square()
-        self.error += int(error.sum())
+        error = torch.maximum(source, final) - torch.minimum(source, final)  # bytes: quick to look through
+        self.error += _square_sum(error)
         self.values += error.numel()
         matte = result.mask if result.alpha is None else result.alpha
-        if matte is not None:
-            outside = (matte == 0).expand_as(error)
-            self.outside_error += int(error[outside].sum())
-            self.outside_values += int(outside.sum())
+        if matte is None:
+            return
+        if matte is not self._matte:
+            self._matte, self._outside = matte, (matte == 0).to(torch.uint8)
+            self._count = 3 * int(self._outside.sum())
+        self.outside_error += _square_sum(error * self._outside)
+        self.outside_values += self._count
 
     def metrics(self) -> dict:
         """Mean squares are of colours in [0, 1]. Outside is where alpha or mask is 0; a system that redraws
@@ -165,74 +194,45 @@ class _Change:
         return metrics
 
 
+def _square_sum(error: Tensor) -> float:
+    """Of bytes; 0 if and only if all are."""
+    if not error.any():
+        return 0.0
+    values = error.flatten().float()
+    return float(values @ values)
+
+
 # --- what is read ------------------------------------------------------------------------------------
 
 
-def check_folder(out: str | Path, *inputs: str | Path | None) -> Path:
-    """The folder for the results, which is made when there are some.
+def pick(
+    reader: VideoReader, chosen: Sequence[int], label: str, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The chosen frames of a video: uint8 (t, C, H, W), or in [0, 1] at another size.
 
-    Raises:
-        UserError: it is a file, or one of the inputs lies in it: writing could replace what is being read.
+    All others are decoded too, so that damage is found now.
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out wants a folder.")
-    for path in inputs:
-        if path is None or not Path(path).exists():
-            continue
-        if out.resolve() in (Path(path).resolve(), Path(path).resolve().parent):
-            raise UserError(f"{path} lies in the folder for the results: give another --out.")
-    return out
-
-
-def pick(frames: Iterable[Tensor], chosen: list[int]) -> Tensor:
-    """The chosen frames of an iterable; all others are decoded too, so that damage is found now."""
-    wanted = set(chosen)
-    kept = {t: frame for t, frame in enumerate(frames) if t in wanted}
+    wanted, kept = set(chosen), {}
+    for t, frame in enumerate(tqdm(reader.decode(), label, total=len(reader), unit="frame")):
+        if t in wanted:
+            pixels = reader.to_tensor(frame)
+            kept[t] = pixels if size is None else shrunk(to_float(pixels)[None], size)[0]
     return torch.stack([kept[t] for t in chosen])
 
 
-def read_mask(path: Path, info: VideoInfo, chosen: list[int]) -> Tensor:
-    """The chosen frames (t, 1, H, W) in [0, 1] of a video, or of a picture that stands for all frames."""
-    if path.suffix.lower() in _PICTURES:
-        mask = read_picture(path, "mask", "L").expand(len(chosen), -1, -1, -1)
+def shrunk(video: Tensor, size: Sequence[int]) -> Tensor:
+    """(T, C, H, W) -> (T, C, h, w), as a pipeline shrinks what it is given."""
+    return F.interpolate(video, size=tuple(size), mode="area")
+
+
+def read_mask(path: Path, info: VideoInfo, chosen: Sequence[int]) -> Tensor:
+    """The chosen frames (t, 1, H, W) in [0, 1] of a video, or of a picture that stands for all frames; see
+    :func:`.check_mask`."""
+    if is_picture(path):
+        mask = torch.from_numpy(read_picture(path, "mask", "L")).expand(len(chosen), -1, -1, -1)
     else:
-        reader = VideoReader(path)
-        if len(reader) != info.frames:
-            raise UserError(f"the mask has {len(reader)} frames, the video {info.frames}; they must agree.")
-        mask = pick(reader, chosen)
-    if mask.shape[-2:] != (info.height, info.width):
-        raise UserError(
-            f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, "
-            f"the video {info.width}x{info.height}; they must agree."
-        )
-    return to_float(mask).mean(1, keepdim=True)
-
-
-def read_picture(path: Path, role: str, mode: str = "RGB") -> Tensor:
-    """A picture file as uint8 (C, H, W), upright as a viewer shows it.
-
-    Args:
-        path: of the file.
-        role: what it is for, as the message says.
-        mode: Pillow's: "RGB" on white, or "L" for one channel, in which transparent is black.
-
-    Raises:
-        UserError: there is no such file, or it is no picture.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no {role} file {path}.")
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                ground = Image.new("RGBA", picture.size, "black" if mode == "L" else "white")
-                picture = Image.alpha_composite(ground, picture)
-            pixels = np.array(picture.convert(mode))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise UserError(f"{path} is no picture that can be read.") from error
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+        mask = pick(VideoReader(path, "grey"), chosen, "reading mask")
+    return to_float(mask)
 
 
 # --- the contact sheet ---------------------------------------------------------------------------------

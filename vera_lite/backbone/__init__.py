@@ -1,7 +1,7 @@
 """Diffusion transformers, readable: Wan's and CogVideoX's."""
 
 from vera_lite.backbone.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from vera_lite.backbone.loading import branch_state, load_branches, load_weights, read_wan
+from vera_lite.backbone.loading import load_branches, load_weights, read_wan
 from vera_lite.backbone.rotary import grid_positions, rotary_table, rotate
 from vera_lite.backbone.wan import (
     WAN_1_3B,
@@ -21,7 +21,6 @@ __all__ = [
     "WanBlock",
     "WanConfig",
     "WanTransformer",
-    "branch_state",
     "grid_positions",
     "load_branches",
     "load_weights",

@@ -4,8 +4,7 @@ Unlike Wan's block it has no cross-attention: text tokens stand before the video
 the same attention and feed-forward layers, and only the modulation by the timestep differs. Built without
 text (``text_embed_dim=None``) it is a plain DiT over video tokens.
 
-As with :class:`~vera_lite.backbone.wan.WanTransformer`, a system walks the three steps embed, blocks and
-head itself, because papers differ in what they put between.
+A system walks the three steps embed, blocks and head itself, because papers differ in what they put between.
 
 Axis letters: B batch, T text tokens, S video tokens, D width, H heads, d = D / H. Parameter names and
 shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
@@ -13,6 +12,7 @@ shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.backbone.rotary import Grid, rotary_table, rotate
-from vera_lite.backbone.wan import attend, sinusoids
+from vera_lite.backbone.wan import FeedForward, attend, sinusoids
 from vera_lite.errors import UserError
 
 
@@ -87,15 +87,15 @@ def axis_widths(channels: int) -> Grid:
     return channels // 4, channels // 8 * 3, channels // 8 * 3
 
 
-def sinusoids_at(positions: Tensor, dim: int, spatial_scale: float = 1.875) -> Tensor:
+def sinusoids_at(positions: Tensor, dim: int) -> Tensor:
     """What CogVideoX adds to the tokens: sines and cosines of t, w and h, (S, 3) -> (S, D).
 
-    Rows and columns are divided by ``spatial_scale``, the released models' interpolation.
+    Rows and columns are divided by 1.875, the released models' interpolation.
     """
     t, h, w = positions.float().unbind(1)
     waves = [
         sinusoids(p, n).roll(n // 2, -1)  # here sines come first
-        for p, n in zip((t, w / spatial_scale, h / spatial_scale), axis_widths(dim), strict=True)
+        for p, n in zip((t, w / 1.875, h / 1.875), axis_widths(dim), strict=True)
     ]
     return torch.cat(waves, 1)
 
@@ -122,7 +122,7 @@ class AdaptiveNorm(nn.Module):
         modulation = self.linear(F.silu(time))[:, None].chunk(len(streams), -1)[::-1]
         shifts, scales, gates = zip(*(m.chunk(3, -1) for m in modulation), strict=True)
         normed = [self.norm(x) * (1 + b) + a for x, a, b in zip(streams, shifts, scales, strict=True)]
-        return normed, gates
+        return normed, list(gates)
 
 
 class Attention(nn.Module):
@@ -168,32 +168,13 @@ def rotate_last(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([x[:, :unplaced], rotate(x[:, unplaced:], rotary)], 1)
 
 
-class FeedForward(nn.Module):
-    """Linear, GELU (tanh), Linear; named as diffusers names it."""
-
-    class _Project(nn.Module):
-        def __init__(self, dim: int):
-            super().__init__()
-            self.proj = nn.Linear(dim, 4 * dim)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.gelu(self.proj(x), approximate="tanh")
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.net = nn.Sequential(self._Project(dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class CogVideoXBlock(nn.Module):
     """Joint self-attention of all streams, then a feed-forward layer, both gated by the timestep."""
 
     def __init__(self, config: CogVideoXConfig):
         super().__init__()
         self.norm1, self.attn1 = AdaptiveNorm(config), Attention(config)
-        self.norm2, self.ff = AdaptiveNorm(config), FeedForward(config.dim)
+        self.norm2, self.ff = AdaptiveNorm(config), FeedForward(config.dim, 4 * config.dim)
 
     def forward(self, streams: list[Tensor], time: Tensor, rotary: Tensor) -> list[Tensor]:
         """
@@ -221,9 +202,11 @@ class PatchEmbed(nn.Module):
     Args:
         config: sizes.
         positions: (n, 3), of all video tokens that the table of added positions covers.
-        foreground_channels: latent channels of a second video with a projection of its own; 0: it passes
-            through the first one's.
+        foreground_channels: latent channels of a second video with its own projection; 0: it passes through
+            the first one's.
     """
+
+    pos_embedding: Tensor
 
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
@@ -255,7 +238,7 @@ class PatchEmbed(nn.Module):
         tokens = self._patches(video, self.proj)
         if foreground is not None:
             tokens = torch.cat([tokens, self._patches(foreground, self.fg_proj or self.proj)], 1)
-        streams = [tokens] if text is None else [self.text_proj(text), tokens]
+        streams = [tokens] if self.text_proj is None else [self.text_proj(text), tokens]
         if self.config.use_learned_positional_embeddings:
             return self._placed(streams, self.config.grid(video.shape))
         return streams
@@ -310,11 +293,7 @@ class AdaptiveNormOut(nn.Module):
 
 
 class CogVideoXTransformer(nn.Module):
-    """Embedding, blocks and head; see the module's docstring for who runs them.
-
-    Args:
-        config, positions, foreground_channels: see :class:`PatchEmbed`.
-    """
+    """Embedding, blocks and head, which a system runs; the arguments are those of :class:`PatchEmbed`."""
 
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
@@ -348,11 +327,9 @@ class CogVideoXTransformer(nn.Module):
 def config_of(model: nn.Module) -> CogVideoXConfig:
     """The config of a ``diffusers.CogVideoXTransformer3DModel``.
 
-    Raises:
-        UserError: a variant that this file does not build: CogVideoX-2B (no rotary positions) or 1.5
-            (patches in time).
+    UserError if it is CogVideoX-2B (no rotary positions) or 1.5 (patches in time).
     """
-    theirs = model.config
+    theirs: Any = model.config
     if not theirs.use_rotary_positional_embeddings or theirs.patch_size_t is not None:
         raise UserError("only CogVideoX 1.0 of 5 B is built here, not the 2 B model and not version 1.5.")
     return CogVideoXConfig(**{f.name: theirs[f.name] for f in fields(CogVideoXConfig)})

@@ -8,11 +8,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vera_lite.backbone.wan import WanConfig, WanTransformer
+from vera_lite.backbone.wan import WanConfig
 from vera_lite.errors import UserError
 
 StateDict = dict[str, Tensor]
@@ -23,8 +22,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
     """Read a folder written by ``diffusers.WanTransformer3DModel.save_pretrained``, sharded or not.
 
-    Of several weight files side by side (an average beside the weights) it reads the one that diffusers
-    would read.
+    Of several weight files (an average beside the weights) it reads the one that diffusers would read.
 
     Raises:
         UserError: the folder holds no such model, or one with image conditioning, which our block lacks.
@@ -52,16 +50,10 @@ def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
 
 
 def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("summed_text.",)) -> None:
-    """Copy a checkpoint into a model.
+    """Copy a checkpoint into a model, in the model's precision.
 
-    Args:
-        model: takes the weights, in its own precision.
-        tensors: by the model's names.
-        new: parameters whose names contain one of these may be missing: they are ours alone and keep
-            what they start with.
-
-    Raises:
-        UserError: names or shapes do not fit.
+    Parameters whose names contain one of ``new`` may be missing: they are ours alone and keep what they start
+    with. UserError if names or shapes do not fit.
     """
     own = model.state_dict()
     missing = {n for n in own.keys() - tensors.keys() if not any(part in n for part in new)}
@@ -81,8 +73,7 @@ def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("
 def load_branches(model: nn.Module, states: list[StateDict]) -> None:
     """Copy a diffusers state dict into each branch of a model; what branches share is the first one's.
 
-    Raises:
-        UserError: names or shapes do not fit.
+    UserError if names or shapes do not fit.
     """
     own, tensors = model.state_dict(), {}
     for branch in reversed(range(len(model.towers))):  # of what is shared, the first branch's wins
@@ -91,15 +82,6 @@ def load_branches(model: nn.Module, states: list[StateDict]) -> None:
             tensors[place if place in own else _place(name, 0)] = value
     branches = ("towers.", "blocks.")
     load_weights(model, tensors, new=("summed_text.", *(n for n in own if not n.startswith(branches))))
-
-
-def branch_state(model: nn.Module, branch: int) -> StateDict:
-    """The inverse: one branch as diffusers names and shapes it; shared weights are in every branch."""
-    with torch.device("meta"):
-        names = WanTransformer(model.config.backbone).state_dict()
-    own, branch = model.state_dict(), branch % len(model.towers)
-    places = {n: (_place(n, branch), _place(n, 0)) for n in names if "summed_text" not in n}
-    return {n: next(own[p] for p in place if p in own) for n, place in places.items()}
 
 
 def _place(name: str, branch: int) -> str:

@@ -1,10 +1,8 @@
-"""Rotary position embedding in three dimensions: one function of positions, for Wan and for CogVideoX.
+"""Rotary position embedding in three dimensions (RoFormer, arXiv 2104.09864), for Wan and for CogVideoX.
 
-A head's channels are pairs. Pair k of an axis with n channels turns by the angle p * w_k, where p is the
-token's position on that axis and w_k = theta^(-2k / n). The attention logit of two tokens then depends on
-the difference of their positions alone (RoFormer, arXiv 2104.09864).
-
-All in real float32 numbers: complex ones have no code under Inductor, ONNX and MPS, float64 none on MPS.
+Pair k of the n channels of an axis turns by the angle p * w_k, with p the token's position on that axis and
+w_k = 10000^(-2k / n). The attention logit of two tokens then depends on the difference of their positions
+alone. Real float32 numbers, because Inductor, ONNX and MPS lack complex ones, and MPS float64.
 """
 
 import torch
@@ -14,46 +12,34 @@ Grid = tuple[int, int, int]
 
 
 def grid_positions(grid: Grid, offset: Grid = (0, 0, 0), device: torch.device | None = None) -> Tensor:
-    """Positions t, h, w of every token of a (t, h, w) grid, time outermost: (S, 3).
-
-    Args:
-        grid: tokens along t, h, w.
-        offset: added to all positions. Streams with disjoint ranges can be distinguished (ERoPE).
-        device: of the result.
-    """
+    """Positions t, h, w of every token of a (t, h, w) grid, time outermost, plus ``offset``: (S, 3)."""
     axes = (torch.arange(a, a + n, device=device) for a, n in zip(offset, grid, strict=True))
     return torch.cartesian_prod(*axes).view(-1, 3)
 
 
-def rotary_table(positions: Tensor, widths: Grid, theta: float = 10000.0) -> Tensor:
+def rotary_table(positions: Tensor, widths: Grid) -> Tensor:
     """Cosines and sines for :func:`rotate`.
 
     Args:
         positions: (S, 3), t, h, w of each token.
-        widths: channels of a head that each axis turns, all even. Their sum is d, the width of a head.
-        theta: base of the frequencies.
+        widths: even numbers of channels that t, h and w turn; their sum is d, the width of a head.
 
     Returns:
-        (2, S, d) float32. [0] holds cos(p w_k) twice per pair; [1] holds -sin(p w_k), +sin(p w_k).
+        (2, S, d) float32. Per pair, [0] holds cos(p w_k) twice and [1] holds -sin(p w_k), sin(p w_k).
     """
     angles = []
     for position, width in zip(positions.float().unbind(1), widths, strict=True):
         exponent = torch.arange(0, width, 2, device=positions.device).float() / width
-        angles.append(torch.outer(position, theta**-exponent))
+        angles.append(torch.outer(position, 10000.0**-exponent))
     angle = torch.cat(angles, 1)
     cos, sin = angle.cos(), angle.sin()
     return torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1))).flatten(-2)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channels (a, b) into (a cos - b sin, a sin + b cos).
+    """Turn neighbouring channels (a, b) of x (..., S, H, d) into (a cos - b sin, a sin + b cos).
 
-    Args:
-        x: (..., S, H, d).
-        table: (2, S, d), from :func:`rotary_table`.
-
-    Returns:
-        Tensor of x's shape and dtype.
+    ``table`` (2, S, d) comes from :func:`rotary_table`; the result has x's shape and dtype.
     """
     return _Rotation.apply(x, table)
 

@@ -4,14 +4,15 @@
     blocks:  self-attention, cross-attention to the text, feed-forward; modulated by the time
     head:    tokens -> prediction
 
-A system may walk these three steps itself and put its own between them. Modules, parameter names and
-shapes are those of ``diffusers.WanTransformer3DModel``, so state dicts go either way as they are.
+A system may walk these three steps itself and put its own between them. Parameter names and shapes are
+those of ``diffusers.WanTransformer3DModel``.
 
-Axis letters: B batch, S tokens, T text tokens, G runs of tokens with one timestep, D width, H heads,
-d = D / H.
+Axis letters: B batch, S tokens, T text tokens, G runs of tokens with one timestep, D width, H heads of
+d channels.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,8 +89,8 @@ WAN_TI2V_5B = WanConfig(num_attention_heads=24, ffn_dim=14336, in_channels=48, o
 def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
     """Timesteps (B,) or (B, S) as runs of equal neighbours: one per run (B, G), and the runs' lengths.
 
-    Wan2.1 gives one timestep per clip. Wan2.2-TI2V gives one per token, but only a few differ (clean first
-    frame, noisy rest). A dense (B, S, 6D) modulation would take gigabytes to say the same.
+    Wan2.2-TI2V gives one timestep per token, but only a few differ (clean first frame, noisy rest). A
+    modulation per token, (B, S, 6D), would take gigabytes.
     """
     if timestep.ndim == 1:
         return timestep[:, None], [tokens]
@@ -136,8 +137,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = No
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight in the input's precision: under autocast it has no fused kernel for two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps)
+
+
 class Attention(nn.Module):
-    """Projections and norms of one attention. Norms run over the whole width, across heads."""
+    """Projections (B, S, D) -> (B, S, H, d) and back. Norms run over the whole width, across heads."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -145,20 +153,15 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # "to_out.0", as in diffusers
-        self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
 
     def queries(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
-        q = self.to_q(x)
-        return self.norm_q(q).type_as(q).unflatten(-1, (self.heads, -1))
+        return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
 
     def keys(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
-        k = self.to_k(x)
-        return self.norm_k(k).type_as(k).unflatten(-1, (self.heads, -1))
+        return self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
 
     def values(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, H, d)."""
         return self.to_v(x).unflatten(-1, (self.heads, -1))
 
     def out(self, attended: Tensor) -> Tensor:
@@ -170,10 +173,11 @@ class SelfAttention(Attention):
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)
-        return tuple(y.transpose(1, 2) for y in qkv)
+        q, k, v = (y.transpose(1, 2) for y in qkv)
+        return q, k, v
 
     def forward(self, x: Tensor, rotary: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) as in :func:`attend` -> (B, S, D)."""
+        """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) -> (B, S, D)."""
         return self.out(attend(*self.project(x, rotary), key_padding_mask))
 
 
@@ -187,26 +191,18 @@ class CrossAttention(Attention):
     def forward(
         self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        """x (B, S, D), text (B, T, D) or its :meth:`memory`, key_padding_mask (B, T) as in :func:`attend` ->
-        (B, S, D)."""
+        """x (B, S, D), text (B, T, D) or its :meth:`memory`, key_padding_mask (B, T) -> (B, S, D)."""
         k, v = text if isinstance(text, tuple) else self.memory(text)
         return self.out(attend(self.queries(x).transpose(1, 2), k, v, key_padding_mask))
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh), Linear; named as diffusers names it."""
-
-    class _Project(nn.Module):
-        def __init__(self, dim: int, inner: int):
-            super().__init__()
-            self.proj = nn.Linear(dim, inner)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.gelu(self.proj(x), approximate="tanh")
+    """Linear, GELU (tanh), Linear: (B, S, D) -> (B, S, D); named as diffusers names them."""
 
     def __init__(self, dim: int, inner: int):
         super().__init__()
-        self.net = nn.Sequential(self._Project(dim, inner), nn.Identity(), nn.Linear(inner, dim))
+        first = nn.Sequential(OrderedDict(proj=nn.Linear(dim, inner), gelu=nn.GELU("tanh")))
+        self.net = nn.Sequential(first, nn.Identity(), nn.Linear(inner, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -227,7 +223,7 @@ class WanBlock(Float32):
         dim = config.dim
         self.eps = config.eps
         self.attn1 = SelfAttention(config)
-        self.attn2 = self.norm2 = None
+        self.attn2, self.norm2 = None, nn.Identity()
         if config.cross_attention:
             self.attn2 = CrossAttention(config)
             self.norm2 = Float32LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
@@ -283,11 +279,7 @@ class WanBlock(Float32):
 class PatchEmbedding(nn.Conv3d):
     """Latents (B, C, t, h, w) -> tokens (B, S, D), in the precision of the weights.
 
-    Windows of this convolution do not overlap: one matrix product does the same, and faster.
-
-    Args:
-        config: sizes.
-        zero: start at zero, for a condition that is added to the tokens of a pretrained model.
+    ``zero``: start at zero, for a condition that is added to the tokens of a pretrained model.
     """
 
     def __init__(self, config: WanConfig, zero: bool = False):
@@ -297,8 +289,9 @@ class PatchEmbedding(nn.Conv3d):
 
     def forward(self, latents: Tensor) -> Tensor:
         (p, q, r), latents = self.kernel_size, latents.type_as(self.weight)
+        # Windows do not overlap: one matrix product does the same as the convolution, and faster. Under
+        # autocast, too, the residual stream keeps the precision of the weights.
         rows = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
-        # Under autocast, too, the residual stream keeps the precision of the weights.
         return F.linear(rows, self.weight.flatten(1), self.bias).type_as(self.weight)
 
 
@@ -332,26 +325,18 @@ class TextEmbedder(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, T, text_dim) -> (B, T, D)."""
-        return self.linear_2(F.gelu(self.linear_1(text.to(self.linear_1.weight)), approximate="tanh"))
+        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
 class Conditions(NamedTuple):
-    """What conditions all blocks.
+    """What conditions the head (``time``) and all blocks (``modulation``, ``text``)."""
 
-    Attributes:
-        time: time embeddings of the runs (B, G, D), float32, for the head.
-        modulation: their six projections (B, G, 6, D), float32, for the blocks.
-        text: text features (B, T, D); None in a model without text embedding.
-    """
-
-    time: Tensor
-    modulation: Tensor
-    text: Tensor | None
+    time: Tensor  # of each run, (B, G, D) float32
+    modulation: Tensor  # its six projections, (B, G, 6, D) float32
+    text: Tensor | None  # (B, T, D); None in a model without text embedding
 
 
 class ConditionEmbedder(nn.Module):
-    """Embeds timesteps and text features."""
-
     def __init__(self, config: WanConfig):
         super().__init__()
         dim = config.dim
@@ -370,8 +355,9 @@ class ConditionEmbedder(nn.Module):
         if self.text_embedder is not None:
             text = self.text_embedder(text)
         time = self.time_embedder(timestep)
-        if self.summed_text is not None:
-            time = time + self.summed_text((text if summed is None else summed).sum(1, keepdim=True))
+        summed = text if summed is None else summed
+        if self.summed_text is not None and summed is not None:
+            time = time + self.summed_text(summed.sum(1, keepdim=True))
         return Conditions(time, self.time_proj(F.silu(time)).unflatten(-1, (6, -1)), text)
 
 
@@ -379,11 +365,7 @@ class ConditionEmbedder(nn.Module):
 
 
 class WanTransformer(Float32):
-    """Wan's video transformer.
-
-    Args:
-        config: sizes.
-    """
+    """Wan's video transformer."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -400,8 +382,8 @@ class WanTransformer(Float32):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.proj_out.weight)  # an untrained network predicts zero
-        if config.summed_text:
-            nn.init.zeros_(self.condition_embedder.summed_text.weight)
+        if (summed_text := self.condition_embedder.summed_text) is not None:
+            nn.init.zeros_(summed_text.weight)
 
     def forward(
         self,
@@ -428,7 +410,7 @@ class WanTransformer(Float32):
         x = (x + added_tokens).type_as(x)
         values, runs = timestep_runs(timestep, x.shape[1])  # (B, G)
         own_text = self.config.text_dim is not None
-        conditions = self.condition_embedder(values, text if own_text else None, summed)
+        conditions = self.condition_embedder(values, text.to(x) if own_text else None, summed)
         contexts = [conditions.text] * len(self.blocks) if own_text else text
         rotary = self.rotary(grid_positions(grid, device=x.device))
         for block, context in zip(self.blocks, contexts, strict=True):

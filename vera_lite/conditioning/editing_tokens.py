@@ -18,17 +18,11 @@ from vera_lite.errors import UserError
 
 
 class Context(NamedTuple):
-    """What the VLM says about an edit, in the width D of the video model.
+    """What the VLM says about an edit, in the width D of the video model."""
 
-    Attributes:
-        editing: X_e (B, K, D).
-        video: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
-        text: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
-    """
-
-    editing: Tensor
-    video: Tensor
-    text: Tensor
+    editing: Tensor  #: X_e (B, K, D).
+    video: Tensor  #: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
+    text: Tensor  #: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
 
 
 class Connector(nn.Sequential):
@@ -48,9 +42,9 @@ class EditingTokens(nn.Module):
         dim: D, of the video model's context.
         tokens: K; 512 in the paper, for video.
         text_tokens: W; longer instructions are refused.
-        read: "queries" takes the places of the queries. "last" takes the last K places of the sequence, as
-            Kiwi-Edit's code does: its chat template closes the user's turn with more tokens, so that the
-            first queries are missed and those closing tokens read instead.
+        read: "queries": the places of the queries. "last": the last K places of the sequence, as in
+            Kiwi-Edit's code: its chat template closes the user's turn with more tokens, so it misses the
+            first queries and reads the closing tokens.
     """
 
     def __init__(
@@ -62,8 +56,6 @@ class EditingTokens(nn.Module):
         read: Literal["queries", "last"] = "queries",
     ):
         super().__init__()
-        if read not in ("queries", "last"):
-            raise UserError(f"read is queries or last, not {read!r}.")
         self.tokens, self.text_tokens, self.read = tokens, text_tokens, read
         self.queries = nn.Parameter(0.02 * torch.randn(tokens, vlm_dim))
         self.connector, self.native_connector = Connector(vlm_dim, dim), Connector(vlm_dim, dim)
@@ -71,7 +63,7 @@ class EditingTokens(nn.Module):
     def prompt(
         self, vlm: VisionLanguageModel, clips: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0
     ) -> dict[str, Tensor]:
-        """The VLM's inputs for clips (T, 3, H, W) in [0, 1] and what is said about them.
+        """The VLM's inputs for clips (T, 3, H, W) in [0, 1] and their instructions.
 
         Returns:
             Tensors that :meth:`forward` takes.
@@ -79,8 +71,8 @@ class EditingTokens(nn.Module):
         Raises:
             UserError: as :func:`~vera_lite.conditioning.vision_language.chat`.
         """
-        # Any token that no text holds will do: the queries take its place. (Kiwi-Edit begins with a system
-        # prompt and puts no space before the queries. Ours has no system prompt, and a space.)
+        # Kiwi-Edit begins with a system prompt and puts no space before the queries. Ours has no system
+        # prompt, and a space.
         placeholder = placeholder_of(vlm)
         dialogues = [[(text + " " + placeholder * self.tokens, None)] for text in texts]
         prompt = chat(
@@ -103,8 +95,8 @@ class EditingTokens(nn.Module):
         start = int(places[0].int().argmax())  # rows are padded on the left: all end together
         if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
             raise UserError(f"the prompt was made for another number of editing tokens than {self.tokens}.")
-        # Found for the whole prompt: in time, Qwen2.5-VL's videos reach beyond the first words after them, so
-        # that counting on from the largest position so far would leave a gap.
+        # Found for the whole prompt: Qwen2.5-VL's videos reach beyond the first words after them in time, so
+        # counting on from the largest position so far would leave a gap.
         position, _ = model.get_rope_index(**prompt)  # (3, B, L)
         before = {n: v[:, :start] if v.shape == tokens.shape else v for n, v in prompt.items()}
         learned = any(p.requires_grad for p in vlm.model.parameters())

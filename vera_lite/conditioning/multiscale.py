@@ -11,27 +11,22 @@ No token is dropped or merged: N_c is the length of the prompt.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
-from vera_lite.errors import UserError
 
 
 class Reading(NamedTuple):
-    """What a VLM makes of B prompts. Shorter prompts are padded at their end.
+    """What a VLM makes of B prompts. Shorter prompts are padded at their end."""
 
-    Attributes:
-        layers: phi_l of each chosen layer, (B, N_c, D_vlm).
-        text, visual: (B, N_c), True where a token is a word (or a mark), or stands for pixels; padding is
-            neither.
-    """
-
-    layers: tuple[Tensor, ...]
-    text: Tensor
-    visual: Tensor
+    layers: tuple[Tensor, ...]  #: phi_l of each chosen layer, (B, N_c, D_vlm).
+    text: Tensor  #: (B, N_c), True where a token is a word or a mark.
+    visual: Tensor  #: (B, N_c), True where a token stands for pixels; padding is neither.
 
 
 def read(
@@ -41,29 +36,26 @@ def read(
     images: Sequence[Tensor],
     layers: Sequence[int] = (1, -1),
     frames: int | None = None,
+    fps: float = 8.0,
 ) -> Reading:
-    """Let a VLM read reference image, video and instruction in one prompt, and keep chosen layers only.
-
-    Nothing is learned here: no gradient is kept.
+    """Let a VLM read reference image, video and instruction in one prompt; keep chosen layers, no gradients.
 
     Args:
-        vlm: e.g. the toy one in the package.
+        vlm: the model.
         clips: (T, 3, H, W) in [0, 1] each.
         texts: what is to be done to each.
         images: reference pictures (3, H, W) in [0, 1], shown before the clips.
         layers: numbered as transformers numbers ``hidden_states``: 0 is the embedded input, l the output of
             the l-th of L layers, and L (or -1) what the final norm makes of the last.
         frames: how many frames of each clip are shown, spread evenly; None leaves it to the processor.
+        fps: frames per second of the clips, from which the VLM is told when a frame is shown.
 
     Raises:
-        UserError: the model has no such layer, or a word is unknown to the toy model.
+        ValueError: the model has no such layer, or a word is unknown to the toy model.
     """
-    shown = vlm.sample_frames
-    if frames is not None:
-        clips = [clip[torch.linspace(0, len(clip) - 1, frames).round().long()] for clip in clips]
-        shown = False
+    shown = vlm.sample_frames if frames is None else frames
     dialogues = [[(text, None)] for text in texts]
-    prompt = chat(vlm.processor, clips, dialogues, images, sample_frames=shown, to_be_answered=False).tensors
+    prompt = chat(vlm.processor, clips, dialogues, images, fps, shown, to_be_answered=False).tensors
     prompt = {name: value.to(vlm.model.device) for name, value in prompt.items()}
     hidden = hidden_states(vlm, layers, prompt)
     tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
@@ -83,31 +75,20 @@ def hidden_states(vlm: VisionLanguageModel, layers: Sequence[int], prompt: dict[
     transformers' ``output_hidden_states`` would keep all layers until the end of the pass.
     """
     tower = vlm.model.model.language_model
-    depth = len(tower.layers)
-    for layer in layers:
-        if not -depth - 1 <= layer <= depth:
-            raise UserError(
-                f"the vision-language model has hidden states {-depth - 1} to {depth}, not {layer}."
-            )
+    depth, kept = len(tower.layers), {}
+    if not all(-depth - 1 <= layer <= depth for layer in layers):
+        raise ValueError(f"layers lie in {-depth - 1} .. {depth}, got {tuple(layers)}.")
     numbers = [layer % (depth + 1) for layer in layers]
-    kept: dict[int, Tensor] = {}
-    hooks = []
-    for number in set(numbers):
-        if number == 0:
-            hook = tower.layers[0].register_forward_pre_hook(lambda _m, inputs: kept.update({0: inputs[0]}))
-        else:
-            module = tower.norm if number == depth else tower.layers[number - 1]
 
-            def keep(_module, _inputs, output, number=number) -> None:
-                kept[number] = output[0] if isinstance(output, tuple) else output
+    def keep(number: int, _module, inputs: tuple, output) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        kept[number] = output if number else inputs[0]
 
-            hook = module.register_forward_hook(keep)
-        hooks.append(hook)
-    try:
+    with ExitStack() as hooks:
+        for number in set(numbers):
+            module = tower.norm if number == depth else tower.layers[max(number - 1, 0)]
+            hooks.callback(module.register_forward_hook(partial(keep, number)).remove)
         vlm.model.model(**prompt, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [kept[number] for number in numbers]
 
 
@@ -123,7 +104,7 @@ class MultiscaleContext(nn.Module):
     def __init__(self, vlm_dim: int, dim: int, layers: int):
         super().__init__()
         if layers < 1 or dim % layers:
-            raise UserError(f"a context of width {dim} cannot be made of {layers} layers of equal width.")
+            raise ValueError(f"a context of width {dim} cannot be made of {layers} layers of equal width.")
         self.norms = nn.ModuleList(nn.RMSNorm(vlm_dim, eps=1e-6) for _ in range(layers))
         self.projections = nn.ModuleList(nn.Linear(vlm_dim, dim // layers) for _ in range(layers))
         self.fusion = nn.Linear(dim, dim)

@@ -19,9 +19,9 @@ class PhraseEncoder:
     """Prompts -> one-hot features (B, max_phrases, text_dim); unused rows are zero, as Wan pads.
 
     Args:
-        phrases: what the model knows, in the order of the features. Append only: weights depend on it.
+        phrases: what the model knows, in the order of the features, on which its weights depend.
         synonyms: other words for some of the phrases.
-        fillers: words that are passed over.
+        fillers: words that are ignored.
         max_phrases: how many phrases a prompt may name.
     """
 
@@ -62,7 +62,7 @@ class PhraseEncoder:
             else:
                 n = 1
                 if words[i] not in self.fillers:
-                    close = difflib.get_close_matches(words[i], self.phrases, n=3)
+                    close = difflib.get_close_matches(words[i], self.phrases, n=3, cutoff=0.7)
                     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
                     raise UserError(f"unknown word {words[i]!r} in {prompt!r}.{hint} {self._known()}")
             i += n
@@ -76,11 +76,7 @@ class PhraseEncoder:
         return f"Known: {', '.join(self.phrases)}."
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Features (B, max_phrases, text_dim). The empty prompt is allowed and encodes as zeros.
-
-        Raises:
-            UserError: see :meth:`parse`.
-        """
+        """Features (B, max_phrases, text_dim); zeros for the empty prompt. Errors as :meth:`parse`."""
         features = torch.zeros(len(prompts), self.max_phrases, self.text_dim)
         for row, prompt in zip(features, prompts, strict=True):
             for slot, phrase in enumerate(self.parse(prompt) if prompt.strip() else []):

@@ -21,11 +21,10 @@ TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given: ``tensors`` are its keyword arguments, ``metadata`` says for each clip
-    which frames were sampled (``frames_indices``)."""
+    """What the model is given."""
 
-    tensors: dict[str, Tensor]
-    metadata: list
+    tensors: dict[str, Tensor]  # its keyword arguments
+    metadata: list  # of each clip: which frames were sampled (``frames_indices``)
 
 
 #: A question and its answer; None: the model is to answer.
@@ -38,18 +37,19 @@ def chat(
     dialogues: Sequence[Sequence[Turn]],
     images: Sequence[Tensor | None] | None = None,
     fps: float = 8.0,
-    sample_frames: bool = True,
+    sample_frames: bool | int = True,
     to_be_answered: bool = True,
 ) -> Prompt:
-    """Put clips and what is said about them into the chat form of a model: [image,] clip, turns.
+    """Clips and dialogues about them in the chat form of a model: [image,] clip, turns.
 
     Args:
         processor: of the model.
         clips: (T, 3, H, W) in [0, 1] each.
         dialogues: one or more turns about each clip; only the last may lack its answer.
         images: (3, H, W) in [0, 1] each, shown before the clip; None for none.
-        fps: frames a second of the clips.
-        sample_frames: let the processor choose frames, at its own rate; off: every frame is shown.
+        fps: frames per second of the clips.
+        sample_frames: let the processor choose frames, at its own rate; off: every frame is shown; a number:
+            so many, spread evenly. The model is told the time in the clip of each frame that it sees.
         to_be_answered: begin the answer that a last turn lacks; off: the prompt ends with the user's turn,
             for reading features.
 
@@ -72,16 +72,19 @@ def chat(
             content = []
         open_ended = to_be_answered and turns[-1][1] is None
         rows.append(processor.apply_chat_template(messages, add_generation_prompt=open_ended))
+    shown = [torch.arange(len(clip)) for clip in clips]
+    if sample_frames is not True and sample_frames:
+        shown = [torch.linspace(0, len(clip) - 1, sample_frames).round().long() for clip in clips]
     inputs = processor(
         text=rows,
         images=[to_uint8(image) for image in images if image is not None] or None,
-        videos=[to_uint8(clip) for clip in clips],
+        videos=[to_uint8(clip[indices]) for clip, indices in zip(clips, shown, strict=True)],
         video_metadata=[
-            VideoMetadata(total_num_frames=len(clip), fps=fps, frames_indices=list(range(len(clip))))
-            for clip in clips
+            VideoMetadata(total_num_frames=len(clip), fps=fps, frames_indices=indices.tolist())
+            for clip, indices in zip(clips, shown, strict=True)
         ],
         return_metadata=True,
-        **({} if sample_frames else {"do_sample_frames": False}),
+        **({} if sample_frames is True else {"do_sample_frames": False}),
         return_tensors="pt",
         padding=True,
         # What is to be continued ends together; in training all rows start together.
@@ -90,17 +93,29 @@ def chat(
     metadata = inputs.pop("video_metadata")
     unknown = processor.tokenizer.unk_token_id
     if unknown is not None and (inputs["input_ids"] == unknown).any():
-        _refuse(processor.tokenizer, [said for turns in dialogues for turn in turns for said in turn if said])
+        for text in (said for turns in dialogues for turn in turns for said in turn if said):
+            _check_vocabulary(processor.tokenizer, text)
     return Prompt(dict(inputs), metadata)
 
 
-def _refuse(tokenizer, texts: Sequence[str]) -> None:
-    for text in texts:
-        for word in text.split():
-            if tokenizer.unk_token_id in tokenizer(word)["input_ids"]:
-                close = difflib.get_close_matches(word.lower(), tokenizer.get_vocab(), n=3)
-                hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-                raise UserError(f"unknown word {word!r} in {text!r}.{hint}")
+def check_words(tokenizer, text: str) -> None:
+    """UserError if a person's text holds a mark of the model's own, or a word that a tokenizer of whole words
+    does not have."""
+    for mark in tokenizer.get_added_vocab():
+        if mark in text:
+            raise UserError(f"{mark!r} in the prompt is a mark of the model's own: leave it out.")
+    if tokenizer.unk_token_id is not None:
+        _check_vocabulary(tokenizer, text)
+
+
+def _check_vocabulary(tokenizer, text: str) -> None:
+    """UserError if a word of a text has no token of its own; characters that are passed over count too."""
+    for word in text.split():
+        if "".join(tokenizer.tokenize(word)).lower() != word.lower():
+            words = sorted(known for known in tokenizer.get_vocab() if known.isalpha() and len(known) > 1)
+            close = difflib.get_close_matches(word.lower(), words, n=3, cutoff=0.75)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise UserError(f"unknown word {word[:40]!r} in the prompt.{hint} Known: {', '.join(words)}.")
 
 
 class VisionLanguageModel:
@@ -121,10 +136,9 @@ class VisionLanguageModel:
 
         Args:
             name: a local folder, or a model of the Hub: "Qwen/Qwen3-VL-8B-Instruct",
-                "Qwen/Qwen2.5-VL-3B-Instruct" and "zai-org/GLM-4.6V-Flash" are of classes that are tested
-                on tiny random weights (the checkpoints themselves are not); None is the toy model in the
-                package.
-            download: fetch what is not on this machine yet. Off: nothing touches the network.
+                "Qwen/Qwen2.5-VL-3B-Instruct" and "zai-org/GLM-4.6V-Flash" are tested with tiny random
+                weights, not with the checkpoints; None is the toy model in the package.
+            download: fetch what is not on this machine yet. Without it, nothing touches the network.
             kwargs: for the model, e.g. ``dtype=torch.bfloat16, device_map="auto"``.
 
         Raises:

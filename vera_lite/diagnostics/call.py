@@ -7,43 +7,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CallSite:
-    """Where an attention call happened.
+    """Where an attention call happened."""
 
-    Attributes:
-        module: qualified name of the innermost module that made the call, e.g. ``blocks.3.attn1``.
-        call: number of the call inside this module during one call of the tapped model. Wan's
-            image-to-video block calls twice in one cross-attention, Qwen's vision tower once per slot.
-        step: number of the call of the tapped model: the denoising step, or the decoding step.
-    """
-
-    module: str
+    module: str  #: qualified name of the innermost module that made the call, e.g. ``blocks.3.attn1``.
+    #: number of the call inside this module during one call of the tapped model. Wan's image-to-video block
+    #: calls twice in one cross-attention, Qwen's vision tower once per slot.
     call: int = 0
-    step: int = 0
+    step: int = 0  #: number of the call of the tapped model: the denoising step, or the decoding step.
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """Arguments and result of one ``scaled_dot_product_attention`` call.
-
-    Attributes:
-        site: where.
-        query: (B, H, Q, d), after positions were applied.
-        key: (B, Hk, K, d); Hk divides H (grouped queries).
-        value: (B, Hk, K, dv).
-        mask: None, bool (True = may look) or additive, broadcastable to (B, H, Q, K).
-        is_causal: query i sees keys 0..i, as the kernel defines it.
-        scale: factor of the logits.
-        output: (B, H, Q, dv), the kernel's own.
-    """
+    """Arguments and result of one ``scaled_dot_product_attention`` call."""
 
     site: CallSite
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    is_causal: bool
-    scale: float
-    output: Tensor
+    query: Tensor  #: (B, H, Q, d), after positions were applied.
+    key: Tensor  #: (B, Hk, K, d); Hk divides H (grouped queries).
+    value: Tensor  #: (B, Hk, K, dv).
+    mask: Tensor | None  #: None, bool (True = visible) or additive, broadcastable to (B, H, Q, K).
+    is_causal: bool  #: query i sees keys 0..i, as the kernel defines it.
+    scale: float  #: factor of the logits.
+    output: Tensor  #: (B, H, Q, dv), the kernel's own.
 
 
 def without_repeats(mask: Tensor) -> Tensor:
@@ -53,15 +37,7 @@ def without_repeats(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of an attention call: all that its cost depends on.
-
-    Attributes:
-        module, step: as in :class:`CallSite`.
-        batch, heads, kv_heads, queries, keys, head_dim, value_dim: sizes.
-        itemsize: bytes of a number in Q, K and V.
-        mask_bytes: of the mask as given, before it is broadcast; 0 without one.
-        is_causal: see :class:`AttentionCall`.
-    """
+    """Sizes of an attention call: all that its cost depends on. Module and step as in :class:`CallSite`."""
 
     module: str
     batch: int
@@ -71,9 +47,9 @@ class AttentionShape:
     keys: int
     head_dim: int
     value_dim: int
-    itemsize: int = 4
-    mask_bytes: int = 0
-    is_causal: bool = False
+    itemsize: int = 4  #: bytes of a number in Q, K and V.
+    mask_bytes: int = 0  #: of the mask as given, before it is broadcast; 0 without one.
+    is_causal: bool = False  #: see :class:`AttentionCall`.
     step: int = 0
 
     @classmethod
@@ -103,35 +79,22 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a measurement takes on one call.
+    """What a measurement takes on one call."""
 
-    Attributes:
-        result_bytes: of what it returns, exactly.
-        transient_bytes: on top of it, while it runs.
-        flops: of its matrix products.
-    """
-
-    result_bytes: int
-    transient_bytes: int
-    flops: int
+    result_bytes: int  #: of what it returns, exactly.
+    transient_bytes: int  #: on top of it, while it runs.
+    flops: int  #: of its matrix products.
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """What a measurement returned.
-
-    Attributes:
-        site: where.
-        heads: which heads, in the order of ``values``.
-        values: float32 on the CPU; the measurement says of what shape.
-        residual: largest absolute difference between A V, recomputed from what was measured, and the
-            kernel's own output. About 1e-6 where the model runs in float32. In bfloat16 it is the
-            rounding of the kernel's output, about 1e-2 of the largest value.
-        names: of the groups.
-    """
+    """What a measurement returned."""
 
     site: CallSite
-    heads: tuple[int, ...]
-    values: Tensor
+    heads: tuple[int, ...]  #: which heads, in the order of ``values``.
+    values: Tensor  #: float32 on the CPU; the measurement says of what shape.
+    #: largest absolute difference between A V, recomputed from what was measured, and the kernel's own
+    #: output. About 1e-6 where the model runs in float32. In bfloat16 it is the rounding of the kernel's
+    #: output, about 1e-2 of the largest value.
     residual: float
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  #: of the groups.

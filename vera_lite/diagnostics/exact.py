@@ -41,17 +41,9 @@ def masked_logits(
     keys: Tensor | slice,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Masked logits of some queries and keys of one head, in float32.
+    """Masked float32 logits (B, b, c) of b queries and c keys of one head, free to be overwritten.
 
-    Args:
-        query, key: (B, Q, d) and (B, K, d), any precision.
-        mask: (B, Q, K) or None.
-        is_causal, scale: as in :class:`AttentionCall`.
-        queries, keys: which; b and c of them.
-        out: where to, (B, b, c).
-
-    Returns:
-        (B, b, c), free to be overwritten.
+    Query is (B, Q, d), key (B, K, d), mask (B, Q, K) or None; ``out`` takes the result.
     """
     query_block, key_block = query[:, queries].float(), key[:, keys].float()
     zero = query_block.new_zeros(1, 1, 1)
@@ -82,8 +74,8 @@ class ExactHead:
     def blocks(self, queries: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Exact rows of A, all by default: indices (b,), weights (B, b, K), maximum and total (B, b, 1).
 
-        weights = exp(logits - maximum) / total. The two are not joined into a logsumexp, which would lose
-        the total where a mask adds -3e38 to a whole row. The next block overwrites the weights.
+        weights = exp(logits - maximum) / total; a logsumexp of both would lose the total where a mask adds
+        -3e38 to a whole row. The next block overwrites the weights.
         """
         call, (batch, count, _), keys = self.call, self.query.shape, self.key.shape[1]
         queries = torch.arange(count) if queries is None else queries

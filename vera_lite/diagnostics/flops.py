@@ -10,19 +10,12 @@ from vera_lite.backbone.wan import WanConfig
 
 
 class ForwardFlops(NamedTuple):
-    """FLOPs of one forward pass; a multiplication and its addition are two.
+    """FLOPs of one forward pass; a multiplication and its addition are two."""
 
-    Attributes:
-        embedding: patches, timesteps and text into tokens, and the head back into latents.
-        linear: linear layers of the blocks, with the text's keys and values.
-        self_attention: the two matrix products of self-attention in all blocks.
-        cross_attention: those of cross-attention.
-    """
-
-    embedding: int
-    linear: int
-    self_attention: int
-    cross_attention: int
+    embedding: int  #: patches, timesteps and text into tokens, and the head back into latents.
+    linear: int  #: linear layers of the blocks, with the text's keys and values.
+    self_attention: int  #: the two matrix products of self-attention in all blocks.
+    cross_attention: int  #: those of cross-attention.
 
     @property
     def total(self) -> int:
@@ -44,12 +37,11 @@ def forward_flops(
     share_text_kv: bool = False,
     share_condition_embedder: bool = False,
 ) -> ForwardFlops:
-    """Predict the FLOPs of one forward pass of :class:`~vera_lite.backbone.wan.WanTransformer`, or of
-    N of them that attend jointly.
+    """Predict the FLOPs of one forward pass of a Wan transformer, or of N that may attend jointly.
 
-    Only matrix products count, as in ``torch.utils.flop_counter``. With N branches, B clips, S
-    tokens a branch, T text tokens, width D, feed-forward width F, L blocks and M text memories (1
-    if all branches read the same keys and values, else N):
+    Only matrix products count, as in ``torch.utils.flop_counter``. With N ``branches``, B clips, S tokens per
+    branch (those of ``latent_size`` (t, h, w), and ``context_tokens``), T text tokens, width D, feed-forward
+    width F, L blocks and M text memories (1 if all branches read the same keys and values, else N):
 
         linear          = L B (12 N S D^2 + 4 N S D F + 4 M T D^2)
         self-attention  = L B 4 (N S)^2 D        joint
@@ -59,24 +51,15 @@ def forward_flops(
     Joint attention grows with N^2, all else with N: for long videos it is nearly the whole cost. A
     training step takes about three forward passes, four with full checkpointing.
 
-    The embeddings count too. With G timesteps, E condition embedders (1 if shared, else one an
-    expert), P sinusoids, text of width W, C channels in and O out, and c latent cells in a token:
+    With G ``timesteps`` (runs of tokens with equal timestep), E condition embedders (1 if shared, else one
+    per set of weights, ``experts``: N or 1), P sinusoids, text of width W, C channels in and O out, and c
+    latent cells per token (context tokens are not embedded):
 
         embedding = 2 B N S c D (C + O) + 2 B E (G (P D + 7 D^2) + T (W D + D^2))
 
     ``config.summed_text`` adds 2 B E D^2. Without text embedding T is the length of every block's context,
-    and its own terms are missing here. Without cross-attention 12 becomes 8, and the blocks' terms with T go.
-
-    Args:
-        config: sizes of one branch.
-        latent_size: (t, h, w) of the latents.
-        text_tokens: T.
-        branches: N.
-        batch: B.
-        timesteps: G, runs of tokens with equal timestep; 1 unless timesteps are given per token.
-        context_tokens: how many of S are no patches, and so not in the embedding: MiVE's context.
-        experts: sets of weights, N or 1.
-        joint, share_text_kv, share_condition_embedder: see :class:`vera_lite.systems.vera.VeraConfig`.
+    and its own terms are missing here. Without cross-attention 12 becomes 8, and the blocks' terms with T
+    vanish.
     """
     experts = branches if experts is None else experts
     depth, dim, inner = config.num_layers, config.dim, config.ffn_dim
@@ -85,7 +68,7 @@ def forward_flops(
     p, q, r = config.patch_size
     channels = (config.in_channels + config.out_channels) * p * q * r
     embedders = 1 if share_condition_embedder else experts
-    # An expert of its own for the keys, or a text embedding of its own: then so is the memory.
+    # Branches share keys and values only if they share the text embedding and the projections.
     memories = branches if embedders > 1 or (experts > 1 and not share_text_kv) else 1
 
     time = timesteps * (config.freq_dim * dim + 7 * dim**2)

@@ -28,22 +28,17 @@ DECODER_LAYERS = _LAYER + r"\.self_attn$"
 
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
-    """Where a phrase looks in one clip.
+    """Where a phrase looks in one clip."""
 
-    Attributes:
-        grid: of the prompt; its stream "video" is the clip.
-        attention: (L, H, S) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before
-            heads are averaged).
-        similarity: reading -> (L, N), products of the hidden states that each layer returns; see
-            :func:`vera_lite.diagnostics.scores.similarity_map`. The last layer's are taken before the
-            model's final norm (transformers' ``hidden_states[-1]`` are not), so that all compare.
-        residual: (L,) largest difference between attention * values and the kernel's own output.
-    """
-
-    grid: TokenGrid
+    grid: TokenGrid  #: of the prompt; its stream "video" is the clip.
+    #: (L, H, S) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before heads are
+    #: averaged).
     attention: Tensor
+    #: reading -> (L, N), products of the hidden states that each layer returns; see
+    #: :func:`vera_lite.diagnostics.scores.similarity_map`. The last layer's are taken before the model's
+    #: final norm (transformers' ``hidden_states[-1]`` are not), so that all compare.
     similarity: dict[str, Tensor]
-    residual: Tensor
+    residual: Tensor  #: (L,) largest difference between attention * values and the kernel's own output.
 
     @property
     def to_clip(self) -> Tensor:
@@ -65,14 +60,13 @@ def attention_by_layer(
     Args:
         vlm: the model.
         clip: (T, 3, H, W) in [0, 1].
-        text: said about the clip, such as "the person in the video".
+        text: about the clip, such as "the person in the video".
         phrase: part of the text whose tokens are followed; all of it by default.
         budget_bytes: for the attention rows; see :class:`vera_lite.diagnostics.plan.CapturePlan`.
         fps: frames per second of the clip.
 
     Raises:
-        ValueError: the phrase is not in the text, the rows would go over the budget, or no decoder layer
-            could be seen.
+        ValueError: the phrase is not in the text, or the rows would go over the budget.
     """
     prompt = vlm.prompt([clip], [text], fps=fps)
     inputs = {k: v.cpu() for k, v in prompt.tensors.items()} | {"video_metadata": prompt.metadata}
@@ -105,19 +99,12 @@ def attention_by_layer(
 
 @dataclass(frozen=True, eq=False)
 class ClipAttention:
-    """:class:`LayerAttention` of C clips at one grid, to be scored by :mod:`vera_lite.diagnostics.scores`.
+    """:class:`LayerAttention` of C clips at one grid, to be scored by :mod:`vera_lite.diagnostics.scores`."""
 
-    Attributes:
-        attention: (C, L, H, N) to the clip's tokens.
-        similarity: reading -> (C, L, N).
-        coverage: (C, N) share of each token that the named thing covers.
-        residual: (C, L).
-    """
-
-    attention: Tensor
-    similarity: dict[str, Tensor]
-    coverage: Tensor
-    residual: Tensor
+    attention: Tensor  #: (C, L, H, N) to the clip's tokens.
+    similarity: dict[str, Tensor]  #: reading -> (C, L, N).
+    coverage: Tensor  #: (C, N) share of each token that the named thing covers.
+    residual: Tensor  #: (C, L).
 
     @property
     def heat(self) -> Tensor:
@@ -130,13 +117,8 @@ def attention_over_clips(
 ) -> ClipAttention:
     """:func:`attention_by_layer` of every clip with its text.
 
-    Args:
-        vlm: the model.
-        clips: one by one, a clip (T, 3, H, W) in [0, 1], the mask (T, 1, H, W) of the thing that the
-            text names, the text, and the clip's frames per second. All must have one size and length.
-
-    Raises:
-        ValueError: no clips, or clips that give different numbers of tokens.
+    Each of ``clips`` is a video (T, 3, H, W) in [0, 1], the mask (T, 1, H, W) of the thing that the text
+    names, the text, and frames per second. ValueError if clips differ in size or length.
     """
     attention, similarity, coverage, residual = [], [], [], []
     for clip, mask, text, fps in clips:
@@ -146,12 +128,7 @@ def attention_over_clips(
         coverage.append(found.grid.coverage("video", mask))
         residual.append(found.residual)
         if len(coverage[-1]) != len(coverage[0]):
-            raise ValueError(
-                f"clip {len(coverage) - 1} gives {len(coverage[-1])} tokens, the first {len(coverage[0])}: "
-                "crop or resize the clips to one size and number of frames."
-            )
-    if not coverage:
-        raise ValueError("give one clip at least.")
+            raise ValueError("crop or resize the clips to one size and number of frames.")
     return ClipAttention(
         torch.stack(attention),
         {reading: torch.stack([s[reading] for s in similarity]) for reading in similarity[0]},

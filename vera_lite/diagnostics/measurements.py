@@ -1,7 +1,6 @@
 """Questions to one attention call, answered exactly without the full matrix of weights A.
 
-A measurement takes an :class:`AttentionCall` and never touches it. Every result carries a residual: A V,
-recomputed from what was measured, against the kernel's own output.
+Every result carries a residual: A V, recomputed from what was measured, against the kernel's own output.
 
     Rows       where does this query look?             chosen rows of A
     GroupMass  how much does it give to that group?    A summed over groups of keys, for every query
@@ -73,25 +72,29 @@ def _one_hot(labels: Tensor, groups: int) -> Tensor:
     return (labels[:, None] == torch.arange(groups)).float()
 
 
+def _reduced_rows(call: AttentionCall, index: int, values: Tensor, reduce: Callable) -> list[float]:
+    """Fill values (B, Q, n) of one head with what ``reduce`` makes of its rows; return residuals."""
+    head, residuals = ExactHead(call, index), []
+    for block, weights, _, _ in head.blocks():
+        residuals.append(head.residual(weights, block))
+        reduced, expected = reduce(weights, block), (len(values), len(block), values.shape[-1])
+        if reduced.shape != expected:
+            raise ValueError(f"reduce must return {expected}, not {tuple(reduced.shape)}.")
+        values[:, block.cpu()] = reduced.float().cpu()
+    return residuals
+
+
 # --- measurements ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement:
-    """What all measurements share.
-
-    Args:
-        heads: which; all by default.
-    """
+    """What all measurements share: ``heads``, which ones to measure, all by default."""
 
     heads: Sequence[int] | None = None
 
     def __call__(self, call: AttentionCall) -> "Capture | AttentionStore":
-        """Measure one call.
-
-        Raises:
-            ValueError: the measurement does not fit the call, e.g. it has labels for another number of keys.
-        """
+        """Measure one call. ValueError if it does not fit, such as labels for another number of keys."""
         shape = AttentionShape.of(call)
         self.cost(shape)
         # The model may run under autocast, which would round our float32 products.
@@ -99,11 +102,7 @@ class Measurement:
             return self._measure(call, self._heads(shape))
 
     def cost(self, shape: AttentionShape) -> Cost:
-        """What it would take on a call of this shape.
-
-        Raises:
-            ValueError: the measurement does not fit the call.
-        """
+        """What it would take on a call of this shape. ValueError if it does not fit."""
         raise NotImplementedError
 
     def _measure(self, call: AttentionCall, heads: tuple[int, ...]) -> "Capture | AttentionStore":
@@ -135,14 +134,9 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Measurement):
-    """Whole rows of A: what chosen queries look at. Values (B, H, R, K).
+    """Whole rows of A: what chosen queries look at. Values (B, H, R, K)."""
 
-    Args:
-        queries: R indices.
-        heads: which; all by default.
-    """
-
-    queries: Sequence[int] | Tensor
+    queries: Sequence[int] | Tensor  #: R indices.
 
     def __post_init__(self):
         object.__setattr__(self, "queries", whole_numbers("queries", self.queries))
@@ -170,18 +164,12 @@ class GroupMass(Measurement):
 
     The model's fused kernel is called again in float32, with V replaced by one-hot columns that say which
     group a key is in. Columns that the groups leave free take columns of the real V, whose output must be
-    the kernel's: a check of every query at no cost. Two kinds of calls go through blocks of exact rows
-    instead: those with a mask, for which the kernel would write the mask out in full, and those whose head
-    size does not divide by 8.
-
-    Args:
-        groups: (K,) labels 0 .. m - 1, or -1 for keys in no group.
-        names: of the groups; their numbers by default. A named group may be empty.
-        heads: which; all by default.
+    the kernel's: a check of every query at no cost. Calls with a mask, which the kernel would write out in
+    full, and head sizes that do not divide by 8 go through blocks of exact rows.
     """
 
-    groups: Tensor
-    names: Sequence[str] | None = None
+    groups: Tensor  #: (K,) labels 0 .. m - 1, or -1 for keys in no group.
+    names: Sequence[str] | None = None  #: of the groups, which may be empty; their numbers by default.
 
     def __post_init__(self):
         groups, names = _labels(self.groups, self.names)
@@ -239,12 +227,8 @@ class GroupMass(Measurement):
         return residuals
 
     def _by_blocks(self, call: AttentionCall, index: int, values: Tensor) -> list[float]:
-        head, residuals = ExactHead(call, index), []
-        columns = _one_hot(self.groups, len(self.names)).to(head.key)
-        for block, weights, _, _ in head.blocks():
-            values[:, block.cpu()] = (weights @ columns).cpu()
-            residuals.append(head.residual(weights, block))
-        return residuals
+        columns = _one_hot(self.groups, len(self.names)).to(call.query.device)
+        return _reduced_rows(call, index, values, lambda weights, _: weights @ columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,17 +236,11 @@ class Columns(Measurement):
     """How much attention every key receives from an average query of each group. Values (B, H, m, K).
 
     The mean over the group, not the sum: it compares groups of different sizes, and each (b, h, m) sums to
-    1 as a row does. Blocks of rows take a quarter of the CPU time of the other exact way, the gradient
-    with respect to V. The residual compares the group's mean output.
-
-    Args:
-        groups: (Q,) labels 0 .. m - 1 of the queries, or -1 for queries in no group.
-        names: of the groups; their numbers by default.
-        heads: which; all by default.
+    1 as a row does. The residual compares the group's mean output.
     """
 
-    groups: Tensor
-    names: Sequence[str] | None = None
+    groups: Tensor  #: (Q,) labels 0 .. m - 1 of the queries, or -1 for queries in no group.
+    names: Sequence[str] | None = None  #: of the groups; their numbers by default.
 
     def __post_init__(self):
         groups, names = _labels(self.groups, self.names)
@@ -296,17 +274,11 @@ class Columns(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class RowReduce(Measurement):
-    """Anything that reads whole rows of A: each block is reduced at once. Values (B, H, Q, n).
+    """Anything that reads whole rows of A: each block is reduced at once. Values (B, H, Q, n)."""
 
-    Args:
-        reduce: (weights (B, b, K) of one head, indices (b,) of its queries) -> (B, b, n). Its cost counts
-            two more blocks of memory for it.
-        width: n.
-        heads: which; all by default.
-    """
-
+    #: (weights (B, b, K) of one head, indices (b,) of its queries) -> (B, b, n); may take two more blocks.
     reduce: Callable[[Tensor, Tensor], Tensor]
-    width: int = 1
+    width: int = 1  #: n.
 
     def cost(self, shape: AttentionShape) -> Cost:
         heads = len(self._heads(shape))
@@ -317,12 +289,4 @@ class RowReduce(Measurement):
         return self._capture(call, heads, call.query.shape[2], self.width)
 
     def _measure_head(self, call, index, values):
-        head, residuals = ExactHead(call, index), []
-        for block, weights, _, _ in head.blocks():
-            residuals.append(head.residual(weights, block))
-            reduced = self.reduce(weights, block)
-            expected = (len(values), len(block), self.width)
-            if reduced.shape != expected:
-                raise ValueError(f"reduce must return {expected}, not {tuple(reduced.shape)}.")
-            values[:, block.cpu()] = reduced.float().cpu()
-        return residuals
+        return _reduced_rows(call, index, values, self.reduce)

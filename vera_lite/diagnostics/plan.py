@@ -23,20 +23,14 @@ from vera_lite.diagnostics.tap import Tap
 
 
 class Entry(NamedTuple):
-    """One line of a plan.
+    """One line of a plan."""
 
-    Attributes:
-        where: regular expression, searched for in the module's qualified name. The measurement must fit
-            every call that matches; one that does not fit is an error, not passed over.
-        measurement: what to measure there.
-        name: of the captures; ``where`` by default.
-        steps: of the model's calls, which; all by default.
-    """
-
+    #: regular expression, searched for in the module's qualified name. The measurement must fit every call
+    #: that matches; one that does not fit is an error, not passed over.
     where: str
-    measurement: Measurement
-    name: str | None = None
-    steps: Collection[int] | None = None
+    measurement: Measurement  #: what to measure there.
+    name: str | None = None  #: of the captures; ``where`` by default.
+    steps: Collection[int] | None = None  #: of the model's calls, which; all by default.
 
     @property
     def label(self) -> str:
@@ -54,35 +48,21 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class EntryEstimate:
-    """What one entry of a plan takes.
-
-    Attributes:
-        name: of the entry.
-        calls: how many it measures.
-        stored_bytes: of all its captures.
-        transient_bytes: the largest, while one of them is made.
-        flops: of all its measurements.
-    """
+    """What one entry of a plan takes."""
 
     name: str
-    calls: int
-    stored_bytes: int
-    transient_bytes: int
-    flops: int
+    calls: int  #: how many it measures.
+    stored_bytes: int  #: of all its captures.
+    transient_bytes: int  #: the largest, while one of them is made.
+    flops: int  #: of all its measurements.
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan takes; ``print`` shows it as a table.
+    """What a plan takes; ``print`` shows it as a table."""
 
-    Attributes:
-        entries: in the plan's order.
-        model_flops: of the model's own attention calls.
-        budget_bytes: of the plan.
-    """
-
-    entries: tuple[EntryEstimate, ...]
-    model_flops: int
+    entries: tuple[EntryEstimate, ...]  #: in the plan's order.
+    model_flops: int  #: of the model's own attention calls.
     budget_bytes: int
 
     @property
@@ -97,8 +77,7 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Everything stored, and the largest transient: the most that memory can grow by. It grows by
-        less where the model's own peak lies before the last capture."""
+        """Everything stored, and the largest transient: the most that memory can grow by."""
         return self.total.stored_bytes + self.total.transient_bytes
 
     def __str__(self) -> str:
@@ -128,8 +107,8 @@ class CapturePlan:
         stored_bytes: of the captures.
 
     Raises:
-        ValueError: no entry, two of one name, or a ``where`` that is no regular expression; during capture
-            a call that would go over budget, before it is measured, or one that a measurement does not fit.
+        ValueError: no entry, or two of one name; during capture a call that would go over budget, before it
+            is measured, or one that a measurement does not fit.
     """
 
     def __init__(self, entries: Sequence[Entry | tuple], budget_bytes: int):
@@ -139,11 +118,6 @@ class CapturePlan:
         self.captures: dict[str, list[Capture | AttentionStore]] = {e.label: [] for e in self.entries}
         if not self.entries or len(self.captures) < len(self.entries):
             raise ValueError("a capture plan needs one or more entries of different names.")
-        for entry in self.entries:
-            try:
-                re.compile(entry.where)
-            except re.error as error:
-                raise ValueError(f"{entry.where!r} is no regular expression: {error}.") from error
 
     def __call__(self, call: AttentionCall) -> None:
         """Measure one call with every entry that matches it."""
@@ -192,11 +166,7 @@ class CapturePlan:
         return Estimate(tuple(entries), sum(s.flops for s in shapes), self.budget_bytes)
 
     def check(self, shapes: Sequence[AttentionShape]) -> Estimate:
-        """The estimate, if it is within budget.
-
-        Raises:
-            ValueError: it is not, or as in :meth:`estimate`.
-        """
+        """The estimate. ValueError if it is not within budget, or as in :meth:`estimate`."""
         estimate = self.estimate(shapes)
         if estimate.peak_bytes > self.budget_bytes:
             largest = max(estimate.entries, key=lambda e: e.stored_bytes + e.transient_bytes)

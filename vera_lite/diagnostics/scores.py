@@ -6,9 +6,8 @@ does not matter, and where its total is zero each share of it is nan. All result
 The mask ratio is the diagnostic of MiVE (arXiv 2605.14664, Eq. 1-2), which can be read in two ways:
 
 - softmax: the attention weights themselves, ``mask_ratio(weights.mean(-2), coverage)`` for weights
-  (..., text tokens, N). This averages over text tokens first, as MiVE's heat map does, so that a text
-  token counts as much as it looks at the video; ``mask_ratio(weights, coverage).mean(-1)`` would count all
-  alike. Average over heads first as well for one number per layer, or keep their axis for one per head.
+  (..., text tokens, N). This averages over text tokens first, as MiVE's heat map does: a text token that
+  looks more at the video counts more. Average over heads as well for one number per layer.
 - similarity: products of hidden states, :func:`similarity_map`.
 
 RVEDiT (arXiv 2605.24674) compares branches by entropy, cosine and Jensen-Shannon divergence.
@@ -24,17 +23,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sinks:
-    """The s sink tokens of a set of maps (..., K), strongest first.
+    """The s sink tokens of a set of maps (..., K), strongest first."""
 
-    Attributes:
-        indices: (s,), among the K tokens.
-        share: (s,), of the mass of all maps together, in [0, 1].
-        is_sink: (..., s), in which maps the token is one.
-    """
-
-    indices: Tensor
-    share: Tensor
-    is_sink: Tensor
+    indices: Tensor  #: (s,), among the K tokens.
+    share: Tensor  #: (s,), of the mass of all maps together, in [0, 1].
+    is_sink: Tensor  #: (..., s), in which maps the token is one.
 
 
 def _shares(weights: Tensor) -> Tensor:
@@ -85,7 +78,7 @@ def similarity_map(
 ) -> Tensor:
     """Where the text's hidden states are similar to the video's: E V^T made into a map, averaged over text.
 
-    The product itself has negative entries, so shares of its sum mean nothing. Two ways out:
+    The product itself has negative entries, so shares of its sum mean nothing. There are two solutions:
 
     - "softmax": over video tokens, of the product / sqrt(D), for each text token. It sharpens as hidden
       states grow, which they do with depth, so compare layers with care.
@@ -112,11 +105,10 @@ def similarity_map(
 def sinks(received: Tensor, factor: float = 20.0) -> Sinks:
     """Tokens that receive more than ``factor`` times the uniform share 1 / K in at least one map.
 
-    Gu et al. (arXiv 2410.10781) call a token a sink if its mean over queries exceeds 0.3, whatever K is.
-    Among thousands of video tokens few could, hence the multiple; 20 is our choice. High mass does not
-    prove a sink: a small object that everybody looks at passes too. And a mean over queries hides whether
-    many look or few. To see that, give rows (..., queries, K) as maps: the mean of ``is_sink`` over
-    queries is the share of them for which the token is one.
+    Gu et al. (arXiv 2410.10781) call a token a sink if its mean over queries exceeds 0.3 for any K. Among
+    thousands of video tokens few could, hence the multiple; 20 is our choice. High mass does not prove a
+    sink: a small object that all queries look at passes too. A mean over queries hides whether many look or
+    few; with rows (..., queries, K) as maps, the mean of ``is_sink`` over queries shows it.
 
     Args:
         received: (..., K), mass that each token receives, e.g. the mean over queries of each head.

@@ -1,20 +1,14 @@
 """Q, K and two numbers per row of one attention call, from which any part of A follows later."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vera_lite.diagnostics.call import AttentionShape, CallSite, Cost, without_repeats
 from vera_lite.diagnostics.exact import ExactHead, exact_cost, head_mask, key_head, masked_logits
 from vera_lite.diagnostics.measurements import Measurement, check_range, whole_numbers
-from vera_lite.errors import UserError
-from vera_lite.media.files import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +16,6 @@ class StoreQK(Measurement):
     """Keep Q, K and two numbers per row: returns an :class:`AttentionStore`.
 
     All rows are computed once, to find the two numbers and to check every row against the kernel.
-
-    Args:
-        heads: which; all by default.
     """
 
     def _shared(self, heads: tuple[int, ...], shape: AttentionShape) -> list[int]:
@@ -82,29 +73,23 @@ class AttentionStore:
 
     The product is rounded in another way than when the maximum was taken, so weights are exact to about
     1e-7 of the largest logit: 1e-6 for logits of 10.
-
-    Attributes:
-        site: where.
-        heads: which heads of the call are kept, H of them.
-        key_heads: of each head, its place in ``key``.
-        query, key: (B, H, Q, d) and (B, key heads, K, d) in the model's precision.
-        mask, is_causal, scale: as in :class:`AttentionCall`.
-        maximum, total: of each row's logits and of their exponentials, (B, H, Q, 1);
-            maximum + log(total) is the logsumexp.
-        residual: as in :class:`Capture`, over all rows.
     """
 
     site: CallSite
-    heads: tuple[int, ...]
-    key_heads: tuple[int, ...]
+    heads: tuple[int, ...]  #: which heads of the call are kept, H of them.
+    key_heads: tuple[int, ...]  #: of each head, its place in ``key``.
+    #: query, key: (B, H, Q, d) and (B, key heads, K, d) in the model's precision.
     query: Tensor
     key: Tensor
+    #: mask, is_causal, scale: as in :class:`AttentionCall`.
     mask: Tensor | None
     is_causal: bool
     scale: float
+    #: maximum, total: of each row's logits and of their exponentials, (B, H, Q, 1); maximum + log(total) is
+    #: the logsumexp.
     maximum: Tensor
     total: Tensor
-    residual: float
+    residual: float  #: as in :class:`Capture`, over all rows.
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """What these queries look at, (B, H, queries, K); see :meth:`tile`."""
@@ -115,61 +100,24 @@ class AttentionStore:
         return self.tile(None, keys)
 
     def tile(self, queries: Sequence[int] | None, keys: Sequence[int] | None) -> Tensor:
-        """Exact weights of some queries and keys, None for all: (B, H, queries, keys) float32.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
+        """Exact weights of some queries and keys, None for all: (B, H, queries, keys) float32."""
         batch, _, query_count, _ = self.query.shape
         key_count = self.key.shape[2]
-        queries = self._chosen("queries", queries, query_count)
-        keys = self._chosen("keys", keys, key_count)
+        rows = self._chosen("queries", queries, query_count)
+        columns = self._chosen("keys", keys, key_count)
         tiles = []
         # Autocast would round the products, but maximum and total were found without it.
         with torch.autocast(self.query.device.type, enabled=False):
             for i, head in enumerate(self.heads):
                 mask = head_mask(self.mask, head, batch, query_count, key_count)
                 query, key = self.query[:, i], self.key[:, self.key_heads[i]]
-                tile = masked_logits(query, key, mask, self.is_causal, self.scale, queries, keys)
-                tiles.append(tile.sub_(self.maximum[:, i, queries]).exp_().div_(self.total[:, i, queries]))
+                tile = masked_logits(query, key, mask, self.is_causal, self.scale, rows, columns)
+                tiles.append(tile.sub_(self.maximum[:, i, rows]).exp_().div_(self.total[:, i, rows]))
         return torch.stack(tiles, dim=1)
 
     def _chosen(self, what: str, indices: Sequence[int] | None, count: int) -> Tensor | slice:
         if indices is None:
             return slice(None)
-        indices = whole_numbers(what, indices)
-        check_range(self.site.module, what, indices, count)
-        return indices
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file; it appears whole or not at all."""
-        tensors = {name: getattr(self, name) for name in ("query", "key", "maximum", "total")}
-        if self.mask is not None:
-            tensors["mask"] = self.mask.contiguous()
-        facts = {
-            "site": asdict(self.site),
-            "heads": self.heads,
-            "key_heads": self.key_heads,
-            "is_causal": self.is_causal,
-            "scale": self.scale,
-            "residual": self.residual,
-        }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"attention": json.dumps(facts)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "AttentionStore":
-        """Open a file that ``save`` wrote. Tensors are memory-mapped: only what is used is read.
-
-        Raises:
-            UserError: no such file, or another kind of file.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["attention"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{path} is no saved attention; give a file that save() wrote.") from error
-        facts["site"] = CallSite(**facts["site"])
-        facts["heads"], facts["key_heads"] = tuple(facts["heads"]), tuple(facts["key_heads"])
-        return cls(mask=tensors.pop("mask", None), **facts, **tensors)
+        chosen = whole_numbers(what, indices)
+        check_range(self.site.module, what, chosen, count)
+        return chosen

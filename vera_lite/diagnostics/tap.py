@@ -1,11 +1,10 @@
 """Watch a model's attention, or cut connections in it, from outside and without knowing the model.
 
-Both context managers here stand between a model and ``scaled_dot_product_attention`` (SDPA) as a
-``TorchFunctionMode``. Forward hooks keep the stack of running modules, which names a call. What does
-not pass through that function (eager attention, flash-attention packages, ``nn.MultiheadAttention``)
-cannot be reached; :attr:`Tap.unseen` lists such modules.
+A ``TorchFunctionMode`` stands between a model and ``scaled_dot_product_attention`` (SDPA), and forward hooks
+name the running module. What does not pass through that function (eager attention, flash-attention packages,
+``nn.MultiheadAttention``) cannot be reached; :attr:`Tap.unseen` lists such modules.
 
-They can be combined, the knock-out inside, so that the tap sees the cut in the call's mask::
+With the knock-out inside, the tap sees the cut in the call's mask::
 
     with Tap(model, observer), KnockOut(model, keys):
         model(...)
@@ -20,7 +19,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -71,19 +69,19 @@ class Tap(_AttentionMode):
     """See every attention call of a model, named by module, call and step; outputs keep every bit.
 
     A step is one call of the model's forward, with what parts of the model did before it: a denoising
-    step; in ``generate()`` vision tower and prefill, then one step per token. Calls outside the model's
-    modules are not recorded, nor is a checkpointed block's second run (torch keeps function modes out of
-    backward passes). A module registered under two names has the first. Entering again starts anew.
+    step; in ``generate()`` vision tower and prefill, then one step per token. A checkpointed block's second
+    run is not recorded (torch keeps function modes out of backward passes). A module registered under two
+    names has the first. Entering again starts anew. Do not nest taps of one model: the outer would see the
+    inner's measurements.
 
     When it decodes with grouped keys and a padding mask, transformers lays the heads that share a key
-    along the query axis. Do not nest taps of one model: the outer would see the inner's measurements.
+    along the query axis.
 
     Args:
         model: any module that calls SDPA, not compiled.
-        observer: called after every call, without gradients and with the tap off; it may read, not
-            change. The tensors are the model's own: clone what must outlive the call. What it raises
-            ends the model's run. If it has a list ``unmatched``, as a :class:`.CapturePlan` has, the tap
-            warns of what is in it at the end.
+        observer: called after every call, without gradients and with the tap off. It must not change the
+            tensors, which are the model's own: clone what must outlive the call. If it has a list
+            ``unmatched``, as a :class:`.CapturePlan` has, the tap warns of what is in it at the end.
 
     Attributes:
         sites: where attention was seen, in order.
@@ -178,7 +176,6 @@ class Tap(_AttentionMode):
         self._calls[module] += 1
         self.sites.append(site)
         if self.observer is not None:
-            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
             # Autocast casts below this function; what the kernel saw has its output's type.
             query, key, value = (x.detach().to(output.dtype) for x in (query, key, value))
             if attn_mask is not None:
@@ -208,8 +205,8 @@ class KnockOut(_AttentionMode):
         queries: the queries that lose the keys, bool (Q,) or indices as ``keys``; None means all.
 
     Raises:
-        ValueError: keys or queries are neither bool nor indices, or ``where`` is no regular expression;
-            during the model's run, if a query would be left with no key.
+        ValueError: keys or queries are neither bool nor indices; during the model's run, if a query would be
+            left with no key.
         RuntimeError: in a backward pass through a checkpointed block; on entering, as :class:`Tap`.
 
     Warns:
@@ -225,10 +222,7 @@ class KnockOut(_AttentionMode):
             # Negative indices would mean another token in calls of another length.
             if chosen.ndim != 1 or not is_index or (chosen.dtype != torch.bool and (chosen < 0).any()):
                 raise ValueError(f"{name} must have one axis of bools, or of indices from 0 up.")
-        try:
-            self._where = re.compile(where)
-        except re.error as error:
-            raise ValueError(f"where={where!r} is no regular expression: {error}.") from error
+        self._where = re.compile(where)
         self.keys, self.queries = keys, queries
 
     def __enter__(self):
@@ -251,7 +245,6 @@ class KnockOut(_AttentionMode):
             self._sizes.add(sizes)
             cut = self._cut(*sizes, query.device)
             if cut is not None:
-                attn_mask, is_causal = _plain_mask(attn_mask, is_causal, query.device)
                 if attn_mask is None:
                     attn_mask = torch.ones_like(cut)
                     if is_causal:  # the kernel's triangle starts at the top left, also where K != Q
@@ -297,19 +290,8 @@ def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
 
 
 def _open(mask: Tensor) -> Tensor:
-    """Where a mask lets through: additive ones forbid by -inf or by the lowest number of their type."""
+    """Where a mask allows attention: additive ones forbid by -inf or by the lowest number of their type."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-
-
-def _plain_mask(mask: Tensor | None, is_causal: bool, device) -> tuple[Tensor | None, bool]:
-    """Mask and ``is_causal`` with torch's ``CausalBias``, a tensor that holds no numbers, written out."""
-    if not isinstance(mask, CausalBias):
-        return mask, is_causal
-    queries, keys = mask.seq_len_q, mask.seq_len_kv
-    if mask.variant == CausalVariant.UPPER_LEFT or queries == keys:
-        return None, True
-    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return allowed.tril(keys - queries), False
 
 
 def _four_axes(query, key, value, output, mask):

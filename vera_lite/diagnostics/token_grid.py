@@ -3,7 +3,7 @@
 A transformer sees a flat sequence. Here it is cut into streams: a video (or image) stream is a
 (t, h, w) grid of tokens, each of which covers a box of pixels in one or more source frames; a text
 stream has one piece of text per token. A stream need not be contiguous: Qwen3-VL writes a timestamp
-between two temporal slots of one video, and vision towers order patches by merge blocks.
+between two temporal slots of one video.
 
 Values of a stream (attention, coverage, ...) are always in (t, h, w) order:
 
@@ -26,41 +26,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Token:
-    """What one token stands for.
-
-    Attributes:
-        stream: name of its stream.
-        word: its piece of text, or None.
-        frames: source frames that it covers, or that a timestamp speaks of; () for other text.
-        box: (top, left, bottom, right) in source pixels, or None. Not whole where a processor
-            resized the clip; its resampling filter also reaches a little beyond the box.
-        cell: (t, y, x) in the stream's grid of tokens, or None.
-    """
+    """What one token stands for."""
 
     stream: str
-    word: str | None = None
+    word: str | None = None  #: its piece of text, or None.
+    #: source frames that it covers, or that a timestamp speaks of; () for other text.
     frames: tuple[int, ...] = ()
+    #: (top, left, bottom, right) in source pixels, or None. Not whole where a processor resized the clip; its
+    #: resampling filter also reaches a little beyond the box.
     box: tuple[float, float, float, float] | None = None
-    cell: tuple[int, int, int] | None = None
+    cell: tuple[int, int, int] | None = None  #: (t, y, x) in the stream's grid of tokens, or None.
 
 
 @dataclass(frozen=True, eq=False)
 class VideoStream:
-    """A grid of tokens that tiles the frames of a video or image evenly.
-
-    Attributes:
-        name: of the stream.
-        positions: (t * h * w,) place of each token in the sequence, in (t, h, w) order.
-        frames: source frames that each of the t slots covers.
-        grid: (h, w) tokens of a slot.
-        size: (T, H, W) frames and pixels of the source.
-    """
+    """A grid of tokens that tiles the frames of a video or image evenly."""
 
     name: str
-    positions: Tensor
-    frames: tuple[tuple[int, ...], ...]
-    grid: tuple[int, int]
-    size: tuple[int, int, int]
+    positions: Tensor  #: (t * h * w,) place of each token in the sequence, in (t, h, w) order.
+    frames: tuple[tuple[int, ...], ...]  #: source frames that each of the t slots covers.
+    grid: tuple[int, int]  #: (h, w) tokens of a slot.
+    size: tuple[int, int, int]  #: (T, H, W) frames and pixels of the source.
 
     @property
     def cells(self) -> tuple[int, int, int]:
@@ -70,10 +56,8 @@ class VideoStream:
     @cached_property
     def edges(self) -> tuple[list[float], list[float]]:
         """Where rows and columns of tokens begin and end, in pixels."""
-        return tuple(
-            [i * pixels / cells for i in range(cells + 1)]
-            for pixels, cells in zip(self.size[1:], self.grid, strict=True)
-        )
+        (_, height, width), (rows, columns) = self.size, self.grid
+        return [i * height / rows for i in range(rows + 1)], [i * width / columns for i in range(columns + 1)]
 
     def token(self, rank: int) -> Token:
         """The ``rank``-th token in (t, h, w) order."""
@@ -90,22 +74,17 @@ class VideoStream:
 
 @dataclass(frozen=True, eq=False)
 class TextStream:
-    """Tokens that are pieces of text.
-
-    Attributes:
-        name: of the stream.
-        positions: (N,) place of each token in the sequence.
-        words: the piece of text of each token. Of T5's tokenizers:
-            ``[piece.replace("\u2581", " ") for piece in tokenizer.convert_ids_to_tokens(ids)]``.
-        separator: what stands between two pieces: " " for whole words, "" for a tokenizer's pieces,
-            which carry their own spaces.
-        frames: source frames that each token speaks of (timestamps); empty for other text.
-    """
+    """Tokens that are pieces of text."""
 
     name: str
-    positions: Tensor
+    positions: Tensor  #: (N,) place of each token in the sequence.
+    #: the piece of text of each token. Of T5's tokenizers: ``[piece.replace("\u2581", " ") for piece in
+    #: tokenizer.convert_ids_to_tokens(ids)]``.
     words: tuple[str, ...]
+    #: what stands between two pieces: " " for whole words, "" for a tokenizer's pieces, which carry their own
+    #: spaces.
     separator: str = " "
+    #: source frames that each token speaks of (timestamps); empty for other text.
     frames: tuple[tuple[int, ...], ...] = ()
 
     def token(self, rank: int) -> Token:
@@ -121,17 +100,11 @@ class TextStream:
 class TokenGrid:
     """The tokens 0 .. S - 1 of a sequence, each in exactly one stream.
 
-    In cross-attention queries and keys are two sequences, and have a grid each.
-
-    Attributes:
-        streams: video and text streams, in any order.
-
-    Raises:
-        ValueError: there is no stream, names repeat, a stream's lengths disagree, or the streams do not
-            cover every token once.
+    In cross-attention queries and keys are two sequences, and have a grid each. ValueError if names repeat, a
+    stream's lengths disagree, or the streams do not cover every token once.
     """
 
-    streams: tuple[VideoStream | TextStream, ...]
+    streams: tuple[VideoStream | TextStream, ...]  #: in any order.
 
     def __post_init__(self):
         names = [s.name for s in self.streams]
@@ -173,57 +146,29 @@ class TokenGrid:
         Raises:
             ValueError: the clip does not fit strides and patches.
         """
-        latents = _latent_frames(frames, temporal_stride)
-        if len(latents) % patch[0]:
-            raise ValueError(f"{len(latents)} latent frames do not divide into patches of {patch[0]}.")
+        if frames < 1 or (frames - 1) % temporal_stride:
+            raise ValueError(f"a clip has 1 + k * {temporal_stride} frames, not {frames}.")
+        latents = [(0,), *(tuple(range(f, f + temporal_stride)) for f in range(1, frames, temporal_stride))]
+        rows, columns = (spatial_stride * p for p in patch[1:])
+        if len(latents) % patch[0] or height % rows or width % columns or min(height, width) < 1:
+            raise ValueError(
+                f"{len(latents)} latent frames of {height} x {width} pixels do not divide into tokens of "
+                f"{patch[0]} frames of {rows} x {columns} pixels."
+            )
         slots = merge_frames(latents, patch[0])
-        size = (frames, height, width)
-        return cls(_in_a_row(streams, 0, slots, size, spatial_stride, patch[1:]))
-
-    @classmethod
-    def cogvideox(
-        cls,
-        frames: int,
-        height: int,
-        width: int,
-        words: Sequence[str],
-        streams: Sequence[str] = ("video",),
-        *,
-        temporal_stride: int = 4,
-        spatial_stride: int = 8,
-        patch_size: int = 2,
-        patch_size_t: int | None = None,
-        separator: str = " ",
-    ) -> "TokenGrid":
-        """CogVideoX: text first, then one video stream or, in GenCompositor, two.
-
-        CogVideoX 1.5 (``patch_size_t`` = 2) pads an odd number of latent frames at the front. The padding
-        is cut off before decoding, so the first token of each place then covers frame 0 only.
-
-        Args:
-            words: one piece of text per token, padding included.
-            patch_size, patch_size_t: as in the transformer's config.
-            separator: see :class:`TextStream`.
-            Others: see :meth:`wan`.
-
-        Raises:
-            ValueError: the clip does not fit strides and patches.
-        """
-        latents, patch_t = _latent_frames(frames, temporal_stride), patch_size_t or 1
-        slots = merge_frames([()] * (-len(latents) % patch_t) + latents, patch_t)
-        size, patch = (frames, height, width), (patch_size, patch_size)
-        videos = _in_a_row(streams, len(words), slots, size, spatial_stride, patch)
-        return cls((TextStream("text", torch.arange(len(words)), tuple(words), separator), *videos))
+        grid, size = (height // rows, width // columns), (frames, height, width)
+        tokens = torch.arange(len(slots) * math.prod(grid))
+        placed = [(name, i * len(tokens) + tokens) for i, name in enumerate(streams)]
+        return cls(tuple(VideoStream(name, positions, slots, grid, size) for name, positions in placed))
 
     # --- tokens to places and words --------------------------------------------------------------
 
     @cached_property
     def _places(self) -> list[tuple[VideoStream | TextStream, int]]:
-        places = [None] * sum(len(s.positions) for s in self.streams)
-        for s in self.streams:
-            for rank, position in enumerate(s.positions.tolist()):
-                places[position] = (s, rank)
-        return places
+        places = {
+            position: (s, rank) for s in self.streams for rank, position in enumerate(s.positions.tolist())
+        }
+        return [places[position] for position in range(len(places))]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -232,11 +177,7 @@ class TokenGrid:
         return (stream.token(rank) for stream, rank in self._places)
 
     def __getitem__(self, i: int) -> Token:
-        """What token ``i`` stands for.
-
-        Raises:
-            ValueError: not in 0 .. S - 1.
-        """
+        """What token ``i`` stands for. ValueError unless it is in 0 .. S - 1."""
         if not 0 <= i < len(self):
             raise ValueError(f"token {i} is out of range: the sequence has tokens 0..{len(self) - 1}.")
         stream, rank = self._places[i]
@@ -262,15 +203,10 @@ class TokenGrid:
         return self.stream(stream).positions
 
     def index(self, stream: str, frame: int, y: float, x: float) -> int:
-        """The token that covers a point of a source frame (the first, should two slots hold the frame).
+        """The token that covers a point of a source frame of a video; the first, if two slots hold the frame.
 
-        Args:
-            stream: a video's name.
-            frame: number of the frame in the source.
-            y, x: in source pixels; the centre of the top left pixel is (0.5, 0.5).
-
-        Raises:
-            ValueError: the point is outside, or the model was not shown this frame.
+        y and x are in source pixels; the centre of the top left pixel is (0.5, 0.5). ValueError if the point
+        is outside, or the model was not shown this frame.
         """
         video = self._video(stream)
         _, height, width = video.size
@@ -284,11 +220,7 @@ class TokenGrid:
         return int(video.positions[(slot * h + row) * w + column])
 
     def words(self, phrase: str, stream: str = "text") -> Tensor:
-        """(N,) tokens of every occurrence of a word or phrase; case does not matter.
-
-        Raises:
-            ValueError: the text does not contain it.
-        """
+        """(N,) tokens of every occurrence of a word or phrase, in any case. ValueError if there is none."""
         text = self.stream(stream)
         if not isinstance(text, TextStream):
             raise ValueError(f"stream {stream!r} is not text; it has no words.")
@@ -303,17 +235,9 @@ class TokenGrid:
     # --- values ----------------------------------------------------------------------------------
 
     def coverage(self, stream: str, mask: Tensor) -> Tensor:
-        """Mean of a mask over each token's box and frames, exactly weighted by area.
+        """Mean of a mask over each token's box and frames, exactly weighted by area: (t * h * w,) in [0, 1].
 
-        Args:
-            stream: a video's name.
-            mask: (T, H, W) or (T, 1, H, W) in [0, 1], at the size of the source.
-
-        Returns:
-            (t * h * w,) float32 in [0, 1].
-
-        Raises:
-            ValueError: the mask is not of the source's size, or not in [0, 1].
+        The mask is (T, H, W) or (T, 1, H, W) in [0, 1], at the size of the video's source, or ValueError.
         """
         video = self._video(stream)
         frames, height, width = video.size
@@ -385,35 +309,12 @@ class TokenGrid:
         return labels, tuple(by)
 
 
-# --- layouts -------------------------------------------------------------------------------------
-
-
-def _latent_frames(frames: int, stride: int) -> list[tuple[int, ...]]:
-    """Source frames of each latent frame of a codec that is causal in time."""
-    if frames < 1 or (frames - 1) % stride:
-        raise ValueError(f"a clip has 1 + k * {stride} frames, not {frames}.")
-    return [(0,), *(tuple(range(f, f + stride)) for f in range(1, frames, stride))]
+# --- small helpers -------------------------------------------------------------------------------
 
 
 def merge_frames(frames: Sequence[tuple[int, ...]], n: int) -> tuple[tuple[int, ...], ...]:
     """Join n neighbours; a frame that is repeated counts once."""
     return tuple(tuple(dict.fromkeys(sum(frames[i : i + n], ()))) for i in range(0, len(frames), n))
-
-
-def _in_a_row(names, start, slots, size, stride, patch) -> tuple[VideoStream, ...]:
-    """Streams of equal size from token ``start`` on."""
-    rows, columns = (stride * p for p in patch)
-    if size[1] % rows or size[2] % columns or min(size) < 1:
-        raise ValueError(f"frames of {size[1]} x {size[2]} do not divide into tokens of {rows} x {columns}.")
-    h, w = size[1] // rows, size[2] // columns
-    tokens = torch.arange(len(slots) * h * w)
-    return tuple(
-        VideoStream(name, start + i * len(tokens) + tokens, slots, (h, w), size)
-        for i, name in enumerate(names)
-    )
-
-
-# --- small helpers -------------------------------------------------------------------------------
 
 
 def join_words(words: Sequence[str], separator: str) -> tuple[str, list[int]]:

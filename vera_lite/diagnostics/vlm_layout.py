@@ -27,8 +27,7 @@ def qwen_vl_grid(
 ) -> TokenGrid:
     """The language sequence of Qwen2.5-VL, Qwen3-VL or GLM-4.6V.
 
-    A video's tokens carry one name however many pieces the processor cut it into. Streams are
-    "text"; "video" or, where there are several, "video 0", "video 1"; "image" likewise; and
+    Streams are "text"; "video" or, where there are several, "video 0", "video 1"; "image" likewise; and
     "video timestamps": the text ``<0.4 seconds>`` (GLM: ``0.4 seconds``) of each temporal slot.
 
     Args:
@@ -93,13 +92,7 @@ def _timestamps(words: list[str], videos: list[VideoStream]) -> list[dict[int, t
 
 
 def _vision_streams(kind, inputs, processor, sizes, positions) -> list[VideoStream]:
-    """Videos or images of a processor's output.
-
-    Args:
-        kind: "video" or "image".
-        sizes: source (height, width) of each.
-        positions: of their tokens in the language sequence.
-    """
+    """Videos or images (``kind``) in a processor's output; ``sizes`` are their sources' (H, W)."""
     grids = inputs[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in inputs else []
     if len(grids) != len(sizes):
         raise ValueError(f"the prompt has {len(grids)} {kind}s, but {kind}_sizes has {len(sizes)}.")

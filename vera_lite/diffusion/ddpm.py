@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
+from vera_lite.errors import check_choices
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Denoising diffusion (DDPM, arXiv 2006.11239) on the schedule of CogVideoX-5B.
+    """The training objective (arXiv 2006.11239) on the schedule of CogVideoX-5B.
 
     With abar_t the share of signal left after t of 1000 steps, and sigma = t / 1000:
 
@@ -22,15 +23,14 @@ class Diffusion:
     Attributes:
         prediction: what the network outputs, in diffusers' words.
             "epsilon": the noise; the loss is its mean squared error.
-            "v_prediction": v, read as the clean latents x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'. The
-            loss is (x_0' - x_0)^2 / (1 - abar_t), which is (v' - v)^2 by another name.
+            "v_prediction": v. The loss (v' - v)^2 is computed as (x_0' - x_0)^2 / (1 - abar_t) with
+            x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'.
     """
 
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def __post_init__(self):
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction is epsilon or v_prediction, not {self.prediction!r}.")
+        check_choices(self)
 
     def sample_sigma(self, random: StepRandom) -> Tensor:
         """(B,) of t / 1000, t uniform in 0 .. 999 and stratified as in :class:`FlowMatching`."""
@@ -63,9 +63,8 @@ class Diffusion:
         """Mean over each clip, (..., B, C, t, h, w) -> (..., B)."""
         if self.prediction == "epsilon":
             return (output - noise).float().square().mean((-4, -3, -2, -1))
-        error = (
-            self.predict_x0(output.float(), self.add_noise(x_0.float(), noise.float(), sigma), sigma) - x_0
-        )
+        x_t = self.add_noise(x_0.float(), noise.float(), sigma)
+        error = self.predict_x0(output.float(), x_t, sigma) - x_0
         return (error.square() / (1 - self.alphas_cumprod(sigma))).mean((-4, -3, -2, -1))
 
 

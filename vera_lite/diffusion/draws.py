@@ -7,7 +7,7 @@ from torch import Tensor
 class StepRandom:
     """Everything random in one training step, as a function of (seed, step, place in the global batch).
 
-    A rank draws what its clips would get if one process trained on the whole batch, so neither an
+    A rank draws what its clips would get if one process trained on the whole batch. So neither an
     interruption nor another number of ranks changes what is learned.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
+from vera_lite.errors import check_choices
 
 Prediction = Literal["velocity", "x_0"]
 
@@ -23,10 +24,7 @@ def add_noise(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def to_velocity(output: Tensor, x_sigma: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What a network predicts, as a velocity.
-
-    From x_0:  v = (x_sigma - x_0) / sigma, with sigma held above 0.001 so that the division stays tame.
-    """
+    """A network's output as velocity. From x_0 it is (x_sigma - x_0) / sigma, with sigma at least 0.001."""
     if prediction == "velocity":
         return output
     return (x_sigma - output) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
@@ -37,12 +35,12 @@ class FlowMatching:
     """The training objective.
 
     Attributes:
-        prediction: what the network outputs. "velocity" is Wan's. "x_0" lets a network that is narrower
-            than its token (toy scale) leave the noise to the formula instead of passing it through.
-        shift: moves uniform sigma towards noise, sigma' = shift * sigma / (1 + (shift - 1) * sigma),
-            where layout is decided. 1 is uniform.
-        min_sigma_weight: with x_0, the loss is that of the velocity, (x_0 error)^2 / sigma^2, with
-            sigma held above this, or small sigma would own the loss.
+        prediction: what the network outputs. "velocity" is Wan's. With "x_0", a network that is narrower
+            than its token (toy scale) need not pass the noise through.
+        shift: moves uniform sigma towards noise, where layout is decided: sigma' = shift * sigma /
+            (1 + (shift - 1) * sigma). 1 is uniform.
+        min_sigma_weight: with x_0 the loss is still that of the velocity, (error of x_0)^2 / sigma^2, but
+            divides by at least this sigma, so that small sigma do not dominate.
     """
 
     prediction: Prediction = "velocity"
@@ -50,16 +48,12 @@ class FlowMatching:
     min_sigma_weight: float = 0.25
 
     def __post_init__(self):
-        if self.prediction not in ("velocity", "x_0"):
-            raise ValueError(f"prediction is velocity or x_0, not {self.prediction!r}.")
+        check_choices(self)
         if not (self.shift > 0 and self.min_sigma_weight > 0):
             raise ValueError("shift and min_sigma_weight must be positive.")
 
     def sample_sigma(self, random: StepRandom) -> Tensor:
-        """(B,) noise levels, stratified: one uniform number per slice of [0, 1], in random order.
-
-        Strata take out most of the variance that a batch's loss owes to its noise levels.
-        """
+        """(B,) noise levels: one per slice of [0, 1], so that batches differ little in their mean level."""
         u = random.stratified()
         return self.shift * u / (1 + (self.shift - 1) * u)
 
@@ -79,7 +73,7 @@ class FlowMatching:
         return error if velocity else error / sigma.clamp_min(self.min_sigma_weight) ** 2
 
     def loss_where(self, mask: Tensor, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """:meth:`loss`, its mean taken where ``mask`` (B, 1, t, h, w) is 1, so that a small edit counts as
-        much as a large one. 0 where nothing is marked."""
+        """:meth:`loss` where ``mask`` (B, 1, t, h, w) is 1: a small edit counts as much as a large one. It is
+        0 for clips without any 1."""
         share = mask.mean((1, 2, 3, 4)).clamp_min(1e-6)
         return self.loss(mask * output, mask * x_0, mask * noise, sigma) / share

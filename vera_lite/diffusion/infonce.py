@@ -6,16 +6,13 @@ For each position it asks: which of the S positions of a reference is the same o
     estimate = 1/(2S) sum_i [log softmax_j(l_ij) at j = i  +  log softmax_j(l_ji) at j = i]
 
 For 81 frames at 480p, S = 32,760: the matrix l has 4.3 GB in float32, and a plain implementation holds
-about three of them. The functions below never hold the whole matrix, and they leave out no position.
+about three of them. :func:`info_nce` never holds the whole matrix, and leaves out no position.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from vera_lite.errors import UserError
 
 
 def info_nce(
@@ -25,7 +22,7 @@ def info_nce(
 
     Args:
         features: (B, S, D), of any scale. A row of zeros has cosine 0 with every other and gets no gradient.
-        reference: (B, S, D), likewise. Its gradient is formed only if it requires one.
+        reference: (B, S, D), likewise.
         temperature: above 0.
         chunk: how many rows of l exist at a time, in two or three copies: memory is O(B * chunk * S). They
             are computed twice, forward and backward.
@@ -43,34 +40,23 @@ def info_nce(
         So log the mean rank and the share of rank 1 beside the estimate.
 
     Raises:
-        UserError: shapes that differ or are not (B, S, D), temperature <= 0, chunk < 1.
+        ValueError: shapes that differ or are not (B, S, D), temperature <= 0, chunk < 1.
     """
     if chunk < 1:
-        raise UserError(f"chunk counts positions and must be at least 1, got {chunk}.")
+        raise ValueError(f"chunk counts positions and must be at least 1, got {chunk}.")
     query, key = _unit_rows(features, reference, temperature)
     with torch.autocast(query.device.type, enabled=False):
         return _ChunkedInfoNCE.apply(query, key, temperature, chunk)
 
 
-def info_nce_flash(features: Tensor, reference: Tensor, temperature: float = 0.07) -> Tensor:
-    """The estimate of :func:`info_nce` by flash attention, without the rank; memory is O(B * S * D).
-
-    Slower than chunks on a CPU, and its gradient has fewer digits where the alignment is nearly perfect.
-    Not for float64 on CUDA, where torch has no such kernel.
-    """
-    query, key = _unit_rows(features, reference, temperature)
-    with torch.autocast(query.device.type, enabled=False):
-        return (_log_softmax(query, key, temperature) + _log_softmax(key, query, temperature)).mean(-1) / 2
-
-
 def _unit_rows(features: Tensor, reference: Tensor, temperature: float) -> list[Tensor]:
     if features.ndim != 3 or features.shape != reference.shape or not features.numel():
-        raise UserError(
+        raise ValueError(
             "features and reference must have the same shape (batch, positions, channels), none of them 0, "
             f"got {tuple(features.shape)} and {tuple(reference.shape)}."
         )
     if not temperature > 0:
-        raise UserError(f"temperature must be positive, got {temperature}.")
+        raise ValueError(f"temperature must be positive, got {temperature}.")
     dtype = torch.promote_types(torch.result_type(features, reference), torch.float32)
     rows = [x.to(dtype) for x in (features, reference)]
     lengths = [x.norm(dim=-1, keepdim=True) for x in rows]
@@ -126,21 +112,3 @@ class _ChunkedInfoNCE(torch.autograd.Function):
                     key_gradient.baddbmm_(slope.mT, query[:, part])
         scale = -gradient.view(-1, 1, 1) / (2 * query.shape[1] * ctx.temperature)
         return *(None if g is None else g.mul_(scale) for g in (query_gradient, key_gradient)), None, None
-
-
-def _log_softmax(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Of each row its log softmax at the positive, (B, S), by attention."""
-    # Attention returns no log-sum-exp. But let each query meet its positive once more, with value 1 where all
-    # other values are 0: out comes w = s / (1 + s), with s the softmax at the positive. logit(w) is log s.
-    positions, channels = key.shape[1:]
-    positive = (query * key).sum(-1, keepdim=True)
-    fill = -(channels + 1) % 8  # CUDA's kernels want a multiple
-    query = F.pad(torch.cat([query, positive], dim=-1), (0, fill))
-    key = F.pad(key, (0, 1 + fill, 0, 1))
-    mark = torch.zeros_like(key)
-    mark[:, positions, channels] = 1
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):  # no S x S fallback
-        weight = F.scaled_dot_product_attention(
-            query[:, None], (key + mark)[:, None], mark[:, None], scale=1 / temperature
-        )
-    return weight[:, 0, :, channels].logit()

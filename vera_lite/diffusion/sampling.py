@@ -18,19 +18,12 @@ _Walk = Iterator[tuple[Tensor, Tensor, Tensor]]  # of each step: sigma (B,), x, 
 
 @dataclass(frozen=True)
 class DenoisingState:
-    """What a callback sees after a step.
+    """What a callback sees after a step."""
 
-    Attributes:
-        step: 0 .. steps - 1.
-        sigma: noise level that the network saw.
-        latents: x at the next noise level.
-        x_0: the network's present guess of the clean latents.
-    """
-
-    step: int
-    sigma: float
-    latents: Tensor
-    x_0: Tensor
+    step: int  #: 0 .. steps - 1.
+    sigma: float  #: noise level that the network saw.
+    latents: Tensor  #: x at the next noise level.
+    x_0: Tensor  #: the network's present guess of the clean latents.
 
 
 @torch.no_grad()
@@ -53,13 +46,13 @@ def denoise(
             :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
             "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
             (arXiv 2010.02502) from t = 999 on ("trailing").
-        callback: called after every step; it may look, not touch.
+        callback: called after every step; it must not change what it is given.
 
     Returns:
         Clean latents of noise's shape.
 
     Raises:
-        UserError: steps < 1, or above the 1000 of diffusion.
+        UserError: fewer than 1 step, or with diffusion more than 1000.
     """
     if steps < 1:
         raise UserError(f"a sample needs at least one step, got {steps}.")
@@ -78,7 +71,7 @@ def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Pr
     levels = torch.linspace(1, 1 / steps, steps)
     levels = torch.cat([shift * levels / (1 + (shift - 1) * levels), torch.zeros(1)]).to(x.device)
     for level, following in pairwise(levels):
-        # 2. Where does the network think this goes? In x's own precision, whatever the network's is.
+        # 2. The network's velocity, in the precision of x.
         sigma = level.expand(x.shape[-5])
         velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
         # 3. One Euler step along it; the whole way would end at x_0.

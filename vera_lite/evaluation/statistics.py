@@ -16,36 +16,25 @@ from vera_lite.diagnostics.scores import mask_ratio
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over clips and the interval around it, (...) each, float64.
+    """A mean over clips and the interval around it, (...) each, float64."""
 
-    Attributes:
-        mean, low, high: the numbers.
-        clips: C, how many the mean is over.
-        draws: resamples or assignments that the ends come from.
-        level: of the interval.
-        seed: of the draws.
-    """
-
+    #: mean, low, high: the numbers.
     mean: Tensor
     low: Tensor
     high: Tensor
-    clips: int
-    draws: int
-    level: float
-    seed: int
+    clips: int  #: C, how many the mean is over.
+    draws: int  #: resamples or assignments that the ends come from.
+    level: float  #: of the interval.
+    seed: int  #: of the draws.
 
 
 @dataclass(frozen=True)
 class Trend:
-    """How a curve runs from the first layer to the last, (...) each, float64.
+    """How a curve runs from the first layer to the last, (...) each, float64."""
 
-    Attributes:
-        correlation: Spearman's, of layer index and value, in [-1, 1]; -1 falls all the way. nan if flat.
-        early_minus_late: mean of the first L // 3 layers minus that of the last L // 3.
-    """
-
+    #: Spearman's, of layer index and value, in [-1, 1]; -1 falls all the way. nan if flat.
     correlation: Tensor
-    early_minus_late: Tensor
+    early_minus_late: Tensor  #: mean of the first L // 3 layers minus that of the last L // 3.
 
 
 def bootstrap(values: Tensor, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
@@ -84,12 +73,9 @@ def bootstrap(values: Tensor, draws: int = 2000, level: float = 0.95, seed: int 
 
 
 def trend(curve: Tensor) -> Trend:
-    """The numbers for "higher in early layers, lower in late ones", of each curve (..., L).
+    """The numbers for "higher in early layers, lower in late ones", of each curve (..., L), L >= 3.
 
     For an interval give curves by clip, (C, L), and :func:`bootstrap` either number.
-
-    Raises:
-        ValueError: fewer than three layers.
     """
     from scipy import stats
 
@@ -128,8 +114,8 @@ def shuffled_baseline(
 
     Returns:
         (...): mean over all pairs of a clip and a foreign mask, and the interval that holds ``level`` of
-        the assignments' means over clips. If the mean with the right masks lies outside, it owes something
-        to the content, up to chance: at 0.95, unrelated masks of 24 clips fall outside in 0.07 of cases.
+        the assignments' means over clips. A mean with the right masks outside of it depends on the content,
+        up to chance: at 0.95, unrelated masks of 24 clips fall outside in 0.07 of cases.
 
     Raises:
         ValueError: fewer than two clips, or shapes that do not fit.

@@ -1,23 +1,27 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files of a model whose headers are checked first."""
 
+import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vera_lite.errors import UserError
+
+#: Folder in a folder of results where the next set is made.
+UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
 
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was.
+    A block that fails leaves nothing behind, and an older file at ``path`` as it was. What a run that was
+    killed left behind is overwritten by the next one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -40,15 +44,15 @@ def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
     Raises:
         UserError: ``folder`` is a file.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder.")
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.unfinished")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    temporary = folder / UNFINISHED  # inside, as a folder beside may be on another disk
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        folder.mkdir(exist_ok=True)
         for name in reversed(names):
             (folder / name).unlink(missing_ok=True)
         for name in names:
@@ -56,3 +60,42 @@ def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
                 os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for path in missing:  # those that hold results stay
+            with suppress(OSError):
+                path.rmdir()
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: there is no such file, or it holds anything else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; check the path.") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
+        raise UserError(f"{path} is no JSON text in UTF-8: save it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object in braces: save it again.")
+    return value
+
+
+def check_safetensors(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, by name; only its header is read.
+
+    Raises:
+        UserError: there is no such file, or it is cut short, damaged or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; check the path.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is cut short, damaged or no safetensors file: copy or export it again."
+        ) from error

@@ -4,6 +4,8 @@ Positions are in pixels, x to the right and y down; (0, 0) is the *centre* of th
 clicked pixel is its own position. Times are shares of the clip: 0 is the first frame, 1 the last.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import warnings
@@ -11,19 +13,22 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from numbers import Real
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vera_lite.errors import UserError
+
+if TYPE_CHECKING:  # a path is read and checked before torch is imported
+    from torch import Tensor
 
 Timing = Literal["equal_frames", "constant_speed"]
 _VERSION = 1
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ class Trajectory:
         Raises:
             UserError: n < 1.
         """
+        import torch
+
         if n < 1:
             raise UserError(f"a trajectory can be sampled at one frame or more, not {n}.")
         times = self.times()
@@ -176,7 +183,7 @@ class Trajectory:
         return json.dumps({"version": _VERSION, **asdict(self)})
 
     @classmethod
-    def from_json(cls, text: str) -> "Trajectory":
+    def from_json(cls, text: str) -> Trajectory:
         """Read what :meth:`to_json`, or the path editor, wrote; UserError if it is anything else."""
         try:
             fields = json.loads(text)
@@ -185,7 +192,7 @@ class Trajectory:
                 raise UserError(f"the trajectory has version {version!r}, but only {_VERSION} can be read.")
             keyframes = tuple(Keyframe(**keyframe) for keyframe in fields.pop("keyframes"))
             return cls(keyframes, **fields)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"this is not the JSON of a trajectory ({error!r}); export it again.") from error
 
     def to_txt(self, n: int) -> str:
@@ -195,7 +202,7 @@ class Trajectory:
         return "".join(f"{int(x)},{int(y)}\n" for x, y in (positions + 1e-6).tolist())
 
     @classmethod
-    def from_txt(cls, text: str, size: tuple[int, int]) -> "Trajectory":
+    def from_txt(cls, text: str, size: tuple[int, int]) -> Trajectory:
         """Read GenCompositor's form (else UserError); sampled at its number of lines, it gives those."""
         keyframes = []
         for number, line in enumerate(text.strip().splitlines(), 1):
@@ -235,6 +242,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
     Raises:
         UserError: video of another shape, or point outside the frame.
     """
+    import torch
     from skimage.registration import optical_flow_ilk  # slow to import
 
     if video.ndim != 4 or video.shape[1] != 3 or not video.numel():

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from vera_lite.errors import UserError
 from vera_lite.media.files import replacing
-from vera_lite.media.video import frame_rate
+from vera_lite.media.header import MATRICES, Colour, VideoInfo
+from vera_lite.media.video import ACCURATE, frame_rate
 
 _SUFFIXES = {"lossless": ".mkv", "preview": ".mp4"}
-_BT709 = 1  # H.273 code, the same for primaries, transfer curve and matrix
+#: Sound that an .mp4 may hold and browsers play.
+SOUND_IN_MP4 = ("aac", "mp3", "opus", "flac", "ac3", "eac3", "alac")
 
 
 class VideoWriter:
@@ -38,19 +40,33 @@ class VideoWriter:
         kind: ``"lossless"`` for FFV1 in ``.mkv``, bit for bit what was written; ``"preview"`` for
             H.264 in ``.mp4``, which browsers play. H.264 wants even sizes, so a preview repeats
             the last row or column of an odd size.
+        like: a video whose pixel aspect and colour coding are taken over. Without it pixels are square and
+            colours BT.709.
+        sound: a file whose sound tracks are copied into a preview, as they are; ``like`` describes it.
 
     Raises:
         UserError: there is no such folder, or the frame rate is out of range.
         ValueError: unknown kind, wrong ending of the file name, or no frame written.
     """
 
-    def __init__(self, path: str | Path, fps: float | Fraction, kind: str):
+    def __init__(
+        self,
+        path: str | Path,
+        fps: float | Fraction,
+        kind: str,
+        like: VideoInfo | None = None,
+        sound: str | Path | None = None,
+    ):
         self.path, self.fps, self.kind = Path(path), frame_rate(fps), kind
         if self.path.suffix.lower() != _SUFFIXES.get(kind):
             raise ValueError(f"a {kind!r} video cannot be written to {path}; endings by kind: {_SUFFIXES}.")
         if not self.path.parent.is_dir() or self.path.is_dir():
             raise UserError(f"{path} cannot be written: give a file in a folder that exists.")
-        self._shape = self._container = None
+        self._colour, self._aspect, self._start_time = Colour(), Fraction(1), Fraction(0)
+        if like is not None:
+            self._colour, self._aspect, self._start_time = like.colour, like.pixel_aspect, like.start
+        self._sound_file = sound
+        self._shape = self._container = self._last = None
         self._count = 0
 
     def __enter__(self) -> VideoWriter:
@@ -79,10 +95,23 @@ class VideoWriter:
                 f"frame {self._count} is {tuple(frame.shape)}; it must have the first one's shape, "
                 f"{tuple(self._shape)}."
             )
+        if self.kind == "preview":
+            self._container.mux(self._encode(frame))
+        else:
+            if self._last is None or not torch.equal(frame, self._last):
+                self._last, self._bytes = frame.clone(), b"".join(map(bytes, self._encode(frame)))
+            packet = av.Packet(self._bytes)  # the same picture is the same bytes
+            packet.stream, packet.time_base = self._stream, 1 / self.fps
+            packet.pts = packet.dts = self._count
+            packet.duration, packet.is_keyframe = 1, True
+            self._container.mux(packet)
+        self._count += 1
+        self._copy_sound(until=self._count / self.fps)
+
+    def _encode(self, frame: Tensor) -> list[av.Packet]:
         picture = self._to_picture(frame.detach().cpu().numpy())
         picture.pts, picture.time_base = self._count, 1 / self.fps
-        self._container.mux(self._stream.encode(picture))
-        self._count += 1
+        return self._stream.encode(picture)
 
     def _start(self, frame: Tensor) -> None:
         self._shape = frame.shape
@@ -90,10 +119,11 @@ class VideoWriter:
         lossless = self.kind == "lossless"
         if lossless:
             # The default number of slices depends on the machine's cores, and the bytes of a file must not;
-            # FFV1 cannot cut tiny frames into four.
-            encoder, options = "ffv1", {"slices": "4" if min(height, width) >= 16 else "1"}
+            # FFV1 cannot cut tiny frames into four. Every frame is a keyframe (g), whose bytes depend on its
+            # picture alone.
+            encoder, options = "ffv1", {"slices": "4" if min(height, width) >= 16 else "1", "g": "1"}
         else:
-            encoder, options = "libx264", {"crf": "18"}
+            encoder, options = "libx264", {"crf": "18", "preset": "veryfast"}
             height, width = height + height % 2, width + width % 2
         self._container = av.open(
             str(self._temporary.absolute()),
@@ -105,28 +135,76 @@ class VideoWriter:
         self._stream = self._container.add_stream(encoder, rate=self.fps, options=options)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = ("bgr0" if channels == 3 else "gray") if lossless else "yuv420p"
+        context, colour = self._stream.codec_context, self._colour
+        context.sample_aspect_ratio = self._aspect
+        if channels == 3:
+            context.color_primaries, context.color_trc = colour.primaries, colour.transfer
         if not lossless:
-            context = self._stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            self._matrix = colour.matrix or 1
+            context.colorspace, context.color_primaries, context.color_trc = (
+                self._matrix,
+                colour.primaries,
+                colour.transfer,
+            )
             context.color_range = 1  # limited, as players expect of H.264
+        self._open_sound()
+
+    def _open_sound(self) -> None:
+        """Prepare the sound tracks that the container may hold."""
+        self._sound: list = []
+        if self._sound_file is None or self.kind == "lossless":
+            return
+        source = self._on_exit.enter_context(av.open(str(Path(self._sound_file).absolute())))
+        tracks = [s for s in source.streams.audio if s.codec_context and s.codec_context.name in SOUND_IN_MP4]
+        if tracks:
+            copies = {track.index: self._container.add_stream_from_template(track) for track in tracks}
+            packets = source.demux(*tracks)
+            self._sound = [packets, copies, next(packets, None)]
+
+    def _copy_sound(self, until: Fraction) -> None:
+        """Copy what is heard before a time of the result, so that sound and pictures lie side by side."""
+        while self._sound and self._sound[2] is not None:
+            packets, copies, packet = self._sound
+            if packet.dts is not None and packet.size:
+                shift = round(self._start_time / packet.time_base)
+                if (packet.dts - shift) * packet.time_base >= until:
+                    return
+                if packet.dts >= shift and not packet.is_discard:
+                    copy = av.Packet(bytes(packet))
+                    copy.stream, copy.time_base = copies[packet.stream_index], packet.time_base
+                    copy.pts, copy.dts = packet.pts - shift, packet.dts - shift
+                    copy.duration = packet.duration
+                    self._container.mux(copy)
+            self._sound[2] = next(packets, None)
 
     def _to_picture(self, pixels: np.ndarray) -> av.VideoFrame:
-        if self.kind == "lossless" and len(pixels) == 1:
-            return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[0]), "gray")
+        lossless = self.kind == "lossless"
+        if not lossless:
+            height, width = pixels.shape[1:]
+            if height % 2 or width % 2:
+                pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
         height, width = pixels.shape[1:]
-        rgb = np.broadcast_to(pixels, (3, height, width)).transpose(1, 2, 0)
-        if self.kind == "lossless":
-            return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(format="bgr0")
-        rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        grey = lossless and len(pixels) == 1
+        picture = av.VideoFrame(width, height, "gray" if grey else "gbrp")
+        order = (0,) if grey else (1, 2, 0) if len(pixels) == 3 else (0, 0, 0)
+        for plane, channel in zip(picture.planes, order, strict=True):
+            np.frombuffer(plane, np.uint8).reshape(height, -1)[:, :width] = pixels[channel]
+        if grey:
+            return picture
+        if lossless:
+            return picture.reformat(format="bgr0")
         # Players take untagged video for BT.601 or BT.709 as they please; say which, and use it.
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+        return picture.reformat(
+            format="yuv420p",
+            dst_colorspace=MATRICES[self._matrix],
+            dst_color_range="MPEG",
+            interpolation=ACCURATE,
         )
 
     def _close(self, error_type, error, traceback) -> None:
         if self._container is not None:
             with self._container:
-                if error_type is None:
+                if error_type is None and self.kind == "preview":  # FFV1 keeps nothing back
                     self._container.mux(self._stream.encode(None))
         elif error_type is None:
             raise ValueError(f"no frame was written to {self.path}; give at least one.")

@@ -10,7 +10,15 @@ from vera_lite.errors import UserError, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask, object_extent, resample
 from vera_lite.media.trajectory import Trajectory
-from vera_lite.pipelines.base import EditResult, Layers, Pipeline, Sampling, check_video, frame_choice
+from vera_lite.pipelines.base import (
+    EditResult,
+    Layers,
+    Pipeline,
+    Sampling,
+    check_pixels,
+    check_video,
+    frame_choice,
+)
 from vera_lite.systems import GenCompositor
 from vera_lite.systems.gencompositor import encode_conditions
 
@@ -68,6 +76,8 @@ class GenCompositorPipeline(Pipeline):
         text: Tensor | None = None,
     ):
         super().__init__(system, codec, clip_size, sampling)
+        if mask_sigma is not None and not 0 < mask_sigma <= self.clip_size[2]:
+            raise ValueError(f"mask_sigma lies above 0 and up to the clip's width, not {mask_sigma!r}.")
         if text is None and system.config.backbone.text_embed_dim is not None:
             raise ValueError("this backbone reads text: give the empty prompt's features as text=.")
         self.mask_sigma, self.text = mask_sigma, text
@@ -102,6 +112,7 @@ class GenCompositorPipeline(Pipeline):
         check_video(background)
         check_video(foreground)
         check_tensor("alpha", alpha, len(foreground), 1, *foreground.shape[-2:])
+        check_pixels("alpha", alpha)
         size = tuple(background.shape[-2:])
         if trajectory.size != size:
             raise UserError(

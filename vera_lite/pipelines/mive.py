@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from vera_lite.conditioning.vision_language import check_words
 from vera_lite.errors import check_tensor
-from vera_lite.pipelines.base import Pipeline, check_prompts, check_video
+from vera_lite.pipelines.base import Pipeline, check_pixels, check_prompts, check_video
 from vera_lite.systems import MiVE
 
 
@@ -27,6 +28,7 @@ class MiVEPipeline(Pipeline):
     """
 
     systems = (MiVE,)
+    reads_time = True
     shipped = "mive_toy"
 
     def prepare(self, video: Tensor, prompt: str, reference: Tensor) -> tuple[Tensor, list[str], Tensor]:
@@ -37,21 +39,28 @@ class MiVEPipeline(Pipeline):
             reference: (3, H', W') in [0, 1], the edited first frame.
         """
         check_video(video)
+        self.check_prompt(prompt)
         check_tensor("the reference", reference, 3, "H", "W")
+        check_pixels("the reference", reference)
         small = F.interpolate(reference[None], size=self.clip_size[1:], mode="area")
         return self.shrink(video)[None], [prompt], small
 
-    def conditions(self, video: Tensor, prompts: Sequence[str], references: Tensor) -> dict:
+    def check_prompt(self, prompt: str) -> None:
+        super().check_prompt(prompt)
+        check_words(self.system.vlm.processor.tokenizer, prompt)
+
+    def conditions(self, video: Tensor, prompts: Sequence[str], references: Tensor, fps: float = 8.0) -> dict:
         """
         Args:
             video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
             prompts: B sentences.
             references: (B, 3, H, W) in [0, 1], the edited first frame of each clip.
+            fps: frames per second of these clips.
         """
         check_prompts(video, prompts)
         check_tensor("the batch of references", references, *video[:, 0].shape)
         return {
             "source": self.encode(video),
-            "reading": self.system.read(video.float(), prompts, references.float()),
+            "reading": self.system.read(video.float(), prompts, references.float(), fps),
             "reference": self.encode(references[:, None]),  # coded as a clip of its own
         }

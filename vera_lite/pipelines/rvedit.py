@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vera_lite.conditioning.vision_language import check_words
 from vera_lite.pipelines.base import Pipeline, check_prompts, check_video
 from vera_lite.systems import RVEDiT
 
@@ -25,6 +26,7 @@ class RVEDiTPipeline(Pipeline):
     """
 
     systems = (RVEDiT,)
+    reads_time = True
     shipped = "rvedit_toy"
 
     def prepare(self, video: Tensor, prompt: str) -> tuple[Tensor, list[str]]:
@@ -34,13 +36,19 @@ class RVEDiTPipeline(Pipeline):
             prompt: e.g. "make the blue square green".
         """
         check_video(video)
+        self.check_prompt(prompt)
         return self.shrink(video)[None], [prompt]
 
-    def conditions(self, video: Tensor, prompts: Sequence[str]) -> dict:
+    def check_prompt(self, prompt: str) -> None:
+        super().check_prompt(prompt)
+        check_words(self.system.vlm.processor.tokenizer, prompt)
+
+    def conditions(self, video: Tensor, prompts: Sequence[str], fps: float = 8.0) -> dict:
         """
         Args:
             video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
             prompts: B sentences.
+            fps: frames per second of these clips.
         """
         check_prompts(video, prompts)
-        return {"source": self.encode(video), "context": self.system.context(video.float(), prompts)}
+        return {"source": self.encode(video), "context": self.system.context(video.float(), prompts, fps)}

@@ -10,7 +10,15 @@ from vera_lite.codecs import Codec
 from vera_lite.conditioning.phrases import PhraseEncoder
 from vera_lite.errors import UserError, check_tensor
 from vera_lite.media.clip import composite
-from vera_lite.pipelines.base import EditResult, Layers, Pipeline, Sampling, check_prompts, check_video
+from vera_lite.pipelines.base import (
+    EditResult,
+    Layers,
+    Pipeline,
+    Sampling,
+    check_pixels,
+    check_prompts,
+    check_video,
+)
 from vera_lite.systems import Regeneration, Vera
 
 
@@ -27,11 +35,6 @@ class VeraSampling(Sampling):
 
     guidance: float = 1.0
     alpha_floor: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check("guidance", 0, 100)
-        self._check("alpha_floor", 0, 0.999)
 
 
 class VeraPipeline(Pipeline):
@@ -69,6 +72,16 @@ class VeraPipeline(Pipeline):
         super().__init__(system, codec, clip_size, sampling)
         is_vocabulary = isinstance(text_encoder, Mapping)
         self.text_encoder = PhraseEncoder(**text_encoder) if is_vocabulary else text_encoder
+        text_dim, known = system.config.backbone.text_dim, getattr(self.text_encoder, "text_dim", None)
+        if None not in (text_dim, known) and text_dim != known:
+            raise ValueError(
+                f"the text encoder makes features of {known} numbers, the network reads {text_dim}."
+            )
+
+    def check_prompt(self, prompt: str) -> None:
+        super().check_prompt(prompt)
+        if isinstance(self.text_encoder, PhraseEncoder):
+            self.text_encoder.parse(prompt)
 
     @property
     def is_toy(self) -> bool:
@@ -88,10 +101,11 @@ class VeraPipeline(Pipeline):
             mask: (T, 1, H, W) in [0, 1]: where the edit may go (the subject, for a new background).
         """
         check_video(video)
-        self.text_encoder([prompt])  # an unknown word shows before the work
+        self.check_prompt(prompt)
         if mask is None:
             return self.shrink(video)[None], [prompt], None
         check_tensor("the mask", mask, len(video), 1, *video.shape[-2:])
+        check_pixels("the mask", mask)
         small = self.shrink(mask.float())
         if not small.max() > 0:
             raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")

@@ -31,11 +31,7 @@ def describe_system(system: nn.Module) -> dict:
 
 
 def build_system(saved: dict) -> nn.Module:
-    """The inverse of :func:`describe_system`, with fresh weights.
-
-    Raises:
-        UserError: the kind is unknown or a field of the config is.
-    """
+    """The inverse of :func:`describe_system`, with fresh weights. UserError for an unknown kind or field."""
     if saved.get("system") not in SYSTEMS:
         raise UserError(f"unknown system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
     build, config_type, backbone_type = SYSTEMS[saved["system"]]

@@ -46,15 +46,14 @@ from vera_lite.codecs import Codec, latent_mask
 from vera_lite.diffusion.ddpm import Diffusion
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError, check_choice
+from vera_lite.errors import UserError, check_choices, check_tensor
 
 AXES = ("t", "h", "w")
-ROPES = ("paper", "released", "shared")
 
 
 @dataclass(frozen=True)
 class GenCompositorConfig:
-    """Size, and every choice in which paper and code differ or that an ablation turns.
+    """Size, and every choice in which paper and code differ or that an ablation changes.
 
     Attributes:
         backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
@@ -69,13 +68,13 @@ class GenCompositorConfig:
         fusion: "self": foreground tokens join the self-attention (the paper); "cross": noisy tokens read
             them in a cross-attention after every block (ablation).
         shared_projection: the foreground passes through P too, with b in its other channels. Then only
-            positions (and noise) tell the two videos apart, and the branch outside the mask. For the study
-            of ERoPE; not published.
+            positions, noise and (outside the mask) the branch distinguish the two videos. For the study of
+            ERoPE; not published.
         branch_layers: blocks of the background branch; 0 leaves it out (ablation).
-        released_unused_layers: give the branch the layers that the released one holds but never runs, so
-            that its checkpoint loads by name.
-        blank_foreground: chance that a training clip gets a blank foreground and the plain background as
-            its target, so that removal is learned; 0.2 in the code.
+        released_unused_layers: give the branch the layers that the released one has but never runs, so
+            that its checkpoint can be loaded.
+        blank_foreground: chance that a training clip gets a blank foreground and the background as its
+            target, so that the model learns removal; 0.2 in the code.
     """
 
     backbone: CogVideoXConfig = field(default_factory=CogVideoXConfig)
@@ -91,9 +90,7 @@ class GenCompositorConfig:
     blank_foreground: float = 0.2
 
     def __post_init__(self):
-        check_choice("rope", self.rope, ROPES)
-        check_choice("rope_axis", self.rope_axis, AXES)
-        check_choice("fusion", self.fusion, ("self", "cross"))
+        check_choices(self)
         if self.backbone.in_channels != 2 * self.backbone.out_channels:
             raise ValueError(
                 "the backbone must read twice the channels that it predicts (noisy latents and masked "
@@ -143,10 +140,10 @@ def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: i
     """Rotary positions of noisy tokens, then foreground tokens.
 
     "paper" moves the foreground by ``offset`` along ``axis``. "shared" does not move it. "released" is what
-    the code does for axis h: it numbers the cells of one grid that is twice as long along the axis, time
-    outermost, and deals them out in the order of the sequence, where the *stream* is outermost. So the
-    positions of a stream are folded: noisy frame f has time floor(f / 2) and the upper rows if f is even,
-    the lower if odd. Along t both orders agree and "released" is "paper".
+    the code does for axis h: it numbers the cells of one grid that is twice as long along the axis, with time
+    outermost, but in the sequence the *stream* is outermost. So the positions of a stream are folded: noisy
+    frame f has time floor(f / 2), and the upper rows if f is even, the lower if odd. Along t both orders
+    agree and "released" is "paper".
 
     Args:
         grid: tokens along t, h, w of one stream.
@@ -186,15 +183,10 @@ class BackgroundBranch(nn.Module):
             self.branch_x_embedder = nn.Linear(size.in_channels, dim)
 
     def forward(self, video: Tensor, timestep: Tensor, text: Tensor | None, rotary: Tensor) -> list[Tensor]:
-        """
-        Args:
-            video: noisy latents, masked background and mask (B, 2C + 1, t, h, w).
-            timestep: (B,).
-            text: as for the main stream.
-            rotary: (2, S, d), plain positions.
+        """s_j, (B, S, D) each.
 
-        Returns:
-            s_j, (B, S, D) each.
+        ``video`` is noisy latents, masked background and mask (B, 2C + 1, t, h, w); timestep is (B,), text as
+        for the main stream, rotary (2, S, d) of plain positions.
         """
         streams, time, features = self.patch_embed(video, text), self.time_embedding(timestep), []
         for block, out in zip(self.transformer_blocks, self.branch_blocks, strict=True):
@@ -204,13 +196,13 @@ class BackgroundBranch(nn.Module):
 
 
 class CrossAttention(Attention):
-    """The ablation's way in for the foreground: z <- z + Attention(norm(z), f)."""
+    """The ablation's fusion of the foreground: z <- z + Attention(norm(z), f)."""
 
     def __init__(self, config: CogVideoXConfig):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.dim, config.norm_eps)
         for parameter in self.to_out.parameters():
-            nn.init.zeros_(parameter)  # as quiet at the start as the gates of the self-attention
+            nn.init.zeros_(parameter)  # no effect at the start, like the gates of the self-attention
 
     def forward(self, z: Tensor, rotary: Tensor, f: Tensor, foreground_rotary: Tensor) -> Tensor:
         """z (B, S, D), f (B, S, D) -> (B, S, D)."""
@@ -221,11 +213,7 @@ class CrossAttention(Attention):
 
 
 class GenCompositor(nn.Module):
-    """GenCompositor's denoiser and its training loss.
-
-    Args:
-        config: see :class:`GenCompositorConfig`.
-    """
+    """GenCompositor's denoiser and its training loss."""
 
     def __init__(self, config: GenCompositorConfig):
         super().__init__()
@@ -244,13 +232,12 @@ class GenCompositor(nn.Module):
     def from_cogvideox(cls, model: nn.Module, **changes) -> "GenCompositor":
         """Start from a CogVideoX image-to-video transformer, as the released code does.
 
-        P_f starts as P's columns for the noisy latents; the branch as the first blocks of the main
-        stream with P's noisy columns for both its videos, zero for the mask and for W_j (VideoPainter,
-        arXiv 2503.05639, from which the released branch comes).
+        P_f starts as P's columns for the noisy latents. The branch starts as the first blocks of the main
+        stream, with P's noisy columns for both its videos, and zeros for the mask and for W_j (as
+        VideoPainter, arXiv 2503.05639, where the released branch comes from).
 
-        Args:
-            model: a ``diffusers.CogVideoXTransformer3DModel``.
-            changes: fields of :class:`GenCompositorConfig` other than ``backbone``.
+        ``model`` is a ``diffusers.CogVideoXTransformer3DModel``, ``changes`` are fields of
+        :class:`GenCompositorConfig` other than ``backbone``.
         """
         system = cls(GenCompositorConfig(backbone=config_of(model), **changes))
         main, branch, tensors = system.transformer, system.branch, model.state_dict()
@@ -264,8 +251,7 @@ class GenCompositor(nn.Module):
             projection = main.patch_embed.proj
             noisy = projection.weight[:, : system.config.backbone.out_channels]
             if main.patch_embed.fg_proj is not None:
-                main.patch_embed.fg_proj.weight.copy_(noisy)
-                main.patch_embed.fg_proj.bias.copy_(projection.bias)
+                main.patch_embed.fg_proj.load_state_dict({"weight": noisy, "bias": projection.bias})
             if branch is not None:
                 tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
                 missing, _ = branch.load_state_dict(tensors, strict=False)
@@ -299,16 +285,11 @@ class GenCompositor(nn.Module):
         Raises:
             ValueError: a condition's size is not that of the latents.
         """
-        for name, condition, channels in (
-            ("masked_background", masked_background, latents.shape[1]),
-            ("mask", mask, 1),
-            ("foreground", foreground, latents.shape[1]),
-        ):
-            expected = (len(latents), channels, *latents.shape[2:])
-            if condition is not None and condition.shape != expected:
-                raise ValueError(
-                    f"{name} is {tuple(condition.shape)}; for these latents it must be {expected}."
-                )
+        B, C, *size = latents.shape
+        check_tensor("masked_background", masked_background, B, C, *size)
+        check_tensor("mask", mask, B, 1, *size)
+        if foreground is not None:
+            check_tensor("foreground", foreground, B, C, *size)
         config, main = self.config, self.transformer
         grid = config.backbone.grid(latents.shape)
         S = math.prod(grid)
@@ -350,17 +331,8 @@ class GenCompositor(nn.Module):
     def training_losses(
         self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
     ) -> dict[str, Tensor]:
-        """Loss of each clip.
-
-        Args:
-            batch: see :class:`CompositionBatch`.
-            sigma: (B,).
-            random: source of noise and of blank foregrounds.
-
-        Returns:
-            ``{"composite": (B,)}``, and ``"masked"`` if ``mask_loss_weight`` is set; the sum of both is
-            the objective.
-        """
+        """Losses of each clip at noise levels sigma (B,): ``{"composite": (B,)}``, and ``"masked"`` if
+        ``mask_loss_weight`` is set. The sum of both is the objective."""
         objective, weight = self.config.objective, self.config.mask_loss_weight
         x_0, foreground = blanked(batch, self.config.blank_foreground, random)
         noise = random.noise(x_0)
@@ -394,16 +366,10 @@ def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[T
 def encode_conditions(
     codec: Codec, background: Tensor, foreground: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
-    """Conditions of :meth:`GenCompositor.forward`, from pixels.
+    """Arguments ``masked_background``, ``mask`` and ``foreground`` of :meth:`GenCompositor.forward`.
 
-    Args:
-        codec: pixels to latents.
-        background: (B, T, 3, H, W) in [0, 1].
-        foreground: (B, T, 3, H, W), the centred object on its white canvas.
-        mask: (B, T, 1, H, W); above 0.5 the background is painted black, and the model random.
-
-    Returns:
-        Its arguments ``masked_background``, ``mask`` and ``foreground``.
+    Videos are (B, T, 3, H, W) in [0, 1]; the foreground is the centred object on its white canvas. The mask
+    is (B, T, 1, H, W); where it is above 0.5 the background becomes black.
     """
     return {
         "masked_background": codec.encode(background.masked_fill(mask > 0.5, 0)),

@@ -28,33 +28,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera_lite.backbone import (
-    WAN_14B,
-    WanConfig,
-    WanTransformer,
-    grid_positions,
-    load_weights,
-    read_wan,
-)
+from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.rotary import Grid
 from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import check_choice
+from vera_lite.errors import check_choices
 from vera_lite.systems.baselines.mive_cross_attention import CROSS_ATTENTION, Context, read_apart
 
 
 @dataclass(frozen=True)
 class MiVEConfig:
-    """Size, and every choice that the paper leaves open or that an ablation turns.
+    """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
         backbone: size of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
@@ -73,7 +66,7 @@ class MiVEConfig:
         vlm_frames: how many frames of the video the VLM sees. The paper does not say; None leaves the choice
             to the processor of the model.
         context_positions: rotary positions of context tokens; the paper does not state them. "none": all at
-            0, so that none is nearer than another. "index": 0, 1, 2, ... along t, as if each were a frame.
+            0, all equally near. "index": 0, 1, 2, ... along t, as if each were a frame.
             "before": ..., -2, -1 along t, positions that no video token has.
         reference_position: "before": the reference stands at t = 0 and the video at 1, 2, ..., as its place
             in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
@@ -96,40 +89,27 @@ class MiVEConfig:
     changed_loss_weight: float = 0.0
 
     def __post_init__(self):
-        check_choice("context_positions", self.context_positions, ("none", "index", "before"))
-        check_choice("reference_position", self.reference_position, ("before", "first"))
-        check_choice("conditioning", self.conditioning, ("self", *CROSS_ATTENTION))
+        check_choices(self)
         if self.vlm_frames is not None and self.vlm_frames < 1:
             raise ValueError(f"vlm_frames must be positive, got {self.vlm_frames}.")
 
 
 class MiVEBatch(TypedDict):
-    """What :meth:`MiVE.training_losses` learns from.
+    """What :meth:`MiVE.training_losses` learns from."""
 
-    Attributes:
-        source, target: latents of the video and of the edited video (B, C, t, h, w).
-        reference: latents of the edited first frame, coded as a clip of its own (B, C, 1, h, w).
-        source_video: pixels (B, T, 3, H, W) in [0, 1], for the VLM.
-        reference_image: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
-        instruction: what to do, B strings.
-        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    """
-
+    #: source, target: latents of the video and of the edited video (B, C, t, h, w).
     source: Tensor
     target: Tensor
-    reference: Tensor
-    source_video: Tensor
-    reference_image: Tensor
-    instruction: Sequence[str]
-    changed: NotRequired[Tensor]
+    reference: Tensor  #: latents of the edited first frame, coded as a clip of its own (B, C, 1, h, w).
+    source_video: Tensor  #: pixels (B, T, 3, H, W) in [0, 1], for the VLM.
+    reference_image: Tensor  #: pixels of the edited first frame (B, 3, H, W) in [0, 1], for the VLM.
+    instruction: Sequence[str]  #: what to do, B strings.
+    #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
+    changed: Tensor
 
 
 class MiVE(nn.Module):
-    """MiVE's denoiser and its training loss.
-
-    Args:
-        config: see :class:`MiVEConfig`.
-    """
+    """MiVE's denoiser and its training loss."""
 
     def __init__(self, config: MiVEConfig):
         super().__init__()
@@ -149,11 +129,9 @@ class MiVE(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "MiVE":
-        """Start from a Wan checkpoint saved by diffusers, without its text embedding and cross-attention.
-
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`MiVEConfig` other than ``backbone`` and ``conditioning``.
+        """Start from the Wan transformer that diffusers saved in a folder, without text embedding and
+        cross-attention. ``changes`` are fields of :class:`MiVEConfig` other than ``backbone`` and
+        ``conditioning``.
         """
         backbone, tensors = read_wan(folder)
         system = cls(MiVEConfig(backbone=backbone, **changes))
@@ -171,16 +149,14 @@ class MiVE(nn.Module):
         vlm.model.to(self.adapter.fusion.weight.device)
         return vlm
 
-    def read(self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor]) -> Reading:
-        """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1].
-
-        Raises:
-            UserError: as :func:`vera_lite.conditioning.multiscale.read`.
-        """
+    def read(
+        self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor], fps: float = 8.0
+    ) -> Reading:
+        """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1]."""
         if self.config.conditioning == "decoupled":
             return read_apart(self.vlm, texts, references)
         layers, frames = self.config.vlm_layers, self.config.vlm_frames
-        return read(self.vlm, list(videos), texts, list(references), layers, frames)
+        return read(self.vlm, list(videos), texts, list(references), layers, frames, fps)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, source: Tensor, reading: Reading, reference: Tensor | None
@@ -244,16 +220,8 @@ class MiVE(nn.Module):
         return torch.cat([*parts, grid_positions(grid, (shift, 0, 0))])
 
     def training_losses(self, batch: MiVEBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow matching of each clip.
-
-        Args:
-            batch: see :class:`MiVEBatch`.
-            sigma: (B,).
-            random: source of noise.
-
-        Returns:
-            ``target`` (B,); with its weight also ``changed`` (B,).
-        """
+        """Flow matching of each clip at noise levels sigma (B,): ``target`` (B,), and with its weight also
+        ``changed`` (B,)."""
         objective, x_0 = self.config.objective, batch["target"]
         noise = random.noise(x_0)
         reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])

@@ -29,7 +29,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,12 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_v
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.diffusion.infonce import info_nce
-from vera_lite.errors import UserError, check_choice
+from vera_lite.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)
 class RVEDiTConfig:
-    """Size, and every choice that the paper leaves open or that an ablation turns.
+    """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
         backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
@@ -58,19 +58,18 @@ class RVEDiTConfig:
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
         lora_rank: of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64 in the
-            paper; 0: none. They are weights of the system, and trained: the paper says "adapted" and
+            paper; 0: none. They are trained and saved with the system: the paper says "adapted" and
             "update", but also "frozen", from a first stage.
         editing_tokens: K.
         text_tokens: longest instruction.
         read: see :class:`~vera_lite.conditioning.editing_tokens.EditingTokens`.
-        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). All of
-            them is its "without GRTC"; 0 gives every block everything, the control that it lacks.
+        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). If all do,
+            this is its "without GRTC"; 0 gives every block all tokens, a control that the paper lacks.
         alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
             0.25, 0.5 and 1 are worse than 0: start low.
         temperature: tau.
-        reference_noise: "shared": the pass that knows the answer is given the same noisy latents, as we read
-            Algorithm 1. Then the noise alone can tell positions apart. "own": it draws its own noise (ours,
-            a control).
+        reference_noise: "shared": the reference pass sees the same noisy latents, as we read Algorithm 1.
+            Then the noise alone can tell positions apart. "own": it draws its own noise (ours, a control).
         changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
             pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
         source_fades: the source is weighted by sigma, as in Kiwi-Edit. Otherwise by 1 (ours), which a small
@@ -100,28 +99,25 @@ class RVEDiTConfig:
             raise ValueError(f"routed_layers lies in 0..{layers}, not {self.routed_layers}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
-        check_choice("reference_noise", self.reference_noise, ("shared", "own"))
+        check_choices(self)
         if self.alignment_weight < 0:
             raise ValueError(f"alignment_weight must not be negative, got {self.alignment_weight}.")
 
 
 class RVEDiTBatch(TypedDict):
-    """What :meth:`RVEDiT.training_losses` learns from.
+    """What :meth:`RVEDiT.training_losses` learns from."""
 
-    Attributes:
-        source, target: latents of the video and of the edited video (B, C, t, h, w).
-        source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
-        instruction, target_caption: what to do, and what the edited video shows; B strings each.
-        changed: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
-    """
-
+    #: source, target: latents of the video and of the edited video (B, C, t, h, w).
     source: Tensor
     target: Tensor
+    #: source_video, target_video: their pixels (B, T, 3, H, W) in [0, 1], for the VLM.
     source_video: Tensor
     target_video: Tensor
+    #: instruction, target_caption: what to do, and what the edited video shows; B strings each.
     instruction: Sequence[str]
     target_caption: Sequence[str]
-    changed: NotRequired[Tensor]
+    #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
+    changed: Tensor
 
 
 class AdaptedVLM(VisionLanguageModel):
@@ -152,11 +148,7 @@ class AdaptedVLM(VisionLanguageModel):
 
 
 class RVEDiT(nn.Module):
-    """RVEDiT's denoiser, its editing tokens, and its training loss.
-
-    Args:
-        config: see :class:`RVEDiTConfig`.
-    """
+    """RVEDiT's denoiser, its editing tokens, and its training loss."""
 
     #: Entries of :meth:`training_losses` that are logged and not minimised.
     logged_only = ("positive_rank",)
@@ -179,11 +171,9 @@ class RVEDiT(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "RVEDiT":
-        """Start the transformer from a Wan checkpoint saved by diffusers, without its text embedding.
+        """Start from the Wan transformer that diffusers saved in a folder, without its text embedding.
 
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`RVEDiTConfig` other than ``backbone``.
+        ``changes`` are fields of :class:`RVEDiTConfig` other than ``backbone``.
         """
         backbone, tensors = read_wan(folder)
         system = cls(RVEDiTConfig(backbone=replace(backbone, text_dim=None), **changes))
@@ -198,8 +188,8 @@ class RVEDiT(nn.Module):
         vlm.model.to(self.tokens.queries.device)
         return vlm
 
-    def context(self, videos: Sequence[Tensor], texts: Sequence[str]) -> Context:
-        """Let the VLM read videos (T, 3, H, W) in [0, 1] and one text for each.
+    def context(self, videos: Sequence[Tensor], texts: Sequence[str], fps: float = 8.0) -> Context:
+        """Let the VLM read videos (T, 3, H, W) in [0, 1] of ``fps`` frames per second and one text for each.
 
         Raises:
             UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
@@ -212,7 +202,7 @@ class RVEDiT(nn.Module):
                 "gathers its weights: train with the strategy ddp."
             )
         vlm = self.vlm
-        prompt = self.tokens.prompt(vlm, list(videos), texts)
+        prompt = self.tokens.prompt(vlm, list(videos), texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
 
     def contexts(self, context: Context) -> list[Tensor]:
@@ -239,12 +229,7 @@ class RVEDiT(nn.Module):
         return self.transformer(latents, timestep, self.contexts(context), added, summed)
 
     def training_losses(self, batch: RVEDiTBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow matching and alignment of each clip.
-
-        Args:
-            batch: see :class:`RVEDiTBatch`.
-            sigma: (B,).
-            random: source of noise and of the aligned depth.
+        """Flow matching and alignment of each clip, at noise levels sigma (B,).
 
         Returns:
             ``target`` (B,); with its weight also ``changed`` (B,); with an alignment weight also

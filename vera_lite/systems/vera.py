@@ -5,11 +5,11 @@ The result that a person gets uses only E, A and the source:
 
     final = A * E + (1 - A) * source
 
-so whatever the matte leaves out is the source itself.
+so where the matte is 0 the result is the source itself.
 
 Three diffusion transformers ("branches"), one per layer and each started from the same text-to-video
 model, keep their own projections and feed-forward layers and attend jointly over all 3S tokens
-(a Mixture of Transformers, arXiv 2411.04996). Conditioning is by addition, where the layer needs it:
+(a Mixture of Transformers, arXiv 2411.04996). Conditions are added to the tokens:
 
     h_E = P_E(x_E)
     h_A = P_A(x_A) + P_M(z_mask) + e_A          z_mask optional, dropped at random in training
@@ -46,23 +46,22 @@ EDIT, ALPHA, COMPOSITE = range(3)
 
 @dataclass(frozen=True)
 class VeraConfig:
-    """Vera's size and every choice that the paper leaves open or that an ablation turns.
+    """Vera's size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
         backbone: size of one branch.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
-        mixture: a set of weights per branch (the paper) or, False, one set for all (ablation).
-        joint_attention: branches see each other (the paper) or, False, not (ablation).
-        composite_weight: weight of the composite's loss; 1 is the paper's plain sum, 0 is the
-            ablation "without composite supervision". The branch itself stays: the source enters there.
-        share_text_kv: one projection of the text to keys and values. Not stated in the paper; it is
-            what its reported parameter counts (3.9 B, 38.2 B) imply.
-        share_condition_embedder: one time and text embedding; implied by the same counts.
-        mask_drop: chance that a training clip loses its mask. The rate is not published.
-        text_drop: chance that a training clip loses its prompt, for classifier-free guidance. Not
-            published; 0.1 is common.
-        phrase_drop: chance of each single text token to be blanked in training, so that prompts may
-            leave things unsaid. Ours.
+        mixture: a set of weights per branch (the paper); False: one set for all (ablation).
+        joint_attention: branches see each other (the paper); False: they do not (ablation).
+        composite_weight: weight of the composite's loss; 1 is the paper's plain sum, 0 is the ablation
+            "without composite supervision", which keeps the branch: the source enters there.
+        share_text_kv, share_condition_embedder: all branches share the projection of text to keys and values,
+            and the embedding of time and text. Not stated in the paper, but its parameter counts (3.9 B,
+            38.2 B) imply both.
+        mask_drop, text_drop: chance that a training clip loses its mask or its prompt (for classifier-free
+            guidance). The rates are not published; 0.1 is common.
+        phrase_drop: chance that training blanks a single text token, so that prompts may leave things out.
+            Ours.
     """
 
     backbone: WanConfig = field(default_factory=WanConfig)
@@ -100,7 +99,7 @@ class JointAttention(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Block i of all branches: they meet in self-attention, all else each does alone."""
+    """Block i of all branches: they meet in self-attention and are separate in everything else."""
 
     def __init__(self, config: VeraConfig):
         super().__init__()
@@ -115,15 +114,10 @@ class JointBlock(nn.Module):
     def forward(
         self, xs: list[Tensor], texts: list[Tensor], modulations: list[Tensor], rotary: Tensor
     ) -> list[Tensor]:
-        """
-        Args:
-            xs: hidden states (B, S, D) per branch.
-            texts: text features (B, T, D), one for all branches or one per branch.
-            modulations: projected time embeddings (B, 1, 6, D), likewise.
-            rotary: (2, S, d).
+        """Hidden states (B, S, D) per branch, updated.
 
-        Returns:
-            The hidden states, updated.
+        Text features (B, T, D) and projected time embeddings (B, 1, 6, D) are one for all branches or one per
+        branch; rotary is (2, S, d).
         """
         blocks, runs = per_branch(self.branches), [xs[0].shape[1]]
         before = [b.before(x, m, runs) for b, x, m in zip(blocks, xs, per_branch(modulations), strict=True)]
@@ -144,11 +138,7 @@ def per_branch(one_or_all: Sequence) -> list:
 
 
 class Vera(nn.Module):
-    """Vera's denoiser and its training loss.
-
-    Args:
-        config: see :class:`VeraConfig`.
-    """
+    """Vera's denoiser and its training loss."""
 
     #: Layers that are denoised, and latent conditions that :meth:`forward` takes by keyword.
     layers = LAYERS
@@ -203,8 +193,9 @@ class Vera(nn.Module):
             xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
-        embedders = [t.condition_embedder for t in self.towers if t.condition_embedder is not None]
-        conditions = [embedder(timestep[:, None], text) for embedder in embedders]
+        own: list[WanTransformer] = list(self.towers)
+        embedders = [t.condition_embedder for t in own if t.condition_embedder is not None]
+        conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary = wan.rotary(grid_positions(grid, device=latents.device))
         for block in self.blocks:
@@ -213,12 +204,7 @@ class Vera(nn.Module):
         return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow-matching loss of each layer and clip.
-
-        Args:
-            batch: see :class:`VeraBatch`.
-            sigma: (B,).
-            random: source of noise and of dropped conditions.
+        """Flow-matching losses at noise levels sigma (B,).
 
         Returns:
             ``{layer: (B,)}``, weighted so that their sum is the objective.
@@ -235,11 +221,9 @@ class Vera(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "Vera":
-        """Start all branches from one Wan checkpoint saved by diffusers.
+        """Start all branches from the Wan transformer that diffusers saved in a folder.
 
-        Args:
-            folder: the transformer's folder.
-            changes: fields of :class:`VeraConfig` other than ``backbone``.
+        ``changes`` are fields of :class:`VeraConfig` other than ``backbone``.
         """
         backbone, tensors = read_wan(folder)
         vera = cls(VeraConfig(backbone=backbone, **changes))

@@ -119,14 +119,10 @@ class MapSources:
 
 @dataclass(frozen=True, eq=False)
 class GroupMatrix:
-    """Attention from groups of queries to groups of keys, such as Vera's branch to branch.
+    """Attention from groups of queries to groups of keys, such as Vera's branch to branch."""
 
-    Attributes:
-        values: (steps, L, R, m), mean mass that a query of group R gives to group m, in [0, 1].
-        rows, columns: names of the groups.
-    """
-
-    values: Tensor
+    values: Tensor  #: (steps, L, R, m), mean mass that a query of group R gives to group m, in [0, 1].
+    #: rows, columns: names of the groups.
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from traitlets import Int, Unicode
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, check_tensor
 
 HOST = Path(__file__).with_name("host.html")
 
@@ -46,16 +46,12 @@ def shows_error(method: Callable) -> Callable:
 
 
 class Widget(anywidget.AnyWidget):
-    """A view whose whole state is its synced traits.
+    """A view whose whole state is its synced traits."""
 
-    Attributes:
-        error: what a callback raised last (of ``observe`` or ``on_msg``, on something that the browser did);
-            without it, a widget whose callback fails just seems to do nothing.
-        height: pixels of the frame that holds the static page.
-    """
-
+    #: what a callback raised last (of ``observe`` or ``on_msg``, on something that the browser did); without
+    #: it, a widget whose callback fails just seems to do nothing.
     error = Unicode("").tag(sync=True)
-    height = Int(600).tag(sync=True)
+    height = Int(600).tag(sync=True)  #: pixels of the frame that holds the static page.
 
     @shows_error
     def set_state(self, sync_data: dict) -> None:
@@ -71,24 +67,15 @@ class Widget(anywidget.AnyWidget):
             callback(self, content, buffers)
 
     def to_static(self, budget_mb: float = 8.0) -> str:
-        """One HTML page that works without Python, network or other files.
-
-        Raises:
-            UserError: the page would be larger than ``budget_mb`` (millions of bytes).
-        """
+        """One HTML page that works without Python, network or other files; see :func:`static_page`."""
         state = ipywidgets.Widget.get_manager_state(widgets=[self])["state"]
         return static_page(state[self.model_id], budget_mb)
-
-    def to_iframe(self, budget_mb: float = 8.0) -> str:
-        """The page of :meth:`to_static` as an element to place into another page."""
-        return iframe(self.to_static(budget_mb), self.height)
 
 
 def static_page(saved: dict, budget_mb: float = 8.0) -> str:
     """The page of a widget as notebooks save it: ``{"state": traits, "buffers": [...]}``.
 
-    Raises:
-        UserError: the page would be larger than ``budget_mb`` (millions of bytes).
+    UserError if the page would be larger than ``budget_mb`` (millions of bytes).
     """
     # A "<" in JSON could close the script element that holds it.
     text = json.dumps(saved).replace("<", "\\u003c")
@@ -97,7 +84,7 @@ def static_page(saved: dict, budget_mb: float = 8.0) -> str:
     if size > budget_mb:
         sizes = {name: len(json.dumps(value)) for name, value in saved["state"].items()}
         sizes |= {".".join(map(str, b["path"])): len(b["data"]) for b in saved.get("buffers", [])}
-        name = max(sizes, key=sizes.get)
+        name = max(sizes, key=lambda name: sizes[name])
         raise UserError(
             f"the page of {widget_name(saved)} would be {size:.2f} MB, over the budget of {budget_mb:g} MB; "
             f"{name} alone is {sizes[name] / 1e6:.2f} MB: show less, or raise the budget."
@@ -112,7 +99,7 @@ def widget_name(saved: dict) -> str:
 
 def iframe(page: str, height: int) -> str:
     """A page inside another one, with scripts allowed and nothing else."""
-    # Without a title, a screen reader announces a frame as nothing but a frame.
+    # Screen readers announce the title.
     return (
         f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
         f'style="width: 100%; height: {height}px; border: 0"></iframe>'
@@ -120,15 +107,8 @@ def iframe(page: str, height: int) -> str:
 
 
 def checked_video(name: str, video: Tensor, channels: int) -> Tensor:
-    """The video on the CPU, without gradients.
-
-    Raises:
-        ValueError: it is not floating (T, channels, H, W), or has values outside [0, 1] or nan.
-    """
-    if video.ndim != 4 or video.shape[1] != channels or not video.numel() or not video.is_floating_point():
-        raise ValueError(
-            f"{name} is {video.dtype} {tuple(video.shape)}; give floating (T, {channels}, H, W) in [0, 1]."
-        )
+    """The video on the CPU, without gradients; ValueError unless it is (T, channels, H, W) in [0, 1]."""
+    check_tensor(name, video, "T", channels, "H", "W")
     video = video.detach().cpu()
     low, high = video.min().item(), video.max().item()
     if not -1e-3 <= low <= high <= 1 + 1e-3:  # rounding may lead a little outside

@@ -70,8 +70,8 @@ class AttentionExplorer(Widget):
 
     - its spatial entropy over the video: 1 is uniform, 0 a single patch;
     - how far away a patch looks on average, if it looks at its own grid;
-    - its kind: "mostly sinks" or "mostly text" if more than half of the mass goes there; else, for a patch
-      that looks at its own grid, "spatial" if more than half of what it sees of the video is in its own
+    - its kind: "mostly sinks" or "mostly text" if more than half of the mass goes there; otherwise, for a
+      patch that looks at its own grid, "spatial" if more than half of its mass in the video is in its own
       slot, "temporal" if not;
     - lift: its mask ratio over the mask's share of the area;
     - with two runs, the Jensen-Shannon divergence between them in nats, of the mean of heads with the range
@@ -79,16 +79,6 @@ class AttentionExplorer(Widget):
 
     Attributes:
         layer, step, word: place in the lists ``layers``, ``steps``, ``words``.
-        head: place in ``heads``, or -1 for their mean.
-        frame: of the video.
-        stream: place in the list of video streams on show.
-        run: whose thumbnails are shown: 0 is A, 1 is B, 2 their difference.
-        query: token that was clicked, or -1: the word's map is shown.
-        direction: "from": where it looks; "to": who looks at it.
-        selected_layers: places in ``layers`` that were brushed in the curve.
-        exclude_sinks: leave the listed sinks out of pictures, scales and mask ratios.
-        locked_scale: one colour scale for all layers, steps and words, instead of one for each map.
-        opacity: of the map over the video, in [0, 1].
 
     Raises:
         ValueError: anything that does not fit together, or a state over budget.
@@ -98,22 +88,24 @@ class AttentionExplorer(Widget):
     _css = Path(__file__).with_name("explorer.css")
 
     layer = Int(0).tag(sync=True)
-    head = Int(-1).tag(sync=True)
+    head = Int(-1).tag(sync=True)  #: place in ``heads``, or -1 for their mean.
     step = Int(0).tag(sync=True)
-    frame = Int(0).tag(sync=True)
+    frame = Int(0).tag(sync=True)  #: of the video.
     word = Int(0).tag(sync=True)
-    stream = Int(0).tag(sync=True)
-    run = Int(0).tag(sync=True)
-    query = Int(-1).tag(sync=True)
-    direction = Enum(DIRECTIONS, "from").tag(sync=True)
-    selected_layers = List(Int()).tag(sync=True)
+    stream = Int(0).tag(sync=True)  #: place in the list of shown video streams.
+    run = Int(0).tag(sync=True)  #: whose thumbnails are shown: 0 is A, 1 is B, 2 their difference.
+    query = Int(-1).tag(sync=True)  #: token that was clicked, or -1: the word's map is shown.
+    direction = Enum(DIRECTIONS, "from").tag(sync=True)  #: "from": where it looks; "to": who looks at it.
+    selected_layers = List(Int()).tag(sync=True)  #: places in ``layers`` that were brushed in the curve.
+    #: leave the listed sinks out of pictures, scales and mask ratios.
     exclude_sinks = Bool(False).tag(sync=True)
+    #: one colour scale for all layers, steps and words, instead of one for each map.
     locked_scale = Bool(True).tag(sync=True)
-    opacity = Float(0.6, min=0, max=1).tag(sync=True)
+    opacity = Float(0.6, min=0, max=1).tag(sync=True)  #: of the map over the video, in [0, 1].
     height = Int(1150).tag(sync=True)
 
     # What the script draws from. Axis letters as in explorer_state; floats are float32.
-    _facts = Dict().tag(sync=True)  # all that is no array
+    _facts = Dict().tag(sync=True)  # everything but arrays
     _picture = Bytes().tag(sync=True)  # all frames in one image file, row by row
     _positions = Bytes().tag(sync=True)  # int32, tokens of all streams in a row
     _overview = Bytes().tag(sync=True)  # uint8 codes (R, S, L, W, D, G or 1, M)
@@ -256,11 +248,7 @@ class AttentionExplorer(Widget):
     # --- what Python can ask -----------------------------------------------------------------------
 
     def current_maps(self) -> Tensor:
-        """The maps on show, exact: (runs, H, M), M tokens of the sequence that is looked at.
-
-        Raises:
-            ValueError: captures do not hold them.
-        """
+        """The shown maps, exact: (runs, H, M), M tokens of the sequence that is looked at."""
         return self._maps(self.layer, self.step, self.word, self.query, self.direction)
 
     @validate("layer", "head", "step", "frame", "word", "stream", "run", "query")

@@ -1,7 +1,7 @@
 """What an attention explorer saves: maps in 8 bits, a few words on each, curves, and the frames.
 
 Axis letters: R runs, S steps, L layers, W words, D directions, G = 1 + H (the mean of heads, then the
-heads), M tokens of the sequence that is looked at, N of them video tokens on show.
+heads), M tokens of the sequence that is looked at, N of them video tokens that are shown.
 """
 
 import json
@@ -21,7 +21,7 @@ from vera_lite.media.clip import to_uint8
 from vera_lite.widgets.attention_maps import GroupMatrix, MapSources, with_mean
 from vera_lite.widgets.base import image_file
 
-#: Pixels of the longer side of a frame, as it is saved.
+#: Pixels of the longer side of a saved frame.
 MAX_SIDE = 256
 
 
@@ -34,26 +34,24 @@ class Band(Protocol):
 
 
 def quantise(maps: Tensor, apart: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """Maps in 8 bits, each with a range of its own: value = zero + code / 255 * scale.
+    """Maps (..., M) in 8 bits, each with its own range: value = zero + code / 255 * scale.
 
-    Args:
-        maps: (..., M), any range.
-        apart: tokens whose values are kept as they are. A sink would stretch the range until all else
-            shares one code.
+    Values of the tokens ``apart`` are kept exactly: a sink would stretch the range until all other tokens
+    share one code.
 
     Returns:
         Codes (..., M), uint8, off by at most scale / 510, 0 for tokens apart; and (..., 2 + len(apart))
         float32: zero, scale and the values of the tokens apart.
     """
-    apart = torch.as_tensor(apart, dtype=torch.long)
-    others = torch.ones(maps.shape[-1], dtype=torch.bool).index_fill(0, apart, False)
+    exact = torch.as_tensor(apart, dtype=torch.long)
+    others = torch.ones(maps.shape[-1], dtype=torch.bool).index_fill(0, exact, False)
     rest = maps[..., others]
     zero = rest.amin(-1, keepdim=True)
     scale = rest.amax(-1, keepdim=True) - zero
     codes = torch.zeros(maps.shape, dtype=torch.uint8)
     tiny = torch.finfo(torch.float32).tiny
     codes[..., others] = ((rest - zero) / scale.clamp_min(tiny) * 255).round().to(torch.uint8)
-    return codes, torch.cat([zero, scale, maps[..., apart]], -1).float()
+    return codes, torch.cat([zero, scale, maps[..., exact]], -1).float()
 
 
 def packed(maps: Tensor, direction: str, sinks: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -68,7 +66,7 @@ def float_bytes(values: Tensor) -> bytes:
 
 
 class Targets:
-    """The tokens on show that are looked at, in one direction.
+    """The shown tokens that are looked at, in one direction.
 
     Attributes:
         grid: their sequence.
@@ -156,21 +154,16 @@ def notes(
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """The maps of all words, in the order (R, S, L, W, D).
+    """The maps of all words, in the order (R, S, L, W, D)."""
 
-    Attributes:
-        codes, ranges: (..., G, M) and (..., G, 2 + sinks), of :func:`quantise`.
-        ratios: (2, ..., G) mask ratios, with all tokens and without sinks; None without a mask.
-        tops: the highest value by [direction][over video, over text][mean, heads][all, no sinks]. One scale
-            for video and text would show nothing of a video beside a strong word.
-        notes: of each map, G per place.
-    """
-
+    #: codes, ranges: (..., G, M) and (..., G, 2 + sinks), of :func:`quantise`.
     codes: Tensor
     ranges: Tensor
-    ratios: Tensor | None
+    ratios: Tensor | None  #: (2, ..., G) mask ratios, with all tokens and without sinks; None without a mask.
+    #: the highest value by [direction][over video, over text][mean, heads][all, no sinks]. One scale for
+    #: video and text would show nothing of a video beside a strong word.
     tops: Tensor
-    notes: list[str]
+    notes: list[str]  #: of each map, G per place.
 
     @classmethod
     def of(

@@ -30,17 +30,6 @@ class LayerViewer(Widget):
         max_frames: show at most so many frames, evenly spaced.
         max_side: show at most so many pixels along the longer side.
 
-    Attributes:
-        frame: shown frame, 0 .. shown frames - 1.
-        view: "final" is what ``visible`` leaves of the layers; "straight" the edit in its own colours;
-            "premultiplied" alpha * edit; "checker" the edit by its alpha over a checkerboard; "matte"
-            alpha as grey; "source"; "composite" the frame that was drawn as a whole.
-        visible: which of "source", "edit" and "alpha" take part in "final". Without alpha the edit
-            covers everything; without source a checkerboard shows through.
-        wipe: the left part of the picture, 0 .. 1, that shows the source.
-        size: (shown frames, height, width).
-        strides: (frames, pixels) of the clip from one that is shown to the next.
-
     Raises:
         ValueError: layers do not fit together, a value is out of range, or the state would be larger than
             a notebook should store.
@@ -57,13 +46,19 @@ class LayerViewer(Widget):
     edit = Bytes().tag(sync=True)
     alpha = Bytes().tag(sync=True)
     composite = Bytes().tag(sync=True)
-    size = List(Int()).tag(sync=True)
-    strides = List(Int()).tag(sync=True)
+    size = List(Int()).tag(sync=True)  #: (shown frames, height, width).
+    strides = List(Int()).tag(sync=True)  #: (frames, pixels) of the clip from one that is shown to the next.
     fps = Float().tag(sync=True)
     caption = Unicode().tag(sync=True)
-    frame = Int(0).tag(sync=True)
+    frame = Int(0).tag(sync=True)  #: shown frame, 0 .. shown frames - 1.
+    #: "final" is what ``visible`` leaves of the layers; "straight" the edit in its own colours;
+    #: "premultiplied" alpha * edit; "checker" the edit by its alpha over a checkerboard; "matte" alpha as
+    #: grey; "source"; "composite" the frame that was drawn as a whole.
     view = Enum(VIEWS, "final").tag(sync=True)
+    #: which of "source", "edit" and "alpha" take part in "final". Without alpha the edit covers everything;
+    #: without source a checkerboard shows through.
     visible = List(Enum(LAYERS), list(LAYERS)).tag(sync=True)
+    #: the left part of the picture, 0 .. 1, that shows the source.
     wipe = Float(0.0, min=0, max=1).tag(sync=True)
 
     def __init__(
@@ -111,7 +106,7 @@ class LayerViewer(Widget):
 
 
 def _stride(count: int, most: int | None) -> int:
-    """The smallest stride that leaves at most so many."""
+    """The smallest stride that leaves at most ``most`` of ``count``."""
     if most is None:
         return 1
     if most < 1:

@@ -50,15 +50,6 @@ class PathEditor(Widget):
         trajectories: to begin with, drawn in the background's size; see the property.
         fps: frames per second when playing.
 
-    Attributes:
-        objects: for each object ``{"foreground": place in foregrounds, "trajectory": fields of its JSON}``,
-            whose list of keyframes may be empty.
-        object: the one that is edited, counted from 0.
-        keyframe: the selected one, or -1.
-        frame: of the preview, 0 .. frames - 1.
-        onion_skin: whether the edited object is also drawn at other moments, translucent.
-        disc: diameter in pixels at scale 1 of the disc that stands for an object.
-
     Raises:
         ValueError: tensors of another shape or type or that do not fit together, a value out of range, or
             more pictures than a notebook should store.
@@ -67,11 +58,15 @@ class PathEditor(Widget):
     _esm = Path(__file__).with_name("path_editor.js")
     _css = Path(__file__).with_name("path_editor.css")
 
+    #: for each object ``{"foreground": place in foregrounds, "trajectory": fields of its JSON}``, whose list
+    #: of keyframes may be empty.
     objects = List(Dict()).tag(sync=True)
-    object = Int(0).tag(sync=True)
-    keyframe = Int(-1).tag(sync=True)
-    frame = Int(0).tag(sync=True)
+    object = Int(0).tag(sync=True)  #: the one that is edited, counted from 0.
+    keyframe = Int(-1).tag(sync=True)  #: the selected one, or -1.
+    frame = Int(0).tag(sync=True)  #: of the preview, 0 .. frames - 1.
+    #: whether the edited object is also drawn at other moments, translucent.
     onion_skin = Bool(True).tag(sync=True)
+    #: diameter in pixels at scale 1 of the disc that stands for an object.
     disc = Float(min=1e-3, max=1e6).tag(sync=True)
     height = Int(780).tag(sync=True)
 
@@ -126,12 +121,15 @@ class PathEditor(Widget):
         Set it to draw on: the i-th moves foreground i, and further ones the last. Foregrounds without a
         trajectory get an empty path.
         """
-        paths = [_trajectory(item) for item in self.objects]
-        if None in paths:
-            raise ValueError(
-                f"the path of object {paths.index(None) + 1} is empty: click in the picture to draw it, or "
-                "remove the object."
-            )
+        paths = []
+        for number, item in enumerate(self.objects, 1):
+            path = _trajectory(item)
+            if path is None:
+                raise ValueError(
+                    f"the path of object {number} is empty: click in the picture to draw it, or remove the "
+                    "object."
+                )
+            paths.append(path)
         return paths
 
     @trajectories.setter

@@ -1,11 +1,11 @@
-"""What MiVE's Table 3 holds against its unified self-attention: cross-attention, in three ways.
+"""The baselines of MiVE's Table 3: cross-attention in three ways, instead of unified self-attention.
 
 fused_cross     the same context; every block reads it by one cross-attention, as Wan reads its text.
 dual_cross      the same context; two cross-attentions, whose outputs are added: one reads the tokens of the
                 words, one those of the pixels, as Wan's image-to-video model reads text and image.
-decoupled       two encoders that know nothing of each other, and dual_cross. The paper's are T5 and CLIP. Our
-                stand-ins are the VLM's own halves: its language tower reads the instruction alone, its vision
-                tower the reference image alone, so that nothing but the interplay is missing.
+decoupled       two separate encoders, and dual_cross. The paper's are T5 and CLIP. Ours are the VLM's own
+                halves: its language tower reads the instruction alone, its vision tower the reference image
+                alone, so that only their interplay is missing.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,11 @@ from vera_lite.media.clip import to_uint8
 
 
 class Context(NamedTuple):
-    """What a denoiser is given: ``tokens`` (B, N_c, D), and which are words (``text``) or stand for pixels
-    (``visual``), (B, N_c); padding is neither."""
+    """What a denoiser is conditioned on."""
 
-    tokens: Tensor
-    text: Tensor
-    visual: Tensor
+    tokens: Tensor  #: (B, N_c, D).
+    text: Tensor  #: (B, N_c), True where a token is a word.
+    visual: Tensor  #: (B, N_c), True where a token stands for pixels; padding is neither.
 
 
 class FusedCrossAttention(CrossAttention):
@@ -46,11 +45,8 @@ class DualCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, S, D) -> (B, S, D)."""
-        words, pixels = (
-            self.text(x, context.tokens, context.text),
-            self.visual(x, context.tokens, context.visual),
-        )
-        return words + pixels
+        words = self.text(x, context.tokens, context.text)
+        return words + self.visual(x, context.tokens, context.visual)
 
 
 CROSS_ATTENTION = {

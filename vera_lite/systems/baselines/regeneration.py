@@ -1,8 +1,8 @@
 """The baseline that Vera is measured against: an editor that generates the whole frame anew.
 
-One diffusion transformer of the same size, data, conditions and objective. It denoises only the
-composite C; source and mask are added to its tokens as Vera adds them. Its output *is* the result:
-nothing is pasted over the source, so preserved pixels are only as good as the model draws them.
+One diffusion transformer of the same size, data, conditions and objective denoises the composite C alone;
+source and mask are added to its tokens as in Vera. Nothing is pasted over the source, so preserved pixels are
+only as good as the model draws them.
 """
 
 from dataclasses import dataclass, field
@@ -65,12 +65,6 @@ class Regeneration(nn.Module):
         x_0 = batch["composite"][None]
         noise = random.noise(x_0)
         objective = self.config.objective
-        output = self(
-            objective.add_noise(x_0, noise, sigma),
-            1000 * sigma,
-            text,
-            batch["source"],
-            batch["mask"],
-            mask_given,
-        )
+        x_sigma = objective.add_noise(x_0, noise, sigma)
+        output = self(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
         return {"composite": objective.loss(output, x_0, noise, sigma)[0]}
