@@ -111,3 +111,21 @@ def test_64_pixels_are_a_matter_of_configuration(config):
     video = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 2).unflatten(0, (2, 9))
     other = small.target if hasattr(small, "target") else small.composite
     assert (video - other).abs().mean() < 0.02  # the same scene
+
+
+def test_the_benchmark_reports_held_out_pairs_apart(monkeypatch):
+    monkeypatch.syspath_prepend(str(CONFIGS.parents[1] / "benchmarks"))
+    import scenes_toy
+
+    asked = []
+
+    def evaluate(pipe, clips, mask, *, world):
+        asked.append((mask, world.unseen))
+        return {"add": {"noun": float(world.unseen)}}
+
+    monkeypatch.setattr(scenes_toy.layer_benchmark, "evaluate", evaluate)
+    pipe = type("Pipe", (), {"clip_size": (9, 32, 32)})()
+    monkeypatch.setattr(scenes_toy.VeraPipeline, "from_pretrained", lambda folder: pipe)
+    rows = scenes_toy.vera(Path("model"), 4)
+    assert sorted(asked) == [(False, False), (False, True), (True, False), (True, True)]
+    assert all(row["noun"] == ("held-out" in name) for name, row in rows.items()) and len(rows) == 4

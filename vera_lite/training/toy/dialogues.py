@@ -24,7 +24,7 @@ class DialogueBatches(RenderedBatches):
     """Item ``step``: rendered clips with questions and answers, as the model's inputs and their ``labels``
     (-100 for every token that is no answer)."""
 
-    def __init__(self, edits: bool, scenes: bool, *ranks: int):
+    def __init__(self, edits: bool, *ranks: int, scenes: bool = False):
         super().__init__(*ranks)
         self.edits, self.scenes = edits, scenes
         self.processor = toy_processor(scenes=scenes)
@@ -74,7 +74,7 @@ class ToyDialogues(RenderedData):
         self.edits, self.scenes = edits, scenes
 
     def batches(self, seed: int) -> DialogueBatches:
-        return DialogueBatches(self.edits, self.scenes, self.batch_size, seed, *self.ranks)
+        return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks, scenes=self.scenes)
 
 
 class DialogueModule(L.LightningModule):
