@@ -20,8 +20,6 @@ the next clip's sentence. Layers are compared under fused cross-attention, since
 to use the words within these steps.
 """
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -31,8 +29,8 @@ from _study import WINDOW, ahead, cell, claim, compare_with_all, main, remembere
 from torch import Tensor
 
 from vera_lite.backbone import WanConfig
-from vera_lite.conditioning import multiscale
 from vera_lite.conditioning.multiscale import Reading
+from vera_lite.conditioning.readings import Readings
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import MIVE_AXES, MIVE_TABLE_3, MIVE_TABLE_4
 from vera_lite.evaluation.toy.edit_benchmark import TEST_SEED, added_motion, evaluate, exchanged, redraw
@@ -101,34 +99,6 @@ COLUMNS = [
 OTHER_WORDS = ("other words", "added_motion_unheard", 2)  # what "motion" is without the right words
 
 
-def remembered_reading(system: MiVE, folder: Path) -> Callable[..., Reading]:
-    """``system.read`` that keeps what the frozen VLM reads on disk, since reading is a third of the work."""
-    config, read_anew = system.config, system.read
-    apart = config.conditioning == "decoupled"
-    kept = (FIRST, MIDDLE, LAST)  # one reading serves all variants
-    chosen = [0] if apart else [kept.index(layer) for layer in config.vlm_layers]
-
-    def read(videos: Tensor, texts: list[str], references: Tensor) -> Reading:
-        key = (apart, kept, config.vlm_frames, torch.is_autocast_enabled("cpu"), texts)
-        digest = hashlib.sha256(repr(key).encode())
-        for pixels in (videos, references):
-            digest.update(pixels.contiguous().numpy().tobytes())
-
-        def compute() -> dict[str, Tensor]:
-            if apart:
-                found = read_anew(videos, texts, references)
-            else:
-                given = (list(videos), texts, list(references))
-                found = multiscale.read(system.vlm, *given, kept, config.vlm_frames)
-            layers = {str(i): layer for i, layer in enumerate(found.layers)}
-            return layers | {"text": found.text, "visual": found.visual}
-
-        tensors = remembered(folder / f"{digest.hexdigest()}.safetensors", compute)
-        return Reading(tuple(tensors[str(i)] for i in chosen), tensors["text"], tensors["visual"])
-
-    return read
-
-
 def nothing(videos: Tensor, texts: list[str], references: Tensor) -> Reading:
     """An empty context, in place of ``system.read``."""
     none = torch.zeros(len(texts), 0, dtype=torch.bool)
@@ -164,7 +134,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict:
     start = first_stage(folder.parent / "first_stage")
     torch.manual_seed(seed)
     system = begun(variant, start)
-    system.read = remembered_reading(system, folder.parent / "readings")
+    system.readings = Readings(folder.parent / "readings")
     data = ToyEditData(WORLD, batch_size=BATCH, seed=CLIPS_SEED)
     module, curve = train(system, data, STEPS, folder, seed)
     pipe = MiVEPipeline(module.ema, data.codec, **data.pipeline_settings)

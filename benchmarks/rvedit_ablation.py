@@ -9,20 +9,14 @@ noise, noise levels and aligned depths. All are judged on the same unseen clips,
 scale of 1 to 100. One variant is a control that the paper lacks: every token for every block (L_s = 0).
 """
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 
-import torch
-from _study import RESULTS, WINDOW, ahead, by_seed, cell, compare_with_all, main, remembered, train
-from torch import Tensor
-from transformers import DynamicCache
+from _study import RESULTS, WINDOW, ahead, by_seed, cell, compare_with_all, main, train
 
 from vera_lite.backbone import WanConfig
+from vera_lite.conditioning.readings import Readings
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.evaluation.published import RVEDIT_ABLATION, RVEDIT_AXES
 from vera_lite.evaluation.toy.edit_benchmark import attention_by_depth, evaluate
@@ -104,55 +98,23 @@ COLUMNS = [
 ATTENTION = ("editing_mass", "spatial_entropy", "cosine", "divergence", "rank", "rank_other_noise")
 
 
-@contextmanager
-def remembered_readings(system: RVEDiT, folder: Path) -> Iterator[None]:
-    """Keep what the frozen VLM reads on disk, since reading is half of the work; copies of the system share
-    it."""
-    model = system.vlm.model.model
-    read = model.forward
-
-    def forward(**inputs) -> SimpleNamespace:
-        digest = hashlib.sha256(str(torch.is_autocast_enabled("cpu")).encode())
-        for name, value in sorted(inputs.items()):
-            digest.update(name.encode() + (value.numpy().tobytes() if torch.is_tensor(value) else b""))
-
-        def compute() -> dict[str, Tensor]:
-            output = read(**inputs)
-            layers = output.past_key_values.layers
-            keys = {f"keys.{i}": layer.keys for i, layer in enumerate(layers)}
-            values = {f"values.{i}": layer.values for i, layer in enumerate(layers)}
-            return keys | values | {"hidden": output.last_hidden_state}
-
-        tensors = remembered(folder / f"{digest.hexdigest()}.safetensors", compute)
-        cache = DynamicCache()
-        for i in range(model.config.text_config.num_hidden_layers):
-            cache.update(tensors[f"keys.{i}"], tensors[f"values.{i}"], i)
-        return SimpleNamespace(last_hidden_state=tensors["hidden"], past_key_values=cache)
-
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward  # the class's own again
-
-
 def measure(variant: str, seed: int, folder: Path) -> dict:
     """Train one variant with one seed, or continue, and judge it."""
     system, data = RVEDiT(VARIANTS[variant]), ToyEditData(batch_size=BATCH, seed=CLIPS_SEED)
     system.load_state_dict(RVEDiTPipeline.from_pretrained(FIRST_STAGE).system.state_dict())
-    with remembered_readings(system, folder.parent / "readings"):
-        module, curve = train(system, data, STEPS, folder, seed, lr=1e-3, ema_decay=0.98)
-        pipe = RVEDiTPipeline(module.ema, data.codec, **data.pipeline_settings)
-        return {
-            "parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
-            "metrics": {
-                f"{category}/{name}": value
-                for category, row in evaluate(pipe, TEST_CLIPS, **SAMPLING).items()
-                for name, value in row.items()
-            },
-            "attention": attention_by_depth(pipe),
-            "loss_curve": curve.rounded(),
-        }
+    system.readings = Readings(folder.parent / "readings")
+    module, curve = train(system, data, STEPS, folder, seed, lr=1e-3, ema_decay=0.98)
+    pipe = RVEDiTPipeline(module.ema, data.codec, **data.pipeline_settings)
+    return {
+        "parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
+        "metrics": {
+            f"{category}/{name}": value
+            for category, row in evaluate(pipe, TEST_CLIPS, **SAMPLING).items()
+            for name, value in row.items()
+        },
+        "attention": attention_by_depth(pipe),
+        "loss_curve": curve.rounded(),
+    }
 
 
 def settings() -> dict:

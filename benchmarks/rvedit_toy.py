@@ -76,7 +76,7 @@ puts the whole clip into another style. It draws every frame anew.
 
   ```
 {fit_commands(f"{FIRST}.yaml", t["first_stages"])}
-{fit_commands("rvedit_toy.yaml", t["stages"], f" --ckpt_path runs/{FIRST}/last.ckpt")}
+{fit_commands("rvedit_toy.yaml", t["stages"], f" --ckpt_path runs/{FIRST}/last.ckpt --override")}
   vera-lite export runs/rvedit_toy/last.ckpt --out vera_lite/assets/rvedit_toy
   ```
 - **Measured** on {report["date"]} by `python benchmarks/rvedit_toy.py`: {report["clips_per_category"]} clips

@@ -65,7 +65,7 @@ instructions for systems that need a vision-language model.
   ```
 {RUN}{CONFIG.name}
 {RUN}{CONFIG.name} --data.init_args.edits true \\
-      --trainer.max_steps {report["training"]["steps"]} --ckpt_path last
+      --trainer.max_steps {report["training"]["steps"]} --ckpt_path last --override
   vera-lite export runs/vlm_toy/last.ckpt --out vera_lite/assets/vlm_toy
   ```
 {listed(measured)}

@@ -17,7 +17,7 @@ from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
 from vera_lite.apps import composite as module
-from vera_lite.apps.composite import composite_file, read_trajectory
+from vera_lite.apps.composite import composite_file, follow, read_trajectory
 from vera_lite.cli import main
 from vera_lite.codecs import CogVideoXCodec, describe_codec
 from vera_lite.diffusion.ddpm import Diffusion
@@ -448,7 +448,7 @@ def test_alpha_comes_out_of_files(recorder, tmp_path, name, encoder, pixel_forma
     colour, alpha = disc(9, 48, 64, 14.0, torch.stack([torch.linspace(20, 44, 9), torch.full((9,), 24.0)], 1))
     frames = to_uint8(torch.cat([colour, alpha], 1))
     write_rgba(tmp_path / name, frames, encoder, pixel_format, **options)
-    reader = VideoReader(tmp_path / name, alpha=True)
+    reader = VideoReader(tmp_path / name, "rgba")
     assert reader.info.has_alpha and len(reader) == 9
     read = torch.stack(list(reader))
     assert (read.int() - frames.int()).abs().max() <= tolerance
@@ -504,20 +504,20 @@ def test_toy_objects_are_those_of_the_toy_world():
 
 
 def test_paths_and_scales_in_every_form(tmp_path):
-    clouds, size = VideoReader(CLOUDS), (128, 128)
+    size = (128, 128)
     points = (Keyframe(20, 30), Keyframe(100.5, 60))
     expected = Trajectory(points, size, "constant_speed", (0.4, 0.6))
-    assert read_trajectory("20,30 100.5,60", "0.4,0.6", "constant_speed", clouds) == expected
+    assert read_trajectory("20,30 100.5,60", "0.4,0.6", "constant_speed", size) == expected
     (tmp_path / "path.txt").write_text("20, 30\n100.5,60\n")
-    assert read_trajectory(tmp_path / "path.txt", "0.4,0.6", "constant_speed", clouds) == expected
+    assert read_trajectory(tmp_path / "path.txt", "0.4,0.6", "constant_speed", size) == expected
     (tmp_path / "path.json").write_text(Trajectory(points, size, "constant_speed").to_json())
-    assert read_trajectory(tmp_path / "path.json", "0.4,0.6", None, clouds) == expected
+    assert read_trajectory(tmp_path / "path.json", "0.4,0.6", None, size) == expected
     scaled = Trajectory(tuple(replace(k, scale=0.5) for k in points), size)
     (tmp_path / "scaled.json").write_text(scaled.to_json())
-    assert read_trajectory(tmp_path / "scaled.json", None, None, clouds) == scaled
-    assert read_trajectory("20,30 100.5,60", None, None, clouds) == Trajectory(points, size)
+    assert read_trajectory(tmp_path / "scaled.json", None, None, size) == scaled
+    assert read_trajectory("20,30 100.5,60", None, None, size) == Trajectory(points, size)
     (tmp_path / "one.txt").write_text("20,30")  # a file of one point is an object that rests
-    assert read_trajectory(tmp_path / "one.txt", None, None, clouds) == still(20, 30, size)
+    assert read_trajectory(tmp_path / "one.txt", None, None, size) == still(20, 30, size)
 
 
 def test_one_point_is_followed_through_the_background(tmp_path, monkeypatch, capfd):
@@ -530,7 +530,7 @@ def test_one_point_is_followed_through_the_background(tmp_path, monkeypatch, cap
     write_video(tmp_path / "moving.mkv", to_uint8(frames), 8, "lossless")
     reader = VideoReader(tmp_path / "moving.mkv")
     truth = torch.tensor([[40.0 + 2 * t, 30.0 + t] for t in range(12)]).double()
-    trajectory = read_trajectory("40,30", "0.5", None, reader)
+    trajectory = follow(reader, read_trajectory("40,30", "0.5", None, (80, 100)))
     assert "following the point" in capfd.readouterr().err
     torch.testing.assert_close(trajectory.sample(12)[0], truth, atol=0.3, rtol=0)
     assert trajectory.size == (80, 100) and trajectory.scales == (0.5,)
@@ -538,13 +538,13 @@ def test_one_point_is_followed_through_the_background(tmp_path, monkeypatch, cap
     seen, track = [], module.track_point
     monkeypatch.setattr(module, "_TRACKING_BYTES", 12 * 80 * 100 // 4)
     monkeypatch.setattr(module, "track_point", lambda video, point: seen.append(video) or track(video, point))
-    small = read_trajectory("40,30", None, None, reader)
+    small = follow(reader, read_trajectory("40,30", None, None, (80, 100)))
     assert seen[0].shape == (12, 3, 40, 50) and seen[0].untyped_storage().nbytes() == 12 * 40 * 50
     torch.testing.assert_close(small.sample(12)[0], truth, atol=2, rtol=0)
     with pytest.warns(
         UserWarning, match=r"lost after frame \d of 0..11; it then rests at \([89]\d\."
     ) as said:
-        left = read_trajectory("79,30", None, None, reader).keyframes
+        left = follow(reader, read_trajectory("79,30", None, None, (80, 100))).keyframes
     last = int(str(said[0].message).split("frame ")[1].split()[0])
     assert left[last - 1] != left[last] == left[-1] and abs(left[-1].x - 79 - 2 * last) < 2
 
@@ -554,15 +554,15 @@ def test_frames_stream(pipe, tmp_path, monkeypatch):
     frames = to_uint8(torch.rand(80, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     write_video(tmp_path / "long.mkv", frames, 8, "lossless")
     write_video(tmp_path / "mask.mkv", frames[:, :1] // 2 + 127, 8, "lossless")
-    alive, most, read = weakref.WeakSet(), [0], VideoReader.__iter__
+    alive, most, convert = weakref.WeakSet(), [0], VideoReader.to_tensor
 
-    def watched(reader):
-        for frame in read(reader):
-            alive.add(frame)
-            most[0] = max(most[0], len(alive))
-            yield frame
+    def watched(reader, frame):
+        pixels = convert(reader, frame)
+        alive.add(pixels)
+        most[0] = max(most[0], len(alive))
+        return pixels
 
-    monkeypatch.setattr(VideoReader, "__iter__", watched)
+    monkeypatch.setattr(VideoReader, "to_tensor", watched)
     composite_file(
         pipe,
         tmp_path / "long.mkv",
@@ -643,10 +643,10 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(model, tmp_path, cap
         (CLOUDS, RED, {"--scale": "-1"}, "give at least one number above 0"),
         (CLOUDS, RED, {"--scale": "nan"}, "give at least one number above 0"),
         (CLOUDS, RED, {"--scale": "0.001"}, "the object is too small for the model"),
-        (CLOUDS, RED, {"--timing": "later"}, "timing is equal_frames or constant_speed"),
-        (CLOUDS, RED, {"--steps": 0}, "at least one step"),
-        (CLOUDS, RED, {"--mask-sigma": -1}, "sigma lies above 0"),
-        (CLOUDS, RED, {"--mask-sigma": 1e9}, "sigma lies above 0"),
+        (CLOUDS, RED, {"--timing": "later"}, "timing must be equal_frames or constant_speed"),
+        (CLOUDS, RED, {"--steps": 0}, "steps lies in"),
+        (CLOUDS, RED, {"--mask-sigma": -1}, "mask-sigma lies in"),
+        (CLOUDS, RED, {"--mask-sigma": 1e9}, "mask-sigma lies in"),
         (CLOUDS, RED, {"--scale": 1e-9}, "too small for the model"),
         (CLOUDS, RED, {"--model": tmp_path}, "no pipeline.json"),
     ):

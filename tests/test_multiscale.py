@@ -1,5 +1,6 @@
 """Reading chosen layers of a frozen vision-language model, and fusing them (MiVE's Eq. 3-5)."""
 
+import re
 import weakref
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from test_vision_language import TEXT, VISION, _tiny_qwen2_5_vl
 from torch.testing import assert_close
 
+from vera_lite.conditioning import multiscale
 from vera_lite.conditioning.multiscale import MultiscaleContext, hidden_states, read
 from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 from vera_lite.toy.vlm import toy_processor
@@ -130,10 +132,31 @@ def test_video_image_and_words_are_read_together(toy):
 def test_frames_shown_are_spread_over_the_clip(toy):
     videos, images = clips(1)
     two = read(toy, videos, TEXTS[:1], images, frames=2)
-    only_those = read(toy, [videos[0][[0, 8]]], TEXTS[:1], images, frames=2)
+    # The two frames alone, at the rate at which they come.
+    only_those = read(toy, [videos[0][[0, 8]]], TEXTS[:1], images, frames=2, fps=1.0)
     four = read(toy, videos, TEXTS[:1], images, frames=4)
     assert all(torch.equal(a, b) for a, b in zip(two.layers, only_those.layers, strict=True))
     assert (two.visual.sum(), four.visual.sum()) == (64 + 64, 64 + 128)
+
+
+@pytest.mark.parametrize("frames", [4, None])
+def test_frames_shown_carry_their_own_times(toy, monkeypatch, frames):
+    """The case of Qwen3-VL's own bug: 4 of 33 frames at 8 per second are seen at 0.7 and 3.3 s, in pairs."""
+    clip, seen = torch.rand(33, 3, 32, 32), []
+    decode, real = toy.processor.tokenizer.decode, multiscale.chat
+
+    def chat(*args, **options):
+        prompt = real(*args, **options)
+        seen.append(decode(prompt.tensors["input_ids"][0]))
+        return prompt
+
+    monkeypatch.setattr(multiscale, "chat", chat)
+    read(toy, [clip], TEXTS[:1], [clip[0]], frames=frames)
+    read(toy, [clip], TEXTS[:1], [clip[0]], frames=frames, fps=4.0)
+    assert [re.findall(r"(\d) ?\. ?(\d) seconds", text) for text in seen] == [
+        [("0", "7"), ("3", "3")],
+        [("1", "4"), ("6", "6")],
+    ]
 
 
 # ---------------------------------------------------------------------- Eq. 3-5

@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from test_vera import TINY, randomise
 from torchmetrics.functional.classification import binary_jaccard_index
 
-from vera_lite.apps.files import read_picture
+from vera_lite.apps.inputs import read_picture
 from vera_lite.cli import main
 from vera_lite.codecs import PatchCodec, WanCodec
 from vera_lite.conditioning import Umt5Encoder
@@ -153,10 +153,13 @@ def test_bad_input_is_one_sentence(pipe):
         (lambda: pipe.generate(video[None], [PROMPT] * 2), ValueError, "1 clips need as many prompts"),
         (lambda: pipe(video, PROMPT, stepps=1), TypeError, "stepps"),
         (lambda: pipe(video, "add a unicorn"), UserError, "unknown word 'unicorn'"),
-        (lambda: pipe(video, PROMPT, steps=0), UserError, "at least one step"),
+        (lambda: pipe(video, PROMPT, steps=0), UserError, "steps lies in"),
+        (lambda: pipe(video + 2, PROMPT), ValueError, "must lie in"),
+        (lambda: pipe(video * float("nan"), PROMPT), ValueError, "must lie in"),
+        (lambda: pipe(video, ""), UserError, "the prompt is empty"),
         (lambda: pipe(video, PROMPT, alpha_floor=1.0), UserError, "alpha_floor lies in"),
         (lambda: pipe(video, PROMPT, guidance=float("nan")), UserError, "guidance lies in"),
-        (lambda: pipe(video, PROMPT, seed=2**64), UserError, "a seed lies in"),
+        (lambda: pipe(video, PROMPT, seed=2**64), UserError, "seed lies in"),
         (lambda: pipe(video, PROMPT, mask=torch.zeros(9, 1, 32, 32)), UserError, "the mask is empty"),
         (lambda: VeraPipeline.from_pretrained("nowhere"), UserError, "no pipeline.json"),
     ):
@@ -297,7 +300,7 @@ def test_a_perfect_editor_gets_perfect_marks():
     worlds = [render(7, range(i, i + 32)) for i in (0, 32)]
     codec = PatchCodec.load(SHIPPED_CODEC)
     system, sampling = (
-        randomise(Regeneration(RegenerationConfig(backbone=TINY))),
+        randomise(Regeneration(RegenerationConfig(backbone=replace(TINY, text_dim=toy_encoder().text_dim)))),
         VeraSampling(1, 1.0, 1.0, 0.1),
     )
     oracle = Oracle(system, codec, (9, 32, 32), sampling, toy_encoder())
@@ -388,11 +391,11 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
         ((clouds, "--prompt", PROMPT, "--mask", tmp_path / "no.png"), "there is no mask"),
         ((clouds, "--prompt", " "), "the prompt is empty"),
         ((clouds, "--prompt", PROMPT, "--guidance", "nan"), "guidance lies in"),
-        ((clouds, "--prompt", PROMPT, "--seed", 2**64), "a seed lies in"),
+        ((clouds, "--prompt", PROMPT, "--seed", 2**64), "seed lies in"),
         ((clouds, "--prompt", PROMPT, "--device", "mps"), "there is no device 'mps'"),
         ((clouds, "--prompt", PROMPT, "--steps", "many"), "invalid int value"),
         ((clouds, "--prompt", PROMPT, "--mask", ""), "the path is empty"),
-        ((clouds, "--prompt", PROMPT, "--steps", 0), "at least one step"),
+        ((clouds, "--prompt", PROMPT, "--steps", 0), "steps lies in"),
         ((clouds, "--prompt", PROMPT, "--alpha-floor", 1.5), "alpha_floor lies in"),
         ((clouds, "--prompt", PROMPT, "--model", tmp_path), "no pipeline.json"),
     ):
@@ -431,7 +434,7 @@ def test_a_regeneration_model_edits_files_too(tmp_path):
     VeraPipeline(system, codec, (9, 32, 32), VeraSampling(1, 1.0), toy_encoder()).save_pretrained(
         tmp_path / "m"
     )
-    out, dead = tmp_path / "out", tmp_path / ".out.unfinished"
+    out, dead = tmp_path / "out", tmp_path / "out" / ".unfinished"
     for folder in (out, dead):
         folder.mkdir()
         (folder / "edit.mkv").write_text("of an older run")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vera_lite.errors import RANGES, UserError, check_number
+from vera_lite.errors import RANGES, Notice, UserError, check_number
 
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
 #: Pipeline of each system of `edit`, and the options that it alone takes.
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(vars(_parser().parse_args(arguments)))
     except UserError as error:
         return _fail(str(error))
+    except FloatingPointError as error:  # a training met NaN
+        print(f"vera-lite: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # no such file, no permission, no space left
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
@@ -146,6 +149,8 @@ def _run(options: dict) -> int:
         return 0
     options = {name: value for name, value in options.items() if value is not None}
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries say to programmers
+        warnings.simplefilter("always", Notice)
         warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
         written = (_composite if command == "composite" else _edit)(**options)
     print("\nLook at:")
@@ -172,7 +177,9 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     name, own = SYSTEMS[system]
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
-            raise UserError(f"--{option.replace('_', '-')} cannot be used with --system {system}.")
+            raise UserError(
+                f"--{option.replace('_', '-')} cannot be used with --system {system}: leave it away."
+            )
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 import torch
 from einops import rearrange
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -170,15 +170,18 @@ class PatchCodec(nn.Module):
         """Read a file written by :meth:`save`.
 
         Raises:
-            UserError: there is no such file.
+            UserError: there is no such file, or it is no codec.
         """
         if not Path(path).is_file():
-            raise UserError(f"there is no codec file {path}.")
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        codec = cls(int(meta["patch"]), int(meta["temporal_stride"]), tensors["first_scale"].numel())
-        codec.load_state_dict(tensors)
+            raise UserError(f"there is no codec file {path}; check the path.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            codec = cls(int(meta["patch"]), int(meta["temporal_stride"]), tensors["first_scale"].numel())
+            codec.load_state_dict(tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged or no codec: copy or export it again.") from error
         return codec
 
 

@@ -18,6 +18,10 @@ class UserError(ValueError):
     with 2. Wrong use of the Python API raises ValueError or TypeError instead."""
 
 
+class Notice(UserWarning):
+    """What a person should know although the work goes on; the command line prints it as one sentence."""
+
+
 def check_choices(config) -> None:
     """ValueError if a field of a dataclass is none of the values that its ``Literal`` annotation lists."""
     for name, kind in get_type_hints(type(config)).items():

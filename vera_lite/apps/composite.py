@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vera_lite.apps.inputs import check_mask, check_out, check_source
-from vera_lite.errors import UserError, check_number
+from vera_lite.errors import Notice, UserError, check_number
 from vera_lite.media.header import VideoInfo, check_video
 from vera_lite.media.trajectory import Keyframe, Timing, Trajectory, track_point
 
@@ -102,8 +102,7 @@ class Composite:
         colour, alpha = self._read_foreground(pipe.clip_size[0])
         reader, trajectory = VideoReader(self.background, info=self.info), self.trajectory
         if len(trajectory.keyframes) == 1 and Path(self.path).suffix not in (".json", ".txt"):
-            kept = {"scales": trajectory.scales, "timing": trajectory.timing}
-            trajectory = replace(_tracked(reader, trajectory.keyframes[0]), **kept)
+            trajectory = follow(reader, trajectory)
         asked = {
             "background": self.background,
             "foreground": self.foreground,
@@ -193,7 +192,7 @@ def read_trajectory(
     kind = Path(path).suffix
     if kind in (".json", ".txt"):
         if not Path(path).is_file():
-            raise UserError(f"there is no path file {path}.")
+            raise UserError(f"there is no path file {path}; check the path.")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -203,7 +202,10 @@ def read_trajectory(
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     else:
-        trajectory = Trajectory.from_txt("\n".join(str(path).split()), size)
+        try:
+            trajectory = Trajectory.from_txt("\n".join(str(path).split()), size)
+        except UserError as error:
+            raise UserError(f"--path {str(path)[:40]!r}: {error}") from error
     changes = {} if timing is None else {"timing": timing}
     if scale is not None:
         if any(k.scale for k in trajectory.keyframes) or trajectory.scales != (1.0,):
@@ -217,13 +219,13 @@ def read_trajectory(
     return replace(trajectory, **changes)
 
 
-def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
-    """The way of what is at a point in the first frame."""
+def follow(reader: VideoReader, point: Trajectory) -> Trajectory:
+    """The way of what is at a point, a trajectory of one keyframe, in the first frame of a video."""
     import torch
     from torch.nn import functional as F
     from tqdm.auto import tqdm
 
-    info = reader.info
+    info, (keyframe,) = reader.info, point.keyframes
     # All frames are needed at once: grey, and smaller for a long video, so that they always fit.
     factor = min(1.0, (_TRACKING_BYTES / (info.frames * info.height * info.width)) ** 0.5)
     size = max(1, round(factor * info.height)), max(1, round(factor * info.width))
@@ -231,7 +233,7 @@ def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
     for t, frame in enumerate(tqdm(reader, "following the point", unit="frame")):
         video[t] = F.interpolate(frame.float().mean(0)[None, None], size=size, mode="area")[0].round()
     y_factor, x_factor = size[0] / info.height, size[1] / info.width
-    start = ((point.x + 0.5) * x_factor - 0.5, (point.y + 0.5) * y_factor - 0.5)
+    start = ((keyframe.x + 0.5) * x_factor - 0.5, (keyframe.y + 0.5) * y_factor - 0.5)
     start = tuple(min(max(v, 0.0), n - 1.0) for v, n in zip(start, size[::-1], strict=True))
     with warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("always")
@@ -242,6 +244,7 @@ def _tracked(reader: VideoReader, point: Keyframe) -> Trajectory:
         warnings.warn(
             f"The point is lost after frame {first} of 0..{info.frames - 1}; it then rests at "
             f"({rest.x:.1f}, {rest.y:.1f}).",
-            stacklevel=4,
+            Notice,
+            stacklevel=3,
         )
-    return Trajectory(tuple(keyframes), (info.height, info.width))
+    return replace(point, keyframes=tuple(keyframes))

@@ -45,7 +45,7 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
     try:
         notebook = nbformat.read(path, as_version=4)
     except (ValueError, nbformat.ValidationError) as error:
-        raise UserError(f"{path} is no notebook: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no notebook ({str(error).splitlines()[0]}): save it again.") from error
     if STATE not in notebook.metadata.get("widgets", {}):
         try:
             NotebookClient(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from vera_lite.apps.inputs import RESULT_FILES, is_picture, read_picture
+from vera_lite.errors import Notice
 from vera_lite.media.clip import to_float, to_uint8
 from vera_lite.media.files import replacing_set
 from vera_lite.media.header import VideoInfo, ffmpeg
@@ -127,7 +128,7 @@ def apply_to_file(
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         written = [out / name for name in RESULT_FILES if (folder / name).exists()]
     for sentence in not_carried_over:
-        warnings.warn(f"{reader.path}: {sentence}.", stacklevel=3)
+        warnings.warn(f"{reader.path}: {sentence}.", Notice, stacklevel=3)
     return written
 
 

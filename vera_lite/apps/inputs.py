@@ -78,11 +78,10 @@ def check_mask(path: Path, info: VideoInfo) -> None:
     Raises:
         UserError: it does not, it cannot be read, or it is black.
     """
-    if is_picture(path):
+    picture = is_picture(path)
+    if picture:
         pixels = read_picture(path, "mask", "L")
         height, width = pixels.shape[1:]
-        if not pixels.any():
-            raise UserError(f"the mask {path} is black or transparent everywhere: paint it white somewhere.")
     else:
         found = check_video(path)
         height, width = found.height, found.width
@@ -92,6 +91,8 @@ def check_mask(path: Path, info: VideoInfo) -> None:
         raise UserError(
             f"the mask is {width}x{height}, the video {info.width}x{info.height}; they must agree."
         )
+    if picture and not pixels.any():
+        raise UserError(f"the mask {path} is black or transparent everywhere: paint it white somewhere.")
 
 
 def check_model(folder: Path, systems: tuple[str, ...]) -> None:
@@ -142,7 +143,7 @@ def read_picture(path: Path, role: str, mode: str = "RGB") -> np.ndarray:
         UserError: there is no such file, it is no picture, is damaged, too large, or moves.
     """
     if not path.is_file():
-        raise UserError(f"there is no {role} file {path}.")
+        raise UserError(f"there is no {role} file {path}; check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,15 +1,50 @@
 """Training from the command line: LightningCLI on this project's module and data, and the export."""
 
+import re
+from argparse import ArgumentError
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
 from vera_lite.pipelines import PIPELINES
 from vera_lite.systems import build_system
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
+from vera_lite.training.guard import RunGuard
+
+
+class _TrainingCLI(LightningCLI):
+    """LightningCLI with ``--override``, :class:`RunGuard`, and one sentence for a wrong configuration."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(**kwargs | {"exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--override", action="store_true", help="resume although settings have changed, with the new ones"
+        )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"the configuration cannot be used: {_one_line(error)}") from error
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, RunGuard):
+                callback.override = self._get(self.config, "override", default=False)
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong; jsonargparse wraps it in a list of all types that an option might have had."""
+    text = str(error)
+    reasons = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", text, re.M)
+    reasons = [r for r in reasons if not r.startswith("Expected a")] or [text]
+    return " ".join(reasons[0].split())
 
 
 def train(arguments: list[str]) -> None:
@@ -18,14 +53,23 @@ def train(arguments: list[str]) -> None:
     Args:
         arguments: ``fit`` or ``validate``, then options. ``--config FILE`` reads a configuration,
             ``--print_config`` shows it whole without running, ``--ckpt_path last`` resumes.
+
+    Raises:
+        UserError: the configuration is wrong; or as :class:`vera_lite.training.guard.RunGuard`.
     """
-    LightningCLI(
-        args=arguments,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        # Order and rank are the data module's business (see StepBatches).
-        trainer_defaults={"use_distributed_sampler": False},
-    )
+    try:
+        _TrainingCLI(
+            args=arguments,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            # Order and rank are the data module's business (see StepBatches).
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "callbacks": [RunGuard()],
+            },
+        )
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from None
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
@@ -42,21 +86,28 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
         UserError: the file is missing or no such checkpoint.
     """
     if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint file {checkpoint}.")
+        raise UserError(f"there is no checkpoint file {checkpoint}; check the path.")
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or damaged file fails in many ways
-        raise UserError(f"{checkpoint} is no checkpoint that can be read safely.") from error
+        raise UserError(
+            f"{checkpoint} is no checkpoint that can be read safely: give the .ckpt of a training."
+        ) from error
     if not isinstance(saved, dict) or "vera_lite" not in saved:
-        raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training.")
+        raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training: give another file.")
     if "vision_language" in saved["vera_lite"]:
         _export_vision_language(saved, folder, half)
         return
-    system = build_system(saved["vera_lite"])
     prefix = "ema."
-    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
-    system.load_state_dict(weights)
-    settings = saved["vera_lite"]["codec"]["settings"]
+    try:
+        system = build_system(saved["vera_lite"])
+        weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+        system.load_state_dict(weights)
+        settings = saved["vera_lite"]["codec"]["settings"]
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{checkpoint} does not hold the weights of its system: train again.") from error
     if "vae" in settings:
         raise UserError(
             f"{checkpoint} was trained on latents of {settings['vae']} {settings['path']}, which has its own "

@@ -7,12 +7,13 @@ Kiwi-Edit's). The same pass yields *native* tokens: the hidden states of the vid
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vera_lite.conditioning.readings import Readings, padded
 from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 from vera_lite.errors import UserError
 
@@ -23,6 +24,20 @@ class Context(NamedTuple):
     editing: Tensor  #: X_e (B, K, D).
     video: Tensor  #: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
     text: Tensor  #: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
+
+
+class Before(NamedTuple):
+    """What the VLM makes of a prompt before the queries.
+
+    Attributes:
+        hidden: last hidden states (B, start, D_vlm).
+        cache: transformers' cache of keys and values.
+        position: rotary positions of the whole prompt (3, B, L).
+    """
+
+    hidden: Tensor
+    cache: Any
+    position: Tensor
 
 
 class Connector(nn.Sequential):
@@ -80,21 +95,26 @@ class EditingTokens(nn.Module):
         )
         return prompt.tensors
 
-    def forward(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> Context:
-        """Read a prompt of B rows.
-
-        What stands before the queries cannot see them. So video and instruction pass through the VLM first,
-        without gradients if the VLM is wholly frozen, and the queries follow on their keys and values.
+    def start(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> int:
+        """Where the queries begin, in all rows of a prompt.
 
         Raises:
-            UserError: the prompt has another number of queries, or an instruction is too long.
+            UserError: the prompt has another number of queries.
         """
-        model, embedding = vlm.model.model, vlm.model.get_input_embeddings()
         tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
         places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & given
         start = int(places[0].int().argmax())  # rows are padded on the left: all end together
         if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
             raise UserError(f"the prompt was made for another number of editing tokens than {self.tokens}.")
+        return start
+
+    def before(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> Before:
+        """What the VLM makes of a prompt's video and instruction; without gradients if it is wholly frozen.
+
+        Raises:
+            UserError: as :meth:`start`.
+        """
+        model, tokens, start = vlm.model.model, prompt["input_ids"], self.start(vlm, prompt)
         # Found for the whole prompt: Qwen2.5-VL's videos reach beyond the first words after them in time, so
         # counting on from the largest position so far would leave a gap.
         position, _ = model.get_rope_index(**prompt)  # (3, B, L)
@@ -102,14 +122,80 @@ class EditingTokens(nn.Module):
         learned = any(p.requires_grad for p in vlm.model.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
             read = model(**before, position_ids=position[..., :start], use_cache=True)
+        return Before(read.last_hidden_state, read.past_key_values, position)
 
+    def remembered(
+        self,
+        readings: Readings,
+        vlm: VisionLanguageModel,
+        clips: Sequence[Tensor],
+        texts: Sequence[str],
+        fps: float = 8.0,
+    ) -> tuple[dict[str, Tensor], Before]:
+        """:meth:`prompt` and :meth:`before`, read once per clip; the prompt's tokens and mask alone.
+
+        Raises:
+            UserError: as :meth:`prompt`.
+        """
+        from transformers import DynamicCache
+
+        device = self.queries.device
+
+        def compute() -> list[dict[str, Tensor]]:
+            prompt = {n: v.to(device) for n, v in self.prompt(vlm, clips, texts, fps).items()}
+            before, rows = self.before(vlm, prompt), []
+            keys = torch.stack([layer.keys for layer in before.cache.layers], 1)  # (B, layers, H, start, d)
+            values = torch.stack([layer.values for layer in before.cache.layers], 1)
+            for i, mask in enumerate(prompt["attention_mask"]):
+                first = len(mask) - int(mask.sum())
+                rows.append(
+                    {
+                        "tokens": prompt["input_ids"][i, first:],
+                        "position": before.position[:, i, first:],
+                        "hidden": before.hidden[i, first:],
+                        "keys": keys[i, ..., first:, :],
+                        "values": values[i, ..., first:, :],
+                    }
+                )
+            return rows
+
+        how = ("editing tokens", self.tokens, fps, vlm.sample_frames, EditingTokens, VisionLanguageModel)
+        rows = readings(vlm, how, texts, [[clip] for clip in clips], compute)
+
+        def batch(name: str, axis: int, value: float = 0) -> Tensor:
+            return padded([row[name] for row in rows], axis, left=True, value=value).to(device)
+
+        tokens = batch("tokens", 0, vlm.processor.tokenizer.pad_token_id)
+        given = padded([torch.ones_like(row["tokens"]) for row in rows], left=True).to(device)
+        cache = DynamicCache()
+        for i, (k, v) in enumerate(
+            zip(batch("keys", 2).unbind(1), batch("values", 2).unbind(1), strict=True)
+        ):
+            cache.update(k, v, i)
+        before = Before(batch("hidden", 0), cache, batch("position", 1, 1).transpose(0, 1))
+        return {"input_ids": tokens, "attention_mask": given}, before
+
+    def forward(
+        self, vlm: VisionLanguageModel, prompt: dict[str, Tensor], before: Before | None = None
+    ) -> Context:
+        """Read a prompt of B rows.
+
+        What stands before the queries cannot see them. So video and instruction pass through the VLM first
+        (:meth:`before`, unless it is given), and the queries follow on their keys and values.
+
+        Raises:
+            UserError: as :meth:`start`; or an instruction is too long.
+        """
+        model, embedding = vlm.model.model, vlm.model.get_input_embeddings()
+        tokens, start = prompt["input_ids"], self.start(vlm, prompt)
+        before = before or self.before(vlm, prompt)
         closing = embedding(tokens[:, start + self.tokens :])
         tail = torch.cat([self.queries.to(closing).expand(len(tokens), -1, -1), closing], 1)
         hidden = model.language_model(
             inputs_embeds=tail,
             attention_mask=prompt["attention_mask"],
-            position_ids=position[..., start:],
-            past_key_values=read.past_key_values,
+            position_ids=before.position[..., start:],
+            past_key_values=before.cache,
         ).last_hidden_state
         hidden = hidden[:, -self.tokens :] if self.read == "last" else hidden[:, : self.tokens]
 
@@ -123,7 +209,7 @@ class EditingTokens(nn.Module):
                 "this model reads: say it shorter."
             )
         weight = self.connector[0].weight  # the VLM may have another precision
-        native = self.native_connector(read.last_hidden_state.to(weight))  # (B, start, D)
+        native = self.native_connector(before.hidden.to(weight))  # (B, start, D)
         pixels = _padded(native, video, int(video.sum(1).max()))
         return Context(self.connector(hidden.to(weight)), pixels, _padded(native, text, self.text_tokens))
 

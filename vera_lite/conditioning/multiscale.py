@@ -10,7 +10,7 @@ video model is given both. For chosen layers l, with phi_l (N_c, D_vlm) what lay
 No token is dropped or merged: N_c is the length of the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vera_lite.conditioning.readings import Readings, padded
 from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 
 
@@ -90,6 +91,29 @@ def hidden_states(vlm: VisionLanguageModel, layers: Sequence[int], prompt: dict[
             hooks.callback(module.register_forward_hook(partial(keep, number)).remove)
         vlm.model.model(**prompt, use_cache=False)
     return [kept[number] for number in numbers]
+
+
+def remembered(
+    readings: Readings,
+    vlm: VisionLanguageModel,
+    how: Sequence,
+    texts: Sequence[str],
+    pixels: Sequence[Sequence[Tensor]],
+    compute: Callable[[], Reading],
+) -> Reading:
+    """What ``compute`` gives, read once per clip; for the arguments see :class:`.readings.Readings`."""
+
+    def rows() -> list[dict[str, Tensor]]:
+        reading = compute()
+        parts = {str(i): layer for i, layer in enumerate(reading.layers)}
+        parts |= {"text": reading.text, "visual": reading.visual}
+        given = reading.text | reading.visual
+        return [{name: part[i, given[i]] for name, part in parts.items()} for i in range(len(given))]
+
+    found = readings(vlm, how, texts, pixels, rows)
+    batch = {name: padded([row[name] for row in found]).to(vlm.model.device) for name in found[0]}
+    layers = tuple(batch[str(i)] for i in range(len(batch) - 2))
+    return Reading(layers, batch["text"], batch["visual"])
 
 
 class MultiscaleContext(nn.Module):

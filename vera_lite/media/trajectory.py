@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vera_lite.errors import UserError
+from vera_lite.errors import Notice, UserError
 
 if TYPE_CHECKING:  # a path is read and checked before torch is imported
     from torch import Tensor
@@ -98,7 +98,7 @@ class Trajectory:
         if len(size) != 2 or not all(_is_number(n) and n == int(n) and n > 0 for n in size):
             raise UserError(f"the frame's size is {size}; it must be (height, width) in whole pixels.")
         if self.timing not in get_args(Timing):
-            raise UserError(f"timing is equal_frames or constant_speed, not {self.timing!r}.")
+            raise UserError(f"timing must be equal_frames or constant_speed, not {self.timing!r}.")
         if not all(s is None or (_is_number(s) and s >= 0) for s in scales) or not any(scales):
             raise UserError(f"scales are {scales}; give at least one number above 0.")
         if any(k.scale for k in keyframes) and scales != (1.0,):
@@ -117,6 +117,7 @@ class Trajectory:
             warnings.warn(
                 f"Keyframes {', '.join(moved)} (counted from 1) lay outside the {width}x{height} frame and "
                 "were moved to its edge.",
+                Notice,
                 stacklevel=3,
             )
         scales = tuple(None if s is None else float(s) for s in scales)
@@ -189,7 +190,9 @@ class Trajectory:
             fields = json.loads(text)
             version = fields.pop("version")
             if version != _VERSION:
-                raise UserError(f"the trajectory has version {version!r}, but only {_VERSION} can be read.")
+                raise UserError(
+                    f"the trajectory has version {version!r}, but only {_VERSION} can be read; draw it again."
+                )
             keyframes = tuple(Keyframe(**keyframe) for keyframe in fields.pop("keyframes"))
             return cls(keyframes, **fields)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -274,6 +277,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
         if found is None:
             warnings.warn(
                 f"The point is lost in frame {t} of 0..{frames - 1}; it then rests at ({x:.1f}, {y:.1f}).",
+                Notice,
                 stacklevel=2,
             )
             path += path[-1:] * (frames - t)

@@ -144,10 +144,11 @@ class Pipeline:
         codec = PatchCodec.load(folder / "codec.safetensors")
         try:
             return cls(system, codec, **settings)
-        except UserError as error:
-            raise UserError(f"{index}: {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{index} does not fit this version: {error}") from error
+            reason = str(error).rstrip(".")
+            raise UserError(
+                f"{index} does not fit this version ({reason}): export the model again."
+            ) from error
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``.

@@ -72,6 +72,8 @@ class VeraPipeline(Pipeline):
         super().__init__(system, codec, clip_size, sampling)
         is_vocabulary = isinstance(text_encoder, Mapping)
         self.text_encoder = PhraseEncoder(**text_encoder) if is_vocabulary else text_encoder
+        if not callable(self.text_encoder):
+            raise TypeError(f"text_encoder is {text_encoder!r}; it must turn prompts into features")
         text_dim, known = system.config.backbone.text_dim, getattr(self.text_encoder, "text_dim", None)
         if None not in (text_dim, known) and text_dim != known:
             raise ValueError(

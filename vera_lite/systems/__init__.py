@@ -35,16 +35,19 @@ def build_system(saved: dict) -> nn.Module:
     if saved.get("system") not in SYSTEMS:
         raise UserError(f"unknown system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
     build, config_type, backbone_type = SYSTEMS[saved["system"]]
-    config = _with_tuples(saved["config"])
     try:
+        config = _with_tuples(saved["config"])
         classic = config["objective"]["prediction"] in ("epsilon", "v_prediction")
         config |= {
             "backbone": backbone_type(**_with_tuples(config["backbone"])),
             "objective": (Diffusion if classic else FlowMatching)(**config["objective"]),
         }
         return build(config_type(**config))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"this {saved['system']} config does not fit this version: {error}.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise UserError(
+            f"this {saved['system']} config does not fit this version ({reason}): export the model again."
+        ) from error
 
 
 def _with_tuples(saved: dict) -> dict:

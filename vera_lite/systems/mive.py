@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.rotary import Grid
-from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read
+from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read, remembered
+from vera_lite.conditioning.readings import Readings
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
@@ -111,6 +112,9 @@ class MiVEBatch(TypedDict):
 class MiVE(nn.Module):
     """MiVE's denoiser and its training loss."""
 
+    #: Keeps what the frozen VLM reads, if it is set.
+    readings: Readings | None = None
+
     def __init__(self, config: MiVEConfig):
         super().__init__()
         self.config = config
@@ -153,10 +157,30 @@ class MiVE(nn.Module):
         self, videos: Sequence[Tensor], texts: Sequence[str], references: Sequence[Tensor], fps: float = 8.0
     ) -> Reading:
         """Let the VLM read videos (T, 3, H, W), instructions, and reference images (3, H, W) in [0, 1]."""
-        if self.config.conditioning == "decoupled":
-            return read_apart(self.vlm, texts, references)
+        vlm, videos, references = self.vlm, list(videos), list(references)
         layers, frames = self.config.vlm_layers, self.config.vlm_frames
-        return read(self.vlm, list(videos), texts, list(references), layers, frames, fps)
+        apart = self.config.conditioning == "decoupled"
+
+        def read_anew() -> Reading:
+            if apart:
+                return read_apart(vlm, texts, references)
+            return read(vlm, videos, texts, references, layers, frames, fps)
+
+        if self.readings is None:
+            return read_anew()
+        how = (
+            "reading",
+            apart,
+            layers,
+            frames,
+            fps,
+            vlm.sample_frames,
+            read,
+            read_apart,
+            VisionLanguageModel,
+        )
+        seen = list(zip(videos, references, strict=True))
+        return remembered(self.readings, vlm, how, texts, seen, read_anew)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, source: Tensor, reading: Reading, reference: Tensor | None

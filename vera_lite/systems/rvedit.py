@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
 from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
+from vera_lite.conditioning.readings import Readings
 from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
@@ -152,6 +153,8 @@ class RVEDiT(nn.Module):
 
     #: Entries of :meth:`training_losses` that are logged and not minimised.
     logged_only = ("positive_rank",)
+    #: Keeps what the frozen VLM reads, if it is set.
+    readings: Readings | None = None
 
     def __init__(self, config: RVEDiTConfig):
         super().__init__()
@@ -161,6 +164,8 @@ class RVEDiT(nn.Module):
             config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
         )
         self.source_embedding = PatchEmbedding(config.backbone, zero=True)  # E
+        #: Of a compiled system: outputs of all cross-attentions of the last pass.
+        self.attended: list[Tensor] | None = None
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
             self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
@@ -180,6 +185,15 @@ class RVEDiT(nn.Module):
         text = "condition_embedder.text_embedder."
         load_weights(system.transformer, {n: v for n, v in tensors.items() if not n.startswith(text)})
         return system
+
+    def compile(self, *args, **kwargs) -> None:
+        """``nn.Module.compile``. Compiled code must not change with the aligned depth, so every
+        cross-attention hands out its output."""
+        if self.config.alignment_weight and self.attended is None:
+            self.attended = []
+            for block in self.transformer.blocks:
+                block.attn2.register_forward_hook(lambda _m, _i, output: self.attended.append(output))
+        super().compile(*args, **kwargs)
 
     @property
     def vlm(self) -> VisionLanguageModel:
@@ -201,8 +215,12 @@ class RVEDiT(nn.Module):
                 "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "
                 "gathers its weights: train with the strategy ddp."
             )
-        vlm = self.vlm
-        prompt = self.tokens.prompt(vlm, list(videos), texts, fps)
+        vlm, videos = self.vlm, list(videos)
+        if self.readings is not None:
+            if self._adapted is not None:
+                raise ValueError("readings can be kept of a frozen VLM alone, not of one with adapters.")
+            return self.tokens(vlm, *self.tokens.remembered(self.readings, vlm, videos, texts, fps))
+        prompt = self.tokens.prompt(vlm, videos, texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
 
     def contexts(self, context: Context) -> list[Tensor]:
@@ -265,17 +283,23 @@ class _CrossAttention:
     """Keeps what the cross-attention of one block puts out: A (B, S, D). Depth None keeps nothing."""
 
     def __init__(self, system: RVEDiT, depth: int | None):
-        self.module = None if depth is None else system.transformer.blocks[depth].attn2
+        self.system, self.depth = system, depth
         self.features: Tensor | None = None
 
     def __enter__(self):
-        if self.module is not None:
-            self.hook = self.module.register_forward_hook(self._keep)
+        self.hook = None
+        if self.depth is not None and self.system.attended is None:
+            block = self.system.transformer.blocks[self.depth]
+            self.hook = block.attn2.register_forward_hook(self._keep)
         return self
 
     def _keep(self, _module, _inputs, output: Tensor) -> None:
         self.features = output
 
     def __exit__(self, *_exception):
-        if self.module is not None:
+        if self.hook is not None:
             self.hook.remove()
+        if self.system.attended:
+            if self.depth is not None:
+                self.features = self.system.attended[self.depth]
+            self.system.attended.clear()

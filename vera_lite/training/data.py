@@ -109,9 +109,12 @@ class RenderedBatches(Dataset):
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.epoch: int | None = None  # clips until the first comes again
 
     def clips(self, step: int) -> range:
         """Numbers of the clips in this rank's batch."""
+        if self.epoch is not None:
+            step %= max(1, self.epoch // (self.batch_size * self.world_size))
         first = (step * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
@@ -149,12 +152,21 @@ class RenderedData(StepData):
         seed: of the world; validation uses another one.
         validation_clips: clips per validation round, in whole batches and at least one batch per rank.
         workers: loader processes.
+        clips: how many different ones there are, in whole steps; None: none comes twice.
     """
 
     def __init__(
-        self, batch_size: int = 16, seed: int = 1, validation_clips: int = 256, workers: int = 0
+        self,
+        batch_size: int = 16,
+        seed: int = 1,
+        validation_clips: int = 256,
+        workers: int = 0,
+        clips: int | None = None,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}.")
+        self.clips = clips
         self.batch_size, self.seed = batch_size, seed
         self.validation_clips, self.workers = validation_clips, workers
 
@@ -164,6 +176,7 @@ class RenderedData(StepData):
 
     def setup(self, stage: str | None = None) -> None:
         self.train = self.batches(self.seed)
+        self.train.epoch = self.clips
         self.validation = self.batches(self.seed + VALIDATION)
         self.validation_steps = max(1, self.validation_clips // (self.batch_size * self.ranks[1]))
 

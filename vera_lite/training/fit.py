@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from vera_lite.training.guard import RunGuard
 from vera_lite.training.module import EditingModule
 
 
@@ -20,6 +21,7 @@ def fit(
     progress: bool = True,
     callbacks: tuple[L.Callback, ...] = (),
     checkpoint_every: int = 250,
+    override: bool = False,
     **options,
 ) -> EditingModule:
     """Train ``system`` for ``steps`` on one device; resumes if ``folder`` holds a checkpoint.
@@ -34,13 +36,14 @@ def fit(
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
         checkpoint_every: steps.
+        override: resume with changed settings, see :class:`vera_lite.training.guard.RunGuard`.
         options: of :class:`EditingModule`.
 
     Returns:
         The module; ``module.ema`` is the system to use.
     """
     module = EditingModule(system, **options)
-    callbacks = list(callbacks)
+    callbacks = [*callbacks, RunGuard(override)]
     resume = None
     if folder is not None:
         # One file that is replaced: with a version counter a resumed run would write last-v1.ckpt.

@@ -4,10 +4,12 @@ import copy
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from vera_lite.codecs import describe_codec
+from vera_lite.conditioning.readings import Readings
 from vera_lite.diffusion.draws import StepRandom, mix_seed
 from vera_lite.systems import describe_system
 from vera_lite.training.optim import build_optimizer, scheduled
@@ -32,6 +34,10 @@ class EditingModule(L.LightningModule):
         decay_from: share of ``max_steps`` after which the rate falls linearly to zero.
         ema_decay: of the average.
         seed: of everything random in training.
+        compile: ``torch.compile`` the system: slow first steps, then up to twice the speed. Ignored, with a
+            warning, where there is no compiler or weights are sharded.
+        readings: folder that keeps what a frozen vision-language model reads, see
+            :class:`vera_lite.conditioning.readings.Readings`. It pays where clips come again.
     """
 
     def __init__(
@@ -44,8 +50,12 @@ class EditingModule(L.LightningModule):
         decay_from: float = 0.5,
         ema_decay: float = 0.995,
         seed: int = 0,
+        compile: bool = False,
+        readings: str | None = None,
     ):
         super().__init__()
+        if min(lr, muon_lr or 0, weight_decay, warmup_steps) < 0:
+            raise ValueError("lr, muon_lr, weight_decay and warmup_steps must not be negative.")
         if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
             raise ValueError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
         self.system = system
@@ -55,6 +65,11 @@ class EditingModule(L.LightningModule):
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
         self.ema_decay, self.seed = ema_decay, seed
+        self.compile_system, self.readings = compile, readings
+        if readings is not None:
+            if not hasattr(system, "readings"):
+                raise ValueError(f"{type(system).__name__} has no vision-language model: leave readings out.")
+            system.readings = self.ema.readings = Readings(readings)
 
     def _apply(self, fn, recurse=True):
         """The average stays in float32 under "bf16-true": there small updates would be rounded away."""
@@ -75,6 +90,20 @@ class EditingModule(L.LightningModule):
                 fully_shard(block, mesh=mesh)
             fully_shard(system, mesh=mesh)
         self._sharded = True
+
+    # --- compiling -------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if not self.compile_system:
+            return
+        reason = "its weights are sharded" if self.device_mesh is not None else _no_compiler(self.device)
+        if reason is not None:
+            rank_zero_warn(f"The system is not compiled: {reason}.")
+            return
+        self.system.compile()  # in place: names in the state dict stay
+
+    def on_train_end(self) -> None:
+        self.system._compiled_call_impl = None  # attention can be captured again
 
     # --- training --------------------------------------------------------------------------------
 
@@ -147,6 +176,23 @@ def _blocks(system: nn.Module) -> list[nn.Module]:
     """The blocks of all towers of a system: what is sharded one by one."""
     lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
     return [block for blocks in lists for block in blocks]
+
+
+def _no_compiler(device: torch.device) -> str | None:
+    """Why ``torch.compile`` cannot work on this device, if so."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler on this machine"
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed"
+    return None
 
 
 def _without_dtype(fn):

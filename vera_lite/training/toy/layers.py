@@ -100,6 +100,8 @@ class ToyWorldData(StepData):
         codec: str | None = None,
     ):
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}.")
         self.cache_dir, self.world, self.clips = Path(cache_dir), world, clips
         self.validation_clips, self.batch_size = validation_clips, batch_size
         self.seed, self.workers = seed, workers
