@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.media.clip import to_uint8
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 
 Row = dict[str, Tensor]  # of one clip
 

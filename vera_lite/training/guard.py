@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from vera_lite.errors import UserError
-from vera_lite.media.video import replacing
+from vera_lite.media.files import replacing
 from vera_lite.systems import describe_system
 
 #: May change at a resume: where and how long a training runs, not what is learned.
