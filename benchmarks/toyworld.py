@@ -1,4 +1,6 @@
-"""How fast the toy world renders on one core: against reading clips from files, and clip by clip.
+"""How fast the toy worlds render on one core: against reading clips from files, and clip by clip.
+
+The data modules of things on places are timed as well, from pixels to latents and tokens.
 
 The files hold one layer of the five that are rendered, losslessly coded.
 
@@ -6,6 +8,7 @@ python benchmarks/toyworld.py [--json OUT]
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +18,9 @@ from vera_lite.codecs import PatchCodec
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.video import read_video
 from vera_lite.media.video_writer import write_video
+from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.world import render
+from vera_lite.training import SceneCompositionData, SceneData, SceneEditData, ToyDialogues
 from vera_lite.training.data import STREAMS
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
@@ -39,6 +44,19 @@ def measure(report: Report, rounds: int) -> None:
     report.add_times(f"{CLIPS} clips", seconds, "batch", "one by one", "<= 0.5")
     report.add_times(f"{CLIPS} clips", seconds, "batch", "read from files", "<= 0.5")
     report.add_times(f"{CLIPS} clips", seconds, "batch", "encoded")
+
+    modules = {
+        "Vera": SceneData(batch_size=CLIPS),
+        "Vera, 64 px": SceneData(SceneConfig(9, 64, 64), batch_size=CLIPS),
+        "edits": SceneEditData(batch_size=CLIPS),
+        "compositions": SceneCompositionData(batch_size=CLIPS),
+        "dialogues": ToyDialogues(edits=True, scenes=True, batch_size=CLIPS),
+    }
+    for data in modules.values():
+        data.setup()
+    makers = {name: partial(data.train.__getitem__, 1) for name, data in modules.items()}
+    for name, times in cpu_seconds(makers, rounds).items():
+        report.add(f"batches of things on places: {name}", CLIPS / median(times), "clips/s")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from vera_lite.codecs import PatchCodec
 from vera_lite.errors import UserError
 from vera_lite.pipelines import PIPELINES
 from vera_lite.systems import build_system
-from vera_lite.toy.vlm import toy_processor
+from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.training.guard import RunGuard
 
 
@@ -126,7 +126,10 @@ def _export_vision_language(saved: dict, folder: Path, half: bool) -> None:
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(saved["vera_lite"]["vision_language"]))
     model.load_state_dict({k.removeprefix("model."): v for k, v in saved["state_dict"].items()})
     model = model.to(torch.float16 if half else torch.float32)
-    processor = toy_processor()
+    scenes = saved["vera_lite"]["vision_language"]["text_config"]["vocab_size"] == len(
+        toy_vocabulary(scenes=True)
+    )
+    processor = toy_processor(scenes=scenes)
     tokenizer = processor.tokenizer
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

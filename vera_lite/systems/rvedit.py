@@ -73,6 +73,8 @@ class RVEDiTConfig:
             Then the noise alone can tell positions apart. "own": it draws its own noise (ours, a control).
         changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
             pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
+        source_fades: the source is weighted by sigma, as in Kiwi-Edit. Otherwise by 1 (ours), which a small
+            model without pretraining learns faster.
     """
 
     backbone: WanConfig = field(default_factory=lambda: replace(WAN_TI2V_5B, text_dim=None))
@@ -88,6 +90,7 @@ class RVEDiTConfig:
     temperature: float = 0.07
     reference_noise: Literal["shared", "own"] = "shared"
     changed_loss_weight: float = 0.0
+    source_fades: bool = True
 
     def __post_init__(self):
         layers = self.backbone.num_layers
@@ -238,7 +241,9 @@ class RVEDiT(nn.Module):
         Returns:
             Prediction (B, C, t, h, w).
         """
-        added = (timestep / 1000).view(-1, 1, 1) * self.source_embedding(source)
+        added = self.source_embedding(source)
+        if self.config.source_fades:
+            added = (timestep / 1000).view(-1, 1, 1) * added
         summed = context.editing if self.config.backbone.summed_text else None
         return self.transformer(latents, timestep, self.contexts(context), added, summed)
 

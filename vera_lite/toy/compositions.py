@@ -51,6 +51,10 @@ class CompositionConfig(ClipConfig):
     photo: float = 0.15
     relit: bool = False
 
+    def render(self, seed: int, indices) -> "ToyCompositions":
+        """Clips ``indices`` of the world ``seed``."""
+        return render_compositions(seed, indices, self)
+
 
 @dataclass(frozen=True)
 class ToyCompositions:
@@ -65,6 +69,7 @@ class ToyCompositions:
         composite: (B, T, 3, H, W), what the model should draw.
         trajectories: where the object goes.
         attributes: facts of each clip.
+        mask: (B, T, 1, H, W), a rough one as a person draws it; None: the matte is the mask.
     """
 
     background: Tensor
@@ -75,6 +80,7 @@ class ToyCompositions:
     composite: Tensor
     trajectories: list[Trajectory]
     attributes: list[dict]
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -121,7 +127,7 @@ def render_compositions(
     foreground = foreground * (other_light if world.relit else light).view(-1, 1, 1, 1, 1)
 
     # The same object in the scene.
-    trajectories = _draw_trajectories(draws, world)
+    trajectories = draw_trajectories(draws, world)
     positions, scales = (
         torch.stack(v) for v in zip(*(t.sample(world.frames) for t in trajectories), strict=True)
     )
@@ -154,7 +160,7 @@ def render_compositions(
     )
 
 
-def _draw_trajectories(draws: Draws, world: CompositionConfig) -> list[Trajectory]:
+def draw_trajectories(draws: Draws, world: CompositionConfig) -> list[Trajectory]:
     """Paths of two or three keyframes, not too far from each other, each with its own scale."""
     turns = draws.chance(0.5).tolist()
     x, y = draws.uniform(0.2, 0.8), draws.uniform(0.2, 0.8)

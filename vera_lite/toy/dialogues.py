@@ -8,16 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from vera_lite.toy.scenes import NAMED
+from vera_lite.toy.sprites import COLOURED, NOUNS
+from vera_lite.toy.things import seen_words
 from vera_lite.toy.vlm import CELLS
 from vera_lite.toy.words import (
     COLOURS,
     PATTERNS,
     PLACES,
     SHAPES,
+    a,
     describe,
     describe_background,
+    describe_kind,
     describe_motion,
     describe_object,
+    new_background,
 )
 from vera_lite.toy.world import ToyBatch
 
@@ -50,7 +56,7 @@ def ask(batch: ToyBatch, kind: str, seed: int, indices) -> list[Dialogue]:
     """One question of a kind about each clip of a batch.
 
     Args:
-        batch: clips of a world without occlusion (``WorldConfig(behind=0)``).
+        batch: clips of a world without occlusion (``behind=0``).
         kind: a key of ``KINDS``.
         seed, indices: of the clips; an "instruct" question draws its order from them.
     """
@@ -87,7 +93,7 @@ def _ask(batch: ToyBatch, row: int, kind: str, draws, about_other: bool) -> Dial
         thing, other = other, thing
     background = facts["source_background"]
     if facts["task"] == "background":
-        background = {"colour": facts["background_colour"], "pattern": facts["background_pattern"]}
+        background = new_background(facts)
     things = [thing] + ([other] if other else [])
     name = _name(thing, other)
     clip, image = batch.composite[row], None
@@ -99,17 +105,18 @@ def _ask(batch: ToyBatch, row: int, kind: str, draws, about_other: bool) -> Dial
         question, answer = f"where is the {name} ?", f"at the {thing['place']} {describe_motion(thing)}"
     elif kind == "what":
         question = f"what is at the {thing['place']} ?"
-        answer = f"a {describe_object(thing)} {describe_motion(thing)}"
+        answer = f"{a(describe_object(thing))} {describe_motion(thing)}"
     elif kind == "background":
         question, answer = "what is the background ?", describe_background(background)
     elif kind == "describe":
         question, answer = "describe the video", describe(things, background)
     elif kind == "instruct":
-        order, result = _edit(draws, thing, other, background)
+        edit = _scene_edit if "noun" in thing else _edit
+        order, result = edit(draws, thing, other, background)
         question, answer = f"describe the result : {order}", result
     elif kind == "compare":
         clip, image, question = batch.source[row], batch.composite[row, 0], "what changed ?"
-        answer = f"a {describe_object(thing)} at the {thing['place']}"
+        answer = f"{a(describe_object(thing))} at the {thing['place']}"
         if facts["task"] == "background":
             answer = f"the background is {describe_background(background)}"
     else:
@@ -137,10 +144,38 @@ def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str
     return order, describe([thing, *rest, added], background)
 
 
+def _scene_edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str, str]:
+    """The same about things on places; what it makes are no held-out pairs."""
+    rest, name = [other] if other else [], describe_object(thing)
+    kind = draws.integers(5)
+    if kind == 0:
+        return f"remove the {name}", describe(rest, background)
+    if kind == 1 and thing["colour"]:
+        colour = draws.choice(seen_words("colour", thing["noun"]))
+        return f"change the {name} to {colour}", describe([thing | {"colour": colour}, *rest], background)
+    if kind == 4:
+        new = {"name": draws.choice(NAMED)}
+        return f"change the background to {new['name']}", describe([thing, *rest], new)
+    taken = {t["noun"] for t in (thing, *rest)}
+    nouns = [noun for noun in NOUNS if noun not in taken]
+    if kind < 3:
+        nouns = [n for n in nouns if all(thing[k] in seen_words(k, n) for k in ("place", "motion"))]
+    new = {"noun": draws.choice(nouns), "colour": None}
+    if new["noun"] in COLOURED:
+        new["colour"] = draws.choice(seen_words("colour", new["noun"]))
+    if kind < 3:
+        order = f"change the {name} to {a(describe_object(new))}"
+        return order, describe([thing | new, *rest], background)
+    place, motion = (draws.choice(seen_words(k, new["noun"])) for k in ("place", "motion"))
+    new |= {"place": place, "motion": motion}
+    order = f"add {a(describe_object(new))} at the {place} {describe_motion(new)}"
+    return order, describe([thing, *rest, new], background)
+
+
 def _name(thing: dict, other: dict | None) -> str:
     """The shortest name that distinguishes a thing from the other one; never by its place."""
-    same = other and (other["colour"], other["shape"]) == (thing["colour"], thing["shape"])
-    return describe_object(thing) if same else f"{thing['colour']} {thing['shape']}"
+    same = other and (other["colour"], describe_kind(other)) == (thing["colour"], describe_kind(thing))
+    return describe_object(thing) if same or "noun" in thing else f"{thing['colour']} {thing['shape']}"
 
 
 def _cell(position: float) -> int:

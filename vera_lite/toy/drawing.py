@@ -302,7 +302,7 @@ def render_background(bg: Background, pan_x: Tensor, pan_y: Tensor, config: Clip
     return image
 
 
-def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _sample(images: Tensor, x: Tensor, y: Tensor, smooth: bool = False) -> Tensor:
     """Bilinear look-up of (B, C, h, w) at x (B, T, 1, W), y (B, T, H, 1): (B, T, C, H, W).
 
     x and y are separable, so two small matrix products do it; outside, the border repeats. They stay in
@@ -311,7 +311,10 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
     def weights(position: Tensor, n: int) -> Tensor:  # (B, T, P) -> (B, T, P, n): hat functions
         p = ((position + 1) * n / 2 - 0.5).clamp(0, n - 1)
-        return (1 - (p[..., None] - torch.arange(n)).abs()).clamp_min(0)
+        # Where an image is made smaller, wider hats keep it from flickering.
+        width = (1.5 * p.diff(dim=-1).amax(-1)[..., None, None]).clamp_min(1) if smooth else 1
+        hats = (1 - (p[..., None] - torch.arange(n)).abs() / width).clamp_min(0)
+        return hats / hats.sum(-1, keepdim=True) if smooth else hats
 
     columns = weights(x[:, :, 0, :], images.shape[3])
     rows = weights(y[:, :, :, 0], images.shape[2])

@@ -34,7 +34,17 @@ from vera_lite.toy.drawing import (
     put,
     render_background,
 )
-from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, SHAPES, describe, instruction, nearest_colour
+from vera_lite.toy.words import (
+    COLOURS,
+    MOTIONS,
+    PLACES,
+    SHAPES,
+    a,
+    describe,
+    describe_kind,
+    instruction,
+    nearest_colour,
+)
 
 CATEGORIES = ("local change", "local remove", "local add", "global style")
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B (Rec. 601)
@@ -104,6 +114,10 @@ class EditConfig(ClipConfig):
             known = ", ".join(CATEGORIES)
             raise UserError(f"categories are {list(self.categories)}: name one or more of {known}.")
 
+    def render(self, seed: int, indices) -> "ToyEdits":
+        """Clips ``indices`` of the world ``seed``."""
+        return render_edits(seed, indices, self)
+
 
 @dataclass(frozen=True)
 class ToyEdits:
@@ -118,6 +132,7 @@ class ToyEdits:
             where there is none; equal if the edit is a style) and the ``other`` object (or None), each with
             its ``colour, texture, shape, place, motion`` and ``path``; the ``background`` with its ``colour``
             and ``pattern``; and ``style`` (or None).
+        scene: the source without the edited object, if known; like ``source``.
     """
 
     source: Tensor
@@ -126,6 +141,7 @@ class ToyEdits:
     instruction: list[str]
     target_caption: list[str]
     attributes: list[dict]
+    scene: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -188,10 +204,17 @@ def render_edits(seed: int, indices, world: EditConfig = EditConfig()) -> ToyEdi
         }
         for i in range(batch)
     ]
+    return told(source, target, attributes, make)
+
+
+def told(
+    source: Tensor, target: Tensor, attributes: list[dict], make: Tensor, scene: Tensor | None = None
+) -> ToyEdits:
+    """Edits with their words; where ``make`` (B,) holds, a new colour is asked for by "make"."""
     changed = ((target - source).abs().amax(2, keepdim=True) > 1 / 255).float()
-    orders = [_order(a, bool(m)) for a, m in zip(attributes, make, strict=True)]
-    captions = [_caption(a) for a in attributes]
-    return ToyEdits(source, target, changed, orders, captions, attributes)
+    orders = [_order(facts, bool(m)) for facts, m in zip(attributes, make, strict=True)]
+    captions = [_caption(facts) for facts in attributes]
+    return ToyEdits(source, target, changed, orders, captions, attributes, scene)
 
 
 def _from_place(sprite: Sprite) -> Sprite:
@@ -210,11 +233,11 @@ def _order(attributes: dict, make: bool) -> str:
         return f"change the video to {style} style"
     if not before:
         return instruction({"task": "add", **after, "shadow": False, "behind": False})
-    name = f"{before['colour']} {before['shape']}"
+    name = " ".join(filter(None, (before["colour"], describe_kind(before))))
     if not after:
         return f"remove the {name}"
-    if after["colour"] == before["colour"]:
-        return f"change the {name} to a {after['shape']}"
+    if describe_kind(after) != describe_kind(before):
+        return f"change the {name} to {a(describe_kind(after))}"
     return f"make the {name} {after['colour']}" if make else f"change the {name} to {after['colour']}"
 
 
@@ -225,7 +248,7 @@ def _caption(attributes: dict) -> str:
         return describe(things, attributes["background"])
     seen = _SEEN.get(style, {})
     *things, background = (
-        part | {"colour": seen.get(part["colour"], part["colour"])}
+        part | {"colour": seen.get(part.get("colour"), part.get("colour"))}
         for part in (*things, attributes["background"])
     )
     return f"{describe(things, background)} in {style} style"

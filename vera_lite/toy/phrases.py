@@ -1,6 +1,8 @@
 """The words of the toy world, as a vocabulary for :class:`~vera_lite.conditioning.phrases.PhraseEncoder`."""
 
 from vera_lite.conditioning.phrases import PhraseEncoder
+from vera_lite.toy.scenes import NAMED
+from vera_lite.toy.sprites import NOUNS
 from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES
 
 _VERBS = ("add", "change", "remove")
@@ -26,6 +28,11 @@ VOCABULARY = {
     },
     "fillers": ["a", "an", "the", "at", "to", "in", "of", "with", "and", "is", "it", "please", "background"],
     "max_phrases": 10,
+}
+#: The same, then the nouns and backgrounds of :mod:`vera_lite.toy.scenes`.
+SCENE_VOCABULARY = VOCABULARY | {
+    "phrases": [*PHRASES, *NOUNS, *(name.removeprefix("a ") for name in NAMED)],
+    "fillers": [*VOCABULARY["fillers"], "object"],
 }
 
 

@@ -1,5 +1,7 @@
 """Words and processor of the toy vision-language model, a small Qwen3-VL with a tokenizer of whole words."""
 
+from vera_lite.toy.scenes import LANDSCAPES, PHOTO_NAMES
+from vera_lite.toy.sprites import NOUNS
 from vera_lite.toy.words import COLOURS, MOTIONS, PATTERNS, PLACES, SHAPES, TEXTURES
 
 #: The toy model sees a clip as a grid of this many columns and rows, and names places by it: "x3 y2".
@@ -25,14 +27,20 @@ _WORDS = (
 )
 
 
-def toy_vocabulary() -> dict[str, int]:
-    """Words of the toy model -> ids. A shipped checkpoint depends on the order: append only."""
-    return {word: i for i, word in enumerate(dict.fromkeys(_SPECIAL + _WORDS))}
+#: Of the world of things on places; they follow the words of the world of shapes.
+_SCENE_WORDS = (*NOUNS, *" ".join((*PHOTO_NAMES, *LANDSCAPES)).split())
 
 
-def toy_processor(frames: int = 4, pixels: int = 32 * 32):
+def toy_vocabulary(scenes: bool = False) -> dict[str, int]:
+    """Words of the toy model -> ids, with ``scenes`` also those of :mod:`vera_lite.toy.scenes`. Checkpoints
+    depend on the order: append only."""
+    words = _SPECIAL + _WORDS + _SCENE_WORDS * scenes
+    return {word: i for i, word in enumerate(dict.fromkeys(words))}
+
+
+def toy_processor(frames: int = 4, pixels: int = 32 * 32, scenes: bool = False):
     """The processor of the toy Qwen3-VL: ``frames`` sampled frames of at most ``pixels`` pixels each,
-    patches of 2 x 2 pixels and two frames, four patches a token."""
+    patches of 2 x 2 pixels and two frames, four patches a token; words as of :func:`toy_vocabulary`."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -41,7 +49,7 @@ def toy_processor(frames: int = 4, pixels: int = 32 * 32):
         Qwen3VLVideoProcessor,
     )
 
-    words = Tokenizer(models.WordLevel(toy_vocabulary(), unk_token="<|unknown|>"))
+    words = Tokenizer(models.WordLevel(toy_vocabulary(scenes), unk_token="<|unknown|>"))
     words.normalizer = normalizers.Lowercase()
     pattern = Regex(r"[a-z]+[0-9]?|[0-9]|[^\s\w]")  # a word, "x3", a digit, a punctuation mark
     words.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)

@@ -1,7 +1,8 @@
 """The words of the toy world: what things are called, and sentences made of these names.
 
 Sentences are made of *facts*: the dictionaries that renderers give each clip as its ``attributes``. Of a
-thing they hold its ``colour, texture, shape, place, motion``; of a background its ``colour, pattern``.
+thing they hold its ``colour, texture, shape, place, motion``, or its ``colour, noun, place, motion`` (the
+colour is None if the noun has its own); of a background its ``colour, pattern``, or its ``name``.
 """
 
 import torch
@@ -39,25 +40,43 @@ def nearest_colour(hue: Tensor) -> list[str]:
 def instruction(facts: dict) -> str:
     """The sentence that asks for the edit of a :class:`~vera_lite.toy.world.ToyBatch` clip."""
     if facts["task"] == "background":
-        new = {"colour": facts["background_colour"], "pattern": facts["background_pattern"]}
-        return f"change the background to {describe_background(new)}"
+        return f"change the background to {describe_background(new_background(facts))}"
     if facts["task"] == "remove":
         return f"remove the {describe_object(facts)}"
-    sentence = f"add a {describe_object(facts)} at the {facts['place']} {describe_motion(facts)}"
+    sentence = f"add {a(describe_object(facts))} at the {facts['place']} {describe_motion(facts)}"
     sentence += " with a shadow" if facts["shadow"] else ""
     return sentence + (" behind the other object" if facts["behind"] else "")
+
+
+def new_background(facts: dict) -> dict:
+    """The facts of the background that a "background" clip asks for."""
+    if "background" in facts:
+        return facts["background"]
+    return {"colour": facts["background_colour"], "pattern": facts["background_pattern"]}
+
+
+def a(name: str) -> str:
+    """A name with its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def describe(things: list[dict], background: dict) -> str:
     """A scene in words, objects from the top left to the bottom right."""
     things = sorted(things, key=lambda t: PLACES.index(t["place"]))
-    said = [f"a {describe_object(t)} at the {t['place']} {describe_motion(t)}" for t in things]
+    said = [f"{a(describe_object(t))} at the {t['place']} {describe_motion(t)}" for t in things]
     return " and ".join(said or ["no object"]) + f" on {describe_background(background)}"
 
 
 def describe_object(thing: dict) -> str:
-    """Such as "red striped ring"."""
+    """Such as "red striped ring" or "red car"."""
+    if "noun" in thing:
+        return " ".join(filter(None, (thing["colour"], thing["noun"])))
     return " ".join(thing[key] for key in ("colour", "texture", "shape") if thing[key] != "plain")
+
+
+def describe_kind(thing: dict) -> str:
+    """Its noun or shape."""
+    return thing["noun"] if "noun" in thing else thing["shape"]
 
 
 def describe_motion(thing: dict) -> str:
@@ -66,7 +85,9 @@ def describe_motion(thing: dict) -> str:
 
 
 def describe_background(background: dict) -> str:
-    """Such as "blue clouds"."""
+    """Such as "blue clouds" or "a beach"."""
+    if "name" in background:
+        return background["name"]
     colour, pattern = background["colour"], background["pattern"]
     if pattern == "photograph":
         return "a photograph"

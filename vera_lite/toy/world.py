@@ -69,6 +69,10 @@ class WorldConfig(ClipConfig):
         if unknown or not self.tasks:
             raise UserError(f"unknown task {unknown}: choose among {', '.join(TASKS)}.")
 
+    def render(self, seed: int, indices) -> "ToyBatch":
+        """Clips ``indices`` of the world ``seed``."""
+        return render(seed, indices, self)
+
 
 @dataclass(frozen=True)
 class ToyBatch:

@@ -2,15 +2,18 @@
 
 from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.module import EditingModule
-from vera_lite.training.toy.compositions import ToyCompositionData
+from vera_lite.training.toy.compositions import SceneCompositionData, ToyCompositionData
 from vera_lite.training.toy.dialogues import DialogueModule, ToyDialogues
-from vera_lite.training.toy.edits import ToyEditData
-from vera_lite.training.toy.layers import ToyWorldData, build_toy_cache
+from vera_lite.training.toy.edits import SceneEditData, ToyEditData
+from vera_lite.training.toy.layers import SceneData, ToyWorldData, build_toy_cache
 
 __all__ = [
     "DialogueModule",
     "EditingModule",
     "LatentCache",
+    "SceneCompositionData",
+    "SceneData",
+    "SceneEditData",
     "StepBatches",
     "ToyCompositionData",
     "ToyDialogues",

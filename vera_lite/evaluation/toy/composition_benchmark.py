@@ -1,6 +1,7 @@
 """How well GenCompositor composes toy clips that it never saw, and where its tokens look."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,15 +12,22 @@ from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.layer_benchmark import PRESERVED
 from vera_lite.evaluation.toy.object_judge import name_colour
 from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.thing_judge import read_thing
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask
 from vera_lite.pipelines import GenCompositorPipeline
-from vera_lite.toy.compositions import CompositionConfig, ToyCompositions, render_compositions
+from vera_lite.toy.compositions import CompositionConfig, ToyCompositions
 
 CHANGED = 0.08  # where a channel differs from the background by more, a pixel shows object or shadow
 
 
-def compositions(pipe: GenCompositorPipeline, indices, seed: int = TEST_SEED, relit: bool = True):
+def compositions(
+    pipe: GenCompositorPipeline,
+    indices,
+    seed: int = TEST_SEED,
+    relit: bool = True,
+    world: CompositionConfig | None = None,
+):
     """Unseen clips, and the pipeline's inputs made from them.
 
     Args:
@@ -27,13 +35,14 @@ def compositions(pipe: GenCompositorPipeline, indices, seed: int = TEST_SEED, re
         indices: which clips of the world ``seed``.
         relit: foregrounds have their own light, see
             :class:`~vera_lite.toy.compositions.CompositionConfig`.
+        world: what the clips show; None: shapes, at the pipeline's size.
 
     Returns:
         :class:`~vera_lite.toy.compositions.ToyCompositions`, foregrounds on white (B, T, 3, H, W) and masks
         (B, T, 1, H, W).
     """
-    batch = render_compositions(seed, indices, CompositionConfig(*pipe.clip_size, relit=relit))
-    mask = batch.matte
+    batch = replace(world or CompositionConfig(*pipe.clip_size), relit=relit).render(seed, indices)
+    mask = batch.matte if batch.mask is None else batch.mask
     if pipe.mask_sigma is not None:
         mask = inflate_mask(mask.flatten(0, 1), pipe.mask_sigma).view_as(mask)
     return batch, composite(batch.foreground, batch.alpha, torch.ones_like(batch.foreground)), mask
@@ -45,6 +54,7 @@ def evaluate(
     *,
     seed: int = TEST_SEED,
     relit: bool = True,
+    world: CompositionConfig | None = None,
     batch_size: int = 64,
     draw: Callable[[ToyCompositions], Tensor] | None = None,
     **options,
@@ -54,23 +64,24 @@ def evaluate(
     Args:
         pipe: see :class:`~vera_lite.pipelines.GenCompositorPipeline`.
         clips: how many, of the world ``seed``.
-        relit: see :func:`compositions`.
+        relit, world: see :func:`compositions`.
         batch_size, options: of sampling.
         draw: what to judge instead of the pipeline's composites, as (B, T, 3, H, W) of clips.
 
     Returns:
         ``psnr`` and ``ssim`` of whole frames; ``object_psnr`` where the object is; ``preserved_psnr`` where
         the truth is the plain background. How much of the foreground arrives: ``colour`` (share of clips
-        with its hue), ``shape`` (overlap of what changed with what should change), ``texture`` (correlation
-        of grey values with the foreground's at its true place in all frames, so it sees motion as well),
-        ``brightness`` (relative error of the object's mean). ``removal_psnr`` (not with ``draw``): inside the
+        with its hue; in scenes ``noun``, the share in which the judge sees the right thing), ``shape``
+        (overlap of what changed with what should change), ``texture`` (correlation of grey values with the
+        foreground's at its true place in all frames, so it sees motion as well), ``brightness`` (relative
+        error of the object's mean). ``removal_psnr`` (not with ``draw``): inside the
         mask, against the plain background, when the foreground is blank. PSNRs pool the squared error over
         clips, the others are means.
     """
     row = Tally()
     generator = torch.Generator().manual_seed(seed)
     for indices in batches(clips, batch_size):
-        batch, foreground, mask = compositions(pipe, indices, seed, relit)
+        batch, foreground, mask = compositions(pipe, indices, seed, relit, world)
         if draw is None:
             options["generator"] = generator
             result = pipe.generate(batch.background, foreground, mask, **options).final
@@ -93,9 +104,14 @@ def evaluate(
                 for video in (result, batch.composite)
             ]
             seen, truth = (video[i].mean(1)[where] for video in (result, batch.composite))
+            if "noun" in facts:  # seen in full light
+                video, scene = ((v[i] / facts["light"]).clamp(0, 1) for v in (result, batch.background))
+                row.add({"noun": read_thing(video, batch.matte[i], scene).noun == facts["noun"]})
+            else:
+                colour = name_colour(result[i].permute(0, 2, 3, 1)[where])
+                row.add({"colour": colour == facts["colour"]})
             row.add(
                 {
-                    "colour": name_colour(result[i].permute(0, 2, 3, 1)[where]) == facts["colour"],
                     "shape": iou(*changed),
                     "texture": float(torch.stack([seen, truth]).corrcoef()[0, 1]),
                     "brightness": float((seen.mean() / truth.mean() - 1).abs()),

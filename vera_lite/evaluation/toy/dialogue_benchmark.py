@@ -7,13 +7,15 @@ import torch
 from vera_lite.conditioning.vision_language import VisionLanguageModel
 from vera_lite.evaluation.toy.tally import TEST_SEED, batches
 from vera_lite.toy.dialogues import KINDS, ask
-from vera_lite.toy.edits import render_edits
-from vera_lite.toy.world import WorldConfig, render
+from vera_lite.toy.edits import EditConfig
+from vera_lite.toy.scene_edits import SceneEditConfig
+from vera_lite.toy.scenes import SceneConfig
+from vera_lite.toy.world import WorldConfig
 
 
 def score_dialogues(
     vlm: VisionLanguageModel,
-    world: WorldConfig,
+    world: WorldConfig | SceneConfig,
     clips: int = 256,
     seed: int = TEST_SEED,
     batch_size: int = 32,
@@ -34,8 +36,9 @@ def score_dialogues(
     kinds = (*KINDS, "edit")
     said: dict[str, list[str]] = {kind: [] for kind in kinds}
     true: dict[str, list[str]] = {kind: [] for kind in kinds}
+    edited = SceneEditConfig(unseen=world.unseen) if isinstance(world, SceneConfig) else EditConfig()
     for indices in batches(clips, batch_size):
-        scenes = render(seed, indices, world)
+        scenes = world.render(seed, indices)
         for kind in KINDS:
             asked = ask(scenes, kind, seed, indices)
             prompt = vlm.prompt(
@@ -43,7 +46,7 @@ def score_dialogues(
             )
             said[kind] += vlm.answer(prompt)
             true[kind] += [d.answer for d in asked]
-        edits = render_edits(seed, indices)
+        edits = edited.render(seed, indices)
         said["edit"] += vlm.answer(vlm.prompt(list(edits.source), edits.instruction))
         true["edit"] += edits.target_caption
     return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}

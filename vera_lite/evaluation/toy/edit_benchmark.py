@@ -13,6 +13,7 @@ from vera_lite.diagnostics.scores import entropy, jensen_shannon
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
 from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.thing_judge import difference_matte, read_thing
 from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
 from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 
@@ -37,6 +38,10 @@ def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConf
     return EditConfig(*pipe.clip_size, (category,), from_place=isinstance(pipe, MiVEPipeline))
 
 
+def _world(pipe: RVEDiTPipeline | MiVEPipeline, category: str, world: EditConfig | None) -> EditConfig:
+    return replace(world, categories=(category,)) if world else unseen_world(pipe, category)
+
+
 def exchanged(edits: ToyEdits) -> ToyEdits:
     """The same clips, each with the instruction of the next one: shows what the words are worth."""
     return replace(edits, instruction=edits.instruction[1:] + edits.instruction[:1])
@@ -47,6 +52,7 @@ def evaluate(
     clips: int = 64,
     *,
     categories: Sequence[str] = CATEGORIES,
+    world: EditConfig | None = None,
     seed: int = TEST_SEED,
     batch_size: int = 64,
     draw: Callable[[ToyEdits], Tensor] | None = None,
@@ -58,6 +64,7 @@ def evaluate(
         pipe: gives the size, and the edits; see :func:`redraw`.
         clips: of each category.
         categories: some of ``CATEGORIES``.
+        world: what the clips show; None: :func:`unseen_world`.
         seed: of the world.
         batch_size, options: of sampling.
         draw: what to judge instead of the pipeline's edits, as (B, T, 3, H, W) of clips.
@@ -65,17 +72,18 @@ def evaluate(
     Returns:
         For each category, and for "overall" (their mean): the three scores of
         :func:`~vera_lite.evaluation.toy.edit_judge.judge_edits` and their mean ``score``, 1 to 100; ``psnr``
-        against the true edit; ``preserved_psnr`` where the true edit changes nothing (not for styles, which
-        change everything). PSNRs pool the squared error over clips.
+        against the true edit; ``changed_psnr`` the same where it changes pixels; ``preserved_psnr`` where it
+        changes nothing (not for styles, which change everything). PSNRs pool the squared error over clips.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = {}
     for category in categories:
         psnrs, scores = Tally(), Tally()
         for indices in batches(clips, batch_size):
-            edits = render_edits(seed, indices, unseen_world(pipe, category))
+            edits = _world(pipe, category, world).render(seed, indices)
             results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
             psnrs.psnr("psnr", results, edits.target)
+            psnrs.psnr("changed_psnr", results, edits.target, edits.changed > 0)
             if category != "global style":
                 psnrs.psnr("preserved_psnr", results, edits.source, edits.changed == 0)
             scores.add({name: values.tolist() for name, values in judge_edits(edits, results).items()})
@@ -90,6 +98,7 @@ def added_motion(
     pipe: MiVEPipeline,
     clips: int = 64,
     *,
+    world: EditConfig | None = None,
     seed: int = TEST_SEED,
     draw: Callable[[ToyEdits], Tensor] | None = None,
     **options,
@@ -99,13 +108,17 @@ def added_motion(
     The edited first frame shows everything else about such an object; its motion is in the words alone.
 
     Args:
-        pipe, clips, seed, draw, options: as for :func:`evaluate`; "local add" alone.
+        pipe, clips, world, seed, draw, options: as for :func:`evaluate`; "local add" alone.
     """
-    edits = render_edits(seed, range(clips), unseen_world(pipe, "local add"))
+    edits = _world(pipe, "local add", world).render(seed, range(clips))
     generator = torch.Generator().manual_seed(seed)
     results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
     wanted = [attributes["after"] for attributes in edits.attributes]
-    seen = [seen_motion(result, thing["colour"]) for result, thing in zip(results, wanted, strict=True)]
+    if edits.scene is None:
+        seen = [seen_motion(result, thing["colour"]) for result, thing in zip(results, wanted, strict=True)]
+    else:
+        pairs = zip(results, edits.scene, strict=True)
+        seen = [read_thing(result, difference_matte(result, scene), scene).motion for result, scene in pairs]
     return sum(s == thing["motion"] for s, thing in zip(seen, wanted, strict=True)) / clips
 
 

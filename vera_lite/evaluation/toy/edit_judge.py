@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera_lite.evaluation.toy.object_judge import chroma, read_object
+from vera_lite.evaluation.toy.thing_judge import edit_share
 from vera_lite.toy.edits import LUMA, STYLES, ToyEdits
 from vera_lite.toy.words import COLOURS, colour_index
 
@@ -49,12 +50,14 @@ def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"results must be finite videos of shape {tuple(edits.source.shape)}.")
     shares = [
         (
-            instruction_compliance(source, result, attributes),
+            instruction_compliance(source, result, attributes)
+            if edits.scene is None or attributes["style"]
+            else edit_share(result, source, edits.scene[i], changed, attributes),
             content_fidelity(source, result, changed, attributes["style"]),
             visual_quality(source, result, target),
         )
-        for source, result, target, changed, attributes in zip(
-            edits.source, results.clamp(0, 1), edits.target, edits.changed, edits.attributes, strict=True
+        for i, (source, result, target, changed, attributes) in enumerate(
+            zip(edits.source, results.clamp(0, 1), edits.target, edits.changed, edits.attributes, strict=True)
         )
     ]
     axes = ("instruction_compliance", "content_fidelity", "visual_quality")

@@ -8,8 +8,10 @@ from torch import Tensor
 from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.object_judge import judge, judge_final
 from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.thing_judge import judge_frames, judge_layers
 from vera_lite.pipelines import VeraPipeline
-from vera_lite.toy.world import ToyBatch, WorldConfig, render
+from vera_lite.toy.scenes import SceneConfig
+from vera_lite.toy.world import ToyBatch, WorldConfig
 
 PRESERVED = 0.02  # a pixel is preserved where the true alpha lies below this
 
@@ -19,6 +21,7 @@ def evaluate(
     clips: int = 256,
     with_mask: bool = True,
     *,
+    world: WorldConfig | SceneConfig | None = None,
     seed: int = TEST_SEED,
     batch_size: int = 32,
     **options,
@@ -29,6 +32,8 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
+        world: what the clips show; None: shapes, at the pipeline's size. Scenes that are ``unseen`` show
+            held-out pairs.
         batch_size, options: of sampling, see :meth:`.Pipeline.generate`.
 
     Returns:
@@ -41,9 +46,10 @@ def evaluate(
     """
     rows: dict[str, Tally] = defaultdict(Tally)
     counts: dict[str, int] = defaultdict(int)
+    scenes = isinstance(world, SceneConfig)
     generator = torch.Generator().manual_seed(seed)
     for indices in batches(clips, batch_size):
-        batch = render(seed, indices, WorldConfig(*pipe.clip_size))
+        batch = (world or WorldConfig(*pipe.clip_size)).render(seed, indices)
         mask = batch.mask if with_mask else None
         result = pipe.generate(batch.source, batch.instruction, mask, generator=generator, **options)
         final, alpha = result.final, result.alpha
@@ -54,10 +60,12 @@ def evaluate(
             row.psnr("full_psnr", final[i], batch.composite[i])
             if alpha is not None:
                 row.add(_matte_metrics(batch, i, alpha[i]))
-                row.add(judge(result.layers()["edit"][i], alpha[i], facts))
-            verdict = judge_final(batch.source[i], final[i], facts)
+                layers = result.layers()["edit"][i], alpha[i]
+                row.add(judge_layers(*layers, batch.source[i], facts) if scenes else judge(*layers, facts))
+            verdict = (judge_frames if scenes else judge_final)(batch.source[i], final[i], facts)
             row.add(verdict, prefix="final_")
-            row.add({"satisfied": all(verdict.values())})
+            if verdict:
+                row.add({"satisfied": all(verdict.values())})
             counts[facts["task"]] += 1
     return {task: row.row() | {"clips": counts[task]} for task, row in sorted(rows.items())}
 

@@ -7,9 +7,10 @@ from vera_lite.diffusion.draws import StepRandom
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflate_mask
 from vera_lite.systems.gencompositor import encode_conditions
-from vera_lite.toy.compositions import CompositionConfig, render_compositions
+from vera_lite.toy.compositions import CompositionConfig
+from vera_lite.toy.scene_compositions import SceneCompositionConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
-from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SCENE_CODEC, SHIPPED_CODEC
 
 #: Of :func:`.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
 MASK_SIGMA = 1.2
@@ -31,14 +32,14 @@ class CompositionBatches(RenderedBatches):
         self.luminance_gamma, self.mask_sigma = luminance_gamma, mask_sigma
 
     def __getitem__(self, step: int) -> dict:
-        batch, codec = render_compositions(self.seed, self.clips(step), self.world), self.codec
+        batch, codec = self.world.render(self.seed, self.clips(step)), self.codec
         white = torch.ones_like(batch.background)
         foreground = composite(batch.foreground, batch.alpha, white)
         if self.luminance_gamma is not None:
             low, high = self.luminance_gamma
             random = StepRandom(self.seed, step, self.batch_size, self.rank, self.world_size)
             foreground = augment_luminance(foreground, low + (high - low) * random.uniform())
-        mask = batch.matte
+        mask = batch.matte if batch.mask is None else batch.mask
         if self.mask_sigma is not None:
             mask = inflate_mask(mask.flatten(0, 1), self.mask_sigma).view_as(mask)
         return {
@@ -82,3 +83,21 @@ class ToyCompositionData(RenderedData):
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
         return {"clip_size": self.world.size, "sampling": SAMPLING, "mask_sigma": self.mask_sigma}
+
+
+class SceneCompositionData(ToyCompositionData):
+    """Compositions of things on places; masks are as rough as a person's.
+
+    Args:
+        world: what they show.
+        codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
+        options: of :class:`ToyCompositionData`.
+    """
+
+    def __init__(
+        self,
+        world: SceneCompositionConfig = SceneCompositionConfig(jitter=0.08),  # noqa: B008 (frozen)
+        codec: str | None = None,
+        **options,
+    ):
+        super().__init__(world, codec=codec or str(SCENE_CODEC), **options)

@@ -9,24 +9,27 @@ from torch.nn import functional as F
 
 from vera_lite.conditioning.vision_language import Prompt, chat
 from vera_lite.toy.dialogues import ask, talk
-from vera_lite.toy.edits import render_edits
+from vera_lite.toy.edits import EditConfig
+from vera_lite.toy.scene_edits import SceneEditConfig
+from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
-from vera_lite.toy.world import WorldConfig, render
+from vera_lite.toy.world import WorldConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
 DIALOGUE_WORLD = WorldConfig(behind=0.0, distractor=0.6)
+DIALOGUE_SCENES = SceneConfig(behind=0.0, distractor=0.6)
 
 
 class DialogueBatches(RenderedBatches):
     """Item ``step``: rendered clips with questions and answers, as the model's inputs and their ``labels``
     (-100 for every token that is no answer)."""
 
-    def __init__(self, edits: bool, *ranks: int):
+    def __init__(self, edits: bool, *ranks: int, scenes: bool = False):
         super().__init__(*ranks)
-        self.edits = edits
-        self.processor = toy_processor()
+        self.edits, self.scenes = edits, scenes
+        self.processor = toy_processor(scenes=scenes)
         words = self.processor.tokenizer.get_vocab()
         self.assistant, self.end = words["assistant"], words["<|im_end|>"]
 
@@ -34,7 +37,7 @@ class DialogueBatches(RenderedBatches):
         indices = self.clips(step)
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
-        batch = render(self.seed, indices, DIALOGUE_WORLD)
+        batch = (DIALOGUE_SCENES if self.scenes else DIALOGUE_WORLD).render(self.seed, indices)
         if step % 12 == 11:  # questions with an image have more tokens: batches of their own
             asked = ask(batch, "compare", self.seed, indices)
             clips, images = [d.clip for d in asked], [d.image for d in asked]
@@ -45,7 +48,7 @@ class DialogueBatches(RenderedBatches):
 
     def _orders(self, indices: range) -> Prompt:
         """The question is an edit's instruction, the answer a description of the edited clip."""
-        edits = render_edits(self.seed, indices)
+        edits = (SceneEditConfig() if self.scenes else EditConfig()).render(self.seed, indices)
         turns = [[turn] for turn in zip(edits.instruction, edits.target_caption, strict=True)]
         return chat(self.processor, list(edits.source), turns)
 
@@ -64,15 +67,16 @@ class ToyDialogues(RenderedData):
     Args:
         edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
             instruction, the answer describes the edited clip.
+        scenes: clips of the world of things on places; otherwise of shapes.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
 
-    def __init__(self, edits: bool = False, **options):
+    def __init__(self, edits: bool = False, scenes: bool = False, **options):
         super().__init__(**options)
-        self.edits = edits
+        self.edits, self.scenes = edits, scenes
 
     def batches(self, seed: int) -> DialogueBatches:
-        return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks)
+        return DialogueBatches(self.edits, self.batch_size, seed, *self.ranks, scenes=self.scenes)
 
 
 class DialogueModule(L.LightningModule):
@@ -81,6 +85,7 @@ class DialogueModule(L.LightningModule):
     Args:
         text, vision: fields of ``Qwen3VLTextConfig`` and ``Qwen3VLVisionConfig``; the vocabulary, the
             patches and the widths that must agree are filled in.
+        scenes: the vocabulary has the words of things on places, too.
         lr: of AdamW.
         muon_lr: of Muon, which takes the matrices of the blocks; None: AdamW for all.
         weight_decay: of AdamW.
@@ -91,6 +96,7 @@ class DialogueModule(L.LightningModule):
         self,
         text: dict,
         vision: dict,
+        scenes: bool = False,
         lr: float = 2e-3,
         muon_lr: float | None = 0.02,
         weight_decay: float = 0.01,
@@ -98,7 +104,7 @@ class DialogueModule(L.LightningModule):
         decay_from: float = 0.4,
     ):
         super().__init__()
-        self.model = toy_qwen3_vl(text, vision)
+        self.model = toy_qwen3_vl(text, vision, scenes)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
 
@@ -131,11 +137,11 @@ class DialogueModule(L.LightningModule):
         checkpoint["vera_lite"] = {"vision_language": config.to_dict()}
 
 
-def toy_qwen3_vl(text: dict, vision: dict) -> nn.Module:
+def toy_qwen3_vl(text: dict, vision: dict, scenes: bool = False) -> nn.Module:
     """A small random Qwen3-VL for the toy processor; see :class:`DialogueModule` for the arguments."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    words = toy_vocabulary()
+    words = toy_vocabulary(scenes)
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(words),

@@ -3,9 +3,10 @@
 from vera_lite.codecs import PatchCodec, latent_mask
 from vera_lite.systems.mive import MiVEBatch
 from vera_lite.systems.rvedit import RVEDiTBatch
-from vera_lite.toy.edits import EditConfig, render_edits
+from vera_lite.toy.edits import EditConfig
+from vera_lite.toy.scene_edits import SceneEditConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
-from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
+from vera_lite.training.toy.layers import SAMPLING, SCENE_CODEC, SHIPPED_CODEC
 
 
 class EditBatch(RVEDiTBatch, MiVEBatch):
@@ -22,7 +23,7 @@ class EditBatches(RenderedBatches):
         self.world, self.codec = world, codec
 
     def __getitem__(self, step: int) -> EditBatch:
-        batch, codec = render_edits(self.seed, self.clips(step), self.world), self.codec
+        batch, codec = self.world.render(self.seed, self.clips(step)), self.codec
         return {
             "source": codec.encode(batch.source),
             "target": codec.encode(batch.target),
@@ -62,3 +63,21 @@ class ToyEditData(RenderedData):
     def pipeline_settings(self) -> dict:
         """Arguments of the pipeline for a system trained on these data."""
         return {"clip_size": self.world.size, "sampling": SAMPLING}
+
+
+class SceneEditData(ToyEditData):
+    """Edits of things on places.
+
+    Args:
+        world: what they show.
+        codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
+        options: of :class:`vera_lite.training.data.RenderedData`.
+    """
+
+    def __init__(
+        self,
+        world: SceneEditConfig = SceneEditConfig(),  # noqa: B008 (frozen)
+        codec: str | None = None,
+        **options,
+    ):
+        super().__init__(world, codec or str(SCENE_CODEC), **options)

@@ -12,18 +12,30 @@ from tqdm.auto import tqdm
 
 from vera_lite import codecs
 from vera_lite.codecs import PatchCodec
+from vera_lite.conditioning.phrases import PhraseEncoder
 from vera_lite.errors import UserError
 from vera_lite.media import clip
 from vera_lite.media.files import replacing
 from vera_lite.toy import drawing, phrases, words
 from vera_lite.toy import world as world_module
-from vera_lite.toy.phrases import VOCABULARY, toy_encoder
+from vera_lite.toy.phrases import SCENE_VOCABULARY, VOCABULARY, toy_encoder
+from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.world import WorldConfig, render
-from vera_lite.training.data import SHARD, STREAMS, VALIDATION, LatentCache, StepBatches, StepData
+from vera_lite.training.data import (
+    SHARD,
+    STREAMS,
+    VALIDATION,
+    LatentCache,
+    RenderedBatches,
+    RenderedData,
+    StepBatches,
+    StepData,
+)
 
 #: How toy models are sampled; see :class:`vera_lite.pipelines.Sampling`.
 SAMPLING = {"steps": 12, "shift": 3.0}
 SHIPPED_CODEC = Path(__file__).parents[2] / "assets" / "toy_codec.safetensors"
+SCENE_CODEC = SHIPPED_CODEC.with_name("scene_codec.safetensors")  # of the world of things on places
 
 
 def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: int, clips: int) -> Path:
@@ -121,3 +133,39 @@ class ToyWorldData(StepData):
         self.train = StepBatches(LatentCache(train), self.batch_size, self.seed, rank, world_size)
         self.validation = StepBatches(LatentCache(validation), size, self.seed, rank, world_size)
         self.validation_steps = self.validation.steps_per_epoch
+
+
+class SceneBatches(RenderedBatches):
+    """Item ``step``: a :class:`~vera_lite.systems.vera.VeraBatch` of things on places."""
+
+    def __init__(self, world: SceneConfig, codec: PatchCodec, *ranks: int):
+        super().__init__(*ranks)
+        self.world, self.codec, self.encoder = world, codec, PhraseEncoder(**SCENE_VOCABULARY)
+
+    def __getitem__(self, step: int) -> dict:
+        batch = self.world.render(self.seed, self.clips(step))
+        layers = {name: self.codec.encode(getattr(batch, name)) for name in STREAMS}
+        return {**layers, "text": self.encoder(batch.instruction), "step": step}
+
+
+class SceneData(RenderedData):
+    """Layered clips of things on places, for Vera.
+
+    Args:
+        world: what they show.
+        codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
+        options: of :class:`vera_lite.training.data.RenderedData`.
+    """
+
+    def __init__(self, world: SceneConfig = SceneConfig(), codec: str | None = None, **options):  # noqa: B008
+        super().__init__(**options)
+        self.world, self.codec = world, PatchCodec.load(codec or SCENE_CODEC)
+
+    def batches(self, seed: int) -> SceneBatches:
+        return SceneBatches(self.world, self.codec, self.batch_size, seed, *self.ranks)
+
+    @property
+    def pipeline_settings(self) -> dict:
+        """Arguments of the pipeline for a system trained on these data."""
+        sampling = SAMPLING | {"alpha_floor": 0.1}
+        return {"clip_size": self.world.size, "sampling": sampling, "text_encoder": SCENE_VOCABULARY}
