@@ -123,10 +123,11 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
 def _export_vision_language(saved: dict, folder: Path, half: bool) -> None:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(saved["vera_lite"]["vision_language"]))
+    config = saved["vera_lite"]["vision_language"]
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
     model.load_state_dict({k.removeprefix("model."): v for k, v in saved["state_dict"].items()})
     model = model.to(torch.float16 if half else torch.float32)
-    scenes = saved["vera_lite"]["vision_language"]["text_config"]["vocab_size"] == len(
+    scenes = config["text_config"]["vocab_size"] == len(
         toy_vocabulary(scenes=True)
     )
     processor = toy_processor(scenes=scenes)
