@@ -127,9 +127,7 @@ def _export_vision_language(saved: dict, folder: Path, half: bool) -> None:
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
     model.load_state_dict({k.removeprefix("model."): v for k, v in saved["state_dict"].items()})
     model = model.to(torch.float16 if half else torch.float32)
-    scenes = config["text_config"]["vocab_size"] == len(
-        toy_vocabulary(scenes=True)
-    )
+    scenes = config["text_config"]["vocab_size"] == len(toy_vocabulary(scenes=True))
     processor = toy_processor(scenes=scenes)
     tokenizer = processor.tokenizer
     model.generation_config.eos_token_id = tokenizer.eos_token_id
