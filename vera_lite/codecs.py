@@ -5,7 +5,7 @@ T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
 """
 
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from einops import rearrange
@@ -27,12 +27,15 @@ class Codec(Protocol):
     @property
     def settings(self) -> dict:
         """What a checkpoint keeps to say which codec made its latents; of a kind that JSON can hold."""
+        ...
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, T, C, H, W) in [0, 1] with C of 1 or 3 -> (B, c, t, h, w); grey is repeated to RGB."""
+        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, c, t, h, w) -> (B, T, 3, H, W), clamped to [0, 1]."""
+        ...
 
 
 def describe_codec(codec: Codec) -> dict:
@@ -95,6 +98,13 @@ class PatchCodec(nn.Module):
         temporal_stride: k, frames in a group.
         latent_channels: components kept.
     """
+
+    first_mean: Tensor
+    first_basis: Tensor
+    first_scale: Tensor
+    group_mean: Tensor
+    group_basis: Tensor
+    group_scale: Tensor
 
     def __init__(self, patch: int = 4, temporal_stride: int = 4, latent_channels: int = 24):
         super().__init__()
@@ -198,7 +208,7 @@ class _PretrainedCodec(nn.Module):
 
     def __init__(self, vae: nn.Module):
         super().__init__()
-        self.vae = vae.requires_grad_(False).eval()
+        self.vae: Any = vae.requires_grad_(False).eval()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **kwargs) -> Self:
@@ -236,7 +246,7 @@ class WanCodec(_PretrainedCodec):
 
     def __init__(self, vae: nn.Module):
         super().__init__(vae)
-        config = vae.config
+        config = self.vae.config
         self.latent_channels = config.z_dim
         self.spatial_stride = config.scale_factor_spatial
         self.temporal_stride = config.scale_factor_temporal
@@ -256,10 +266,11 @@ class CogVideoXCodec(_PretrainedCodec):
 
     def __init__(self, vae: nn.Module):
         super().__init__(vae)
-        self.latent_channels = vae.config.latent_channels
-        self.spatial_stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.temporal_stride = int(vae.config.temporal_compression_ratio)
-        self.mean, self.std = 0.0, 1 / vae.config.scaling_factor
+        config = self.vae.config
+        self.latent_channels = config.latent_channels
+        self.spatial_stride = 2 ** (len(config.block_out_channels) - 1)
+        self.temporal_stride = int(config.temporal_compression_ratio)
+        self.mean, self.std = 0.0, 1 / config.scaling_factor
 
     def encode(self, video: Tensor) -> Tensor:
         """See :class:`Codec`.

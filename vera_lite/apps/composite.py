@@ -86,12 +86,12 @@ class Composite:
 
     def _foreground_files(self) -> tuple[Path, Path | None]:
         """The foreground's video and mask."""
-        path = Path(self.foreground)
+        path, mask = Path(self.foreground), None if self.mask is None else Path(self.mask)
         if not path.is_dir():
-            return path, self.mask
+            return path, mask
         if not (path / "edit.mkv").is_file():
             raise UserError(f"{path} holds no foreground: it has no edit.mkv.")
-        return path / "edit.mkv", self.mask or path / "alpha.mkv"
+        return path / "edit.mkv", mask or path / "alpha.mkv"
 
     def run(self, pipe: GenCompositorPipeline, **changes) -> list[Path]:
         """Do the work; see :func:`composite_file`."""

@@ -58,7 +58,7 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
         notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
     )
     if (size := len(page.encode()) / 1e6) > budget_mb:
-        largest = max(sizes, key=sizes.get, default=None)
+        largest = max(sizes, key=lambda name: sizes[name], default=None)
         blame = f"; the largest widget, {largest}, takes {sizes[largest] / 1e6:.2f} MB" if largest else ""
         raise UserError(
             f"the page of {path} would be {size:.2f} MB, over {budget_mb:g} MB{blame}: show less."

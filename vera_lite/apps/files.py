@@ -290,7 +290,7 @@ def draw_sheet(
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     draw.multiline_text((sheet.width / 2, 4), "\n".join(lines), "black", font, anchor="ma", align="center")
-    dots = None if trajectory is None else trajectory.sample(len(columns))[0].tolist()
+    dots = [] if trajectory is None else trajectory.sample(len(columns))[0].tolist()
     for column, (pictures, second) in enumerate(zip(columns, seconds, strict=True)):
         x = left + column * (tile[0] + gap)
         draw.text((x + tile[0] / 2, top - 6), f"{second:.2f} s", "black", font, anchor="ms")

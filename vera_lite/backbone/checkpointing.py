@@ -32,7 +32,7 @@ def run_block(checkpointing: str, block: nn.Module, *inputs):
     contexts = {}
     if checkpointing == "attention":
         contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(_keep_attention)}
-    return checkpoint(block, *inputs, use_reentrant=False, **contexts)
+    return checkpoint(block, *inputs, use_reentrant=False, **contexts)  # pyright: ignore[reportCallIssue]
 
 
 def _keep_attention(_context, op, *_args, **_kwargs) -> CheckpointPolicy:

@@ -209,9 +209,11 @@ class EditingTokens(nn.Module):
                 "this model reads: say it shorter."
             )
         weight = self.connector[0].weight  # the VLM may have another precision
-        native = self.native_connector(before.hidden.to(weight))  # (B, start, D)
+        native = self.native_connector(before.hidden.type_as(weight))  # (B, start, D)
         pixels = _padded(native, video, int(video.sum(1).max()))
-        return Context(self.connector(hidden.to(weight)), pixels, _padded(native, text, self.text_tokens))
+        return Context(
+            self.connector(hidden.type_as(weight)), pixels, _padded(native, text, self.text_tokens)
+        )
 
 
 def _padded(rows: Tensor, chosen: Tensor, length: int) -> Tensor:

@@ -136,7 +136,7 @@ class MultiscaleContext(nn.Module):
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         """phi_l (B, N_c, D_vlm) of each layer -> c (B, N_c, D)."""
         parts = [
-            project(norm(phi.to(norm.weight)))  # (3)
+            project(norm(phi.type_as(norm.weight)))  # (3)
             for norm, project, phi in zip(self.norms, self.projections, layers, strict=True)
         ]
         return self.fusion(torch.cat(parts, -1))  # (4), (5)

@@ -15,6 +15,7 @@ from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import av
 from av.stream import Disposition
@@ -181,8 +182,8 @@ def frame_rate(fps: float | Fraction) -> Fraction:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file and its video stream; whatever FFmpeg cannot read becomes a UserError."""
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and its video stream; whatever FFmpeg cannot read becomes a UserError."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the path of a video file.")
     if not path.exists():
@@ -204,7 +205,7 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
                     "an unknown kind; give another file."
                 )
             yield container, stream
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): it is damaged, cut short or not a video; "
             "copy or export it again."

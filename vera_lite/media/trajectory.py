@@ -135,10 +135,11 @@ class Trajectory:
         Between known times t_a and t_b:  t_i = t_a + ((t_b - t_a) * w_i) / w_b,  w being the length
         so far, sqrt((dx * dx) + (dy * dy)) a segment, or the segments so far.
         """
-        times = [k.time for k in self.keyframes]
-        times[0] = 0.0 if times[0] is None else times[0]
-        times[-1] = 1.0 if times[-1] is None else times[-1]
-        for a, b in pairwise([i for i, t in enumerate(times) if t is not None]):
+        known = {i: k.time for i, k in enumerate(self.keyframes) if k.time is not None}
+        last = len(self.keyframes) - 1
+        known = {last: 1.0, 0: 0.0} | known
+        times = [known.get(i, 0.0) for i in range(last + 1)]
+        for a, b in pairwise(sorted(known)):
             offsets = [(q.x - p.x, q.y - p.y) for p, q in pairwise(self.keyframes[a : b + 1])]
             lengths = [math.sqrt(dx * dx + dy * dy) for dx, dy in offsets]
             if self.timing == "equal_frames" or not any(lengths):
@@ -173,7 +174,7 @@ class Trajectory:
             scaled = [(i / max(len(scales) - 1, 1), s) for i, s in enumerate(scales)]
         xs, ys = ([getattr(k, axis) for k in self.keyframes] for axis in "xy")
         tracks = (times, xs), (times, ys), tuple(zip(*scaled, strict=True))
-        rows = [[_interpolate(*track, i / max(n - 1, 1)) for track in tracks] for i in range(n)]
+        rows = [[_interpolate(at, to, i / max(n - 1, 1)) for at, to in tracks] for i in range(n)]
         values = torch.tensor(rows, dtype=torch.float64)
         return values[:, :2], values[:, 2]
 

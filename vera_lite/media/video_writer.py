@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -69,7 +70,8 @@ class VideoWriter:
         if like is not None:
             self._colour, self._aspect, self._start_time = like.colour, like.pixel_aspect, like.start
         self._sound_file, self._share = sound, share
-        self._shape = self._container = self._last = None
+        self._container: Any = None  # PyAV's, opened with the first frame
+        self._shape = self._last = None
         self._count = 0
 
     def __enter__(self) -> VideoWriter:
@@ -91,15 +93,14 @@ class VideoWriter:
             raise ValueError(
                 f"a frame is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (3 or 1, H, W)."
             )
-        if self._container is None:
-            self._start(frame)
+        container = self._start(frame) if self._container is None else self._container
         if frame.shape != self._shape:
             raise ValueError(
                 f"frame {self._count} is {tuple(frame.shape)}; it must have the first one's shape, "
                 f"{tuple(self._shape)}."
             )
         if self.kind == "preview":
-            self._container.mux(self._encode(frame))
+            container.mux(self._encode(frame))
         else:
             if self._last is None or not torch.equal(frame, self._last):
                 self._last, self._bytes = frame.clone(), b"".join(map(bytes, self._encode(frame)))
@@ -107,7 +108,7 @@ class VideoWriter:
             packet.stream, packet.time_base = self._stream, 1 / self.fps
             packet.pts = packet.dts = self._count
             packet.duration, packet.is_keyframe = 1, True
-            self._container.mux(packet)
+            container.mux(packet)
         self._count += 1
         self._copy_sound(until=self._count / self.fps)
 
@@ -116,7 +117,8 @@ class VideoWriter:
         picture.pts, picture.time_base = self._count, 1 / self.fps
         return self._encoder.encode(picture)
 
-    def _start(self, frame: Tensor) -> None:
+    def _start(self, frame: Tensor) -> Any:
+        """Open PyAV's container, for frames of this shape."""
         self._shape = frame.shape
         channels, height, width = frame.shape
         lossless = self.kind == "lossless"
@@ -159,6 +161,7 @@ class VideoWriter:
             self._container.start_encoding()  # the file's header has to say how it is coded
             self._encoder = self._share._encoder
         self._open_sound()
+        return self._container
 
     def _open_sound(self) -> None:
         """Prepare the sound tracks that the container may hold."""
@@ -199,7 +202,7 @@ class VideoWriter:
         picture = av.VideoFrame(width, height, "gray" if grey else "gbrp")
         order = (0,) if grey else (1, 2, 0) if len(pixels) == 3 else (0, 0, 0)
         for plane, channel in zip(picture.planes, order, strict=True):
-            np.frombuffer(plane, np.uint8).reshape(height, -1)[:, :width] = pixels[channel]
+            np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width] = pixels[channel]
         if grey:
             return picture
         if lossless:

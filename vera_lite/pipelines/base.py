@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
@@ -108,7 +108,7 @@ class Pipeline:
         clip_size: tuple[int, int, int],
         sampling: Sampling | dict,
     ):
-        self.system = system.eval()
+        self.system: Any = system.eval()
         self.codec = codec
         self.clip_size = check_clip_size(clip_size, system, codec)
         self.sampling = sampling if isinstance(sampling, Sampling) else self.sampling_type(**sampling)

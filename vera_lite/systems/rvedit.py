@@ -187,9 +187,10 @@ class RVEDiT(nn.Module):
         """``nn.Module.compile``. Compiled code must not change with the aligned depth, so every
         cross-attention hands out its output."""
         if self.config.alignment_weight and self.attended is None:
-            self.attended = []
+            attended: list[Tensor] = []
+            self.attended = attended
             for block in self.transformer.blocks:
-                block.attn2.register_forward_hook(lambda _m, _i, output: self.attended.append(output))
+                block.attn2.register_forward_hook(lambda _m, _i, output: attended.append(output))
         super().compile(*args, **kwargs)
 
     @property

@@ -28,7 +28,7 @@ e_A, e_C     ``layer_embedding``
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,7 @@ class Vera(nn.Module):
             xs[ALPHA] = xs[ALPHA] + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         xs = [x.type_as(wan.patch_embedding.weight) for x in xs]
 
-        own: list[WanTransformer] = list(self.towers)
+        own: list[Any] = list(self.towers)
         embedders = [t.condition_embedder for t in own if t.condition_embedder is not None]
         conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]

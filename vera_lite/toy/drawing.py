@@ -89,11 +89,10 @@ def time_line(config: ClipConfig) -> Tensor:
 
 def hue_to_rgb(hue: Tensor, saturation: Tensor | float = 1.0, value: Tensor | float = 1.0) -> Tensor:
     """HSV with hue in degrees to RGB, (..., ) -> (..., 3) in [0, 1]."""
-    hue, saturation, value = torch.broadcast_tensors(
-        hue, torch.as_tensor(saturation, dtype=hue.dtype), torch.as_tensor(value, dtype=hue.dtype)
-    )
+    whites = (torch.as_tensor(x, dtype=hue.dtype) for x in (saturation, value))
+    hue, chroma, bright = torch.broadcast_tensors(hue, *whites)
     k = (torch.tensor([5.0, 3.0, 1.0], dtype=hue.dtype) + hue[..., None] / 60) % 6
-    return value[..., None] * (1 - saturation[..., None] * torch.minimum(k, 4 - k).clamp(0, 1))
+    return bright[..., None] * (1 - chroma[..., None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
 
 def _grid(config: ClipConfig) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ resumed run sees the batches that the uninterrupted run would have seen.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -77,7 +78,7 @@ class StepBatches(Dataset):
             )
         self.cache, self.batch_size, self.seed = cache, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self._epoch, self._permutation = None, None
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
         self.steps_per_epoch = len(cache) // (batch_size * world_size)
 
     def _order(self, epoch: int) -> Tensor:
@@ -133,8 +134,9 @@ class StepData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the trainer's present step on; a run is one epoch of all its steps."""
-        every = self.trainer.accumulate_grad_batches
-        steps = _StepsFrom(self.trainer.global_step * every, self.trainer.max_steps * every)
+        trainer: Any = self.trainer
+        every = trainer.accumulate_grad_batches
+        steps = _StepsFrom(trainer.global_step * every, trainer.max_steps * every)
         return self._loader(self.train, steps)
 
     def val_dataloader(self) -> DataLoader:

@@ -43,13 +43,13 @@ def fit(
         The module; ``module.ema`` is the system to use.
     """
     module = EditingModule(system, **options)
-    callbacks = [*callbacks, RunGuard(override)]
+    watching: list[L.Callback] = [*callbacks, RunGuard(override)]
     resume = None
     if folder is not None:
         # One file that is replaced: with a version counter a resumed run would write last-v1.ckpt.
         keep = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
         keep["every_n_train_steps"] = checkpoint_every
-        callbacks.append(ModelCheckpoint(dirpath=folder, **keep))
+        watching.append(ModelCheckpoint(dirpath=folder, **keep))
         last = Path(folder) / "last.ckpt"
         resume = last if last.is_file() else None
     trainer = L.Trainer(
@@ -58,7 +58,7 @@ def fit(
         precision=precision,
         max_steps=steps,
         gradient_clip_val=1.0,
-        callbacks=callbacks,
+        callbacks=watching,
         enable_checkpointing=folder is not None,
         enable_progress_bar=progress,
         enable_model_summary=False,

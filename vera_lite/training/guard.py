@@ -201,7 +201,8 @@ def _plain(value: object) -> Any:
 
 def _put_rates(checkpoint: dict, module: L.LightningModule) -> None:
     """Lightning restores the checkpoint's learning rates and weight decay; put in the module's own."""
-    fresh = module.configure_optimizers()["optimizer"].param_groups
+    configured: Any = module.configure_optimizers()
+    fresh = configured["optimizer"].param_groups
     [state], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     groups = [g for part in state.get("parts", [state]) for g in part["param_groups"]]
     for group, new in zip(groups, fresh, strict=True):

@@ -1,6 +1,7 @@
 """One LightningModule for every system."""
 
 import copy
+from typing import Any
 
 import lightning as L
 import torch
@@ -58,7 +59,7 @@ class EditingModule(L.LightningModule):
             raise ValueError("lr, muon_lr, weight_decay and warmup_steps must not be negative.")
         if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
             raise ValueError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
-        self.system = system
+        self.system: Any = system
         #: The average, a frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it. (Lightning's
         #: EMAWeightAveraging does not shard, and keeps the precision of the weights.)
         self.ema = copy.deepcopy(system).float().requires_grad_(False)
@@ -73,7 +74,8 @@ class EditingModule(L.LightningModule):
 
     def _apply(self, fn, recurse=True):
         """The average stays in float32 under "bf16-true": there small updates would be rounded away."""
-        average = self._modules.pop("ema")
+        average = self.ema
+        del self._modules["ema"]
         super()._apply(fn, recurse)
         self._modules["ema"] = average._apply(_without_dtype(fn), recurse)
         return self
@@ -107,7 +109,7 @@ class EditingModule(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------
 
-    def _losses(self, system: nn.Module, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(self, system: Any, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
         clips, ranks = len(next(iter(batch.values()))), self.trainer.world_size
         seed = mix_seed(self.seed, salt)
         random = StepRandom(seed, batch["step"], clips, self.global_rank, ranks)
@@ -122,7 +124,7 @@ class EditingModule(L.LightningModule):
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         logged_only = getattr(self.system, "logged_only", ())
-        return sum(v for name, v in losses.items() if name not in logged_only)
+        return torch.stack([v for name, v in losses.items() if name not in logged_only]).sum(0)
 
     def validation_step(self, batch: dict, _index: int) -> None:
         self._log("val", *self._losses(self.ema, batch, salt=1))
@@ -169,7 +171,8 @@ class EditingModule(L.LightningModule):
         """ema <- decay * ema + (1 - decay) * weights; the decay starts low and rises with the step."""
         decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
         weights = [p.float() for p in self.system.parameters()]
-        torch._foreach_lerp_(list(self.ema.parameters()), weights, 1 - decay)
+        average = list(self.ema.parameters())
+        torch._foreach_lerp_(average, weights, 1 - decay)  # pyright: ignore
 
 
 def _blocks(system: nn.Module) -> list[nn.Module]:

@@ -30,8 +30,8 @@ class BatchedMuon(torch.optim.Muon):
                 for start in range(0, len(pairs), 8):
                     params, updates = zip(*pairs[start : start + 8], strict=True)
                     updates = orthogonalise(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
-                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                    torch._foreach_add_(params, updates.type_as(params[0]).unbind(), alpha=-rate)
+                    for p, update in zip(params, updates.type_as(params[0]), strict=True):
+                        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
         return loss
 
 

@@ -142,7 +142,7 @@ def notes(
             part.append("mostly text")
         elif in_slot is not None:
             part.append("spatial" if in_slot[i] > 0.5 else "temporal")
-        if targets.area:
+        if ratios is not None and targets.area:
             part.append(f"lift {ratios[0, i] / targets.area:.1f}")
     if other is not None and video.numel():
         divergence = jensen_shannon(video, other)

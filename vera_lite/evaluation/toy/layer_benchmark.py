@@ -54,7 +54,7 @@ def evaluate(
             row.psnr("full_psnr", final[i], batch.composite[i])
             if alpha is not None:
                 row.add(_matte_metrics(batch, i, alpha[i]))
-                row.add(judge(result.edit[i], alpha[i], facts))
+                row.add(judge(result.layers()["edit"][i], alpha[i], facts))
             verdict = judge_final(batch.source[i], final[i], facts)
             row.add(verdict, prefix="final_")
             row.add({"satisfied": all(verdict.values())})

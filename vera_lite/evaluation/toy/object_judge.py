@@ -180,7 +180,7 @@ def name_pattern(video: Tensor) -> str:
         "horizontal stripes": share(n, 0) + share(-n, 0),
         "checks": sum(share(a, b) for a in (n, -n) for b in (n, -n)),
     }
-    best = max(shares, key=shares.get)
+    best = max(shares, key=lambda name: shares[name])
     return best if shares[best] > 0.5 else "clouds"
 
 

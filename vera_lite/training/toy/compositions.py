@@ -6,7 +6,7 @@ from vera_lite.codecs import PatchCodec
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import LUMINANCE_GAMMA, augment_luminance, inflate_mask
-from vera_lite.systems.gencompositor import CompositionBatch, encode_conditions
+from vera_lite.systems.gencompositor import encode_conditions
 from vera_lite.toy.compositions import CompositionConfig, render_compositions
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.toy.layers import SAMPLING, SHIPPED_CODEC
@@ -30,7 +30,7 @@ class CompositionBatches(RenderedBatches):
         self.world, self.codec = world, codec
         self.luminance_gamma, self.mask_sigma = luminance_gamma, mask_sigma
 
-    def __getitem__(self, step: int) -> CompositionBatch:
+    def __getitem__(self, step: int) -> dict:
         batch, codec = render_compositions(self.seed, self.clips(step), self.world), self.codec
         white = torch.ones_like(batch.background)
         foreground = composite(batch.foreground, batch.alpha, white)

@@ -1,5 +1,7 @@
 """Training of the toy vision-language model: questions about toy clips, answered word by word."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor, nn
@@ -125,7 +127,8 @@ class DialogueModule(L.LightningModule):
         return scheduled(optimizer, self.trainer.max_steps, self.warmup_steps, self.decay_from)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["vera_lite"] = {"vision_language": self.model.config.to_dict()}
+        config: Any = self.model.config
+        checkpoint["vera_lite"] = {"vision_language": config.to_dict()}
 
 
 def toy_qwen3_vl(text: dict, vision: dict) -> nn.Module:
