@@ -144,6 +144,18 @@ def test_sound_rate_and_pixel_aspect_reach_the_preview(tmp_path, capsys):
     assert metrics["sound"] == ["aac"] and metrics["not_carried_over"] == []
 
 
+@pytest.mark.parametrize(("encoder", "name"), [("libmp3lame", "mp3"), ("libopus", "opus"), ("ac3", "ac3")])
+def test_sound_of_other_kinds_is_copied(tmp_path, encoder, name):
+    source = film(tmp_path / "a.mkv", encoder)
+    info = check_video(source)
+    with VideoWriter(tmp_path / "b.mp4", info.fps, "preview", info, source) as writer:
+        for frame in VideoReader(source):
+            writer.write(frame)
+    heard = [data for data, _ in packets(tmp_path / "b.mp4")]
+    assert check_video(tmp_path / "b.mp4").sound == info.sound == (name,)
+    assert len(heard) > 10 and heard == [data for data, time in packets(source) if time < info.duration]
+
+
 def test_a_turned_video_turns_its_pixels_too(tmp_path):
     def turned(stream):
         stream.set_display_rotation(90)

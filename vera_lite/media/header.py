@@ -126,7 +126,7 @@ def check_video(path: str | Path) -> VideoInfo:
         has_alpha = alpha_decoder(stream) is not None
         reordered = stream.codec_context.reorder_depth
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        sound = tuple(s.codec_context.name for s in container.streams.audio if s.codec_context)
+        sound = tuple(map(sound_codec, container.streams.audio))
 
     if not times or first is None:
         raise UserError(f"{path} holds no frames: it is empty or cut short; export it again.")
@@ -229,6 +229,12 @@ def _announced_end(
         # All streams share the container's length, and sound is padded to whole blocks.
         slack = Fraction(1, 2) if len(container.streams) > 1 else Fraction(0)
         return Fraction(container.duration or 0, av.time_base), slack
+
+
+def sound_codec(stream: av.AudioStream) -> str:
+    """The name of a sound track's codec, not of its decoder ("mp3", not "mp3float")."""
+    context = stream.codec_context
+    return "unknown" if context is None else context.codec.canonical_name
 
 
 def alpha_decoder(stream: av.VideoStream) -> str | None:

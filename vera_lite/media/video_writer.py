@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vera_lite.errors import UserError
 from vera_lite.media.files import replacing
-from vera_lite.media.header import MATRICES, Colour, VideoInfo
+from vera_lite.media.header import MATRICES, Colour, VideoInfo, sound_codec
 from vera_lite.media.video import ACCURATE, frame_rate
 
 _SUFFIXES = {"lossless": ".mkv", "preview": ".mp4"}
@@ -169,7 +169,7 @@ class VideoWriter:
         if self._sound_file is None or self.kind == "lossless":
             return
         source = self._on_exit.enter_context(av.open(str(Path(self._sound_file).absolute())))
-        tracks = [s for s in source.streams.audio if s.codec_context and s.codec_context.name in SOUND_IN_MP4]
+        tracks = [s for s in source.streams.audio if sound_codec(s) in SOUND_IN_MP4]
         if tracks:
             copies = {track.index: self._container.add_stream_from_template(track) for track in tracks}
             packets = source.demux(*tracks)
@@ -179,7 +179,7 @@ class VideoWriter:
         """Copy what is heard before a time of the result, so that sound and pictures lie side by side."""
         while self._sound and self._sound[2] is not None:
             packets, copies, packet = self._sound
-            if packet.dts is not None and packet.size:
+            if packet.dts is not None and packet.pts is not None and packet.size:
                 shift = round(self._start_time / packet.time_base)
                 if (packet.dts - shift) * packet.time_base >= until:
                     return

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.codecs import Codec, PatchCodec, latent_shape
 from vera_lite.diffusion.sampling import DenoisingState, denoise
 from vera_lite.errors import RANGES, UserError, check_number, check_prompt, check_tensor
-from vera_lite.media.files import check_safetensors, read_json, replacing
+from vera_lite.media.files import read_json, replacing
+from vera_lite.pipelines.saved import check_clip_size, load_weights
 from vera_lite.systems import build_system, describe_system
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -109,7 +110,7 @@ class Pipeline:
     ):
         self.system: Any = system.eval()
         self.codec = codec
-        self.clip_size = _check_clip_size(clip_size, system, codec)
+        self.clip_size = check_clip_size(clip_size, system, codec)
         self.sampling = sampling if isinstance(sampling, Sampling) else self.sampling_type(**sampling)
 
     # --- files -----------------------------------------------------------------------------------
@@ -361,42 +362,6 @@ class Drawing:
             self._large = {name: enlarge(v[self._shown], self.size) for name, v in self.layers.items()}
         layers = {name: v[:, rows].to(source) for name, v in self._large.items()}
         return self.pipe.read(layers, source, self.sampling)
-
-
-def load_weights(system: nn.Module, path: Path) -> None:
-    """Load a safetensors file that holds all weights of a system, in any precision.
-
-    Raises:
-        UserError: the file is damaged, does not fit the system, or holds numbers that are not finite.
-    """
-    found = check_safetensors(path)
-    wanted = {name: tuple(v.shape) for name, v in system.state_dict().items()}
-    wrong = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if wrong:
-        name = min(wrong)
-        raise UserError(
-            f"{path} does not fit its pipeline.json: {len(wrong)} tensors differ, such as {name}, of shape "
-            f"{found.get(name, 'none')} instead of {wanted.get(name, 'none')}; export the model again."
-        )
-    weights = {name: v.float() for name, v in load_file(path).items()}
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise UserError(f"{path} holds numbers that are not finite, in {name}: export the model again.")
-    system.load_state_dict(weights)
-
-
-def _check_clip_size(clip_size: Sequence[int], system: nn.Module, codec: Codec) -> tuple[int, int, int]:
-    size = tuple(clip_size)
-    if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
-        raise ValueError(f"clip_size is (frames, height, width) in whole numbers above 0, not {size}.")
-    _, *latent = latent_shape(codec, *size)
-    patch = system.config.backbone.patch_size
-    patch = (1, patch, patch) if isinstance(patch, int) else patch
-    if any(n % p for n, p in zip(latent, patch, strict=True)):
-        raise ValueError(
-            f"a clip of {size} is {tuple(latent)} latents, which patches of {patch} do not fill."
-        )
-    return size
 
 
 def check_video(video: Tensor) -> None:
