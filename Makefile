@@ -13,8 +13,8 @@ OUT    ?= build/run
 WORKERS   ?= 2
 # xdist must keep a notebook's cells on one worker (loadscope): they share one kernel.
 PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" \
-             -n $(WORKERS) --dist loadscope --cov --cov-report= \
-             --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
+             -n $(WORKERS) --dist loadscope
+NBVAL     := --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
              --nbval-sanitize-with notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
@@ -33,9 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## edit one sample clip into build/run
 	$(BIN)/vera-lite edit $(CLIP) --prompt "$(PROMPT)" --out $(OUT)
 
-# One pytest call for tests, checked cells (nbval) and papermill runs: one closing line for all.
+# nbval cannot run under pytest-cov: checked cells first, then tests and papermill runs.
 test: lint  ## lint, then tests and every notebook
-	$(PYTEST) tests notebooks
+	$(PYTEST) $(NBVAL) notebooks
+	$(PYTEST) --cov --cov-report= tests
 
 lint: $(STAMP)  ## ruff, types, import contracts, notebook hygiene
 	$(BIN)/ruff check .
