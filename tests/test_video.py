@@ -427,13 +427,18 @@ def test_no_cut_passes_unnoticed(tmp_path, kind):
 
 
 def test_a_cut_that_only_decoding_shows_is_refused_where_it_is(tmp_path):
-    path = cut(encode(tmp_path / "clip.ts", range(40), Fraction(1, 30)), 0.6)
-    check_video(path)  # a transport stream announces no length
-    seen = 0
-    with pytest.raises(UserError, match="cut short or damaged"):
-        for _ in VideoReader(path):
-            seen += 1
-    assert seen > 10  # the frames before the damage were handed out: reading is streaming
+    refused = 0
+    for share in (0.58, 0.6, 0.62, 0.64):  # a cut may fall between two frames, where nothing shows it
+        path = cut(encode(tmp_path / "clip.ts", range(40), Fraction(1, 30)), share)
+        check_video(path)  # a transport stream announces no length
+        seen = 0
+        try:
+            for _ in VideoReader(path):
+                seen += 1
+        except UserError as error:
+            refused += "cut short or damaged" in str(error)
+        assert seen > 10  # the frames before the damage were handed out: reading is streaming
+    assert refused
 
 
 @pytest.mark.parametrize("frames", [3, 7])
