@@ -70,7 +70,9 @@ class Trouble(_Base):
         if trouble == "missing":
             return Ok(replace(sample, files={"mask": "mask.mkv"}))
         if trouble == "cut":
-            write_video(out / "mask.mkv", torch.randint(0, 256, (5, 1, 32, 32)).to(torch.uint8), 8, "lossless")
+            write_video(
+                out / "mask.mkv", torch.randint(0, 256, (5, 1, 32, 32)).to(torch.uint8), 8, "lossless"
+            )
             whole = (out / "mask.mkv").read_bytes()
             (out / "mask.mkv").write_bytes(whole[: len(whole) // 2])
             return Ok(replace(sample, files={"mask": "mask.mkv"}))
@@ -94,9 +96,8 @@ class Triple(_Base):
     """Makes three samples of one."""
 
     def __call__(self, sample, inputs, out):
-        first, *more = (
-            replace(sample, key=digest(sample.key, kind), category=kind) for kind in ("add", "remove", "replace")
-        )
+        kinds = ("add", "remove", "replace")
+        first, *more = (replace(sample, key=digest(sample.key, kind), category=kind) for kind in kinds)
         return Ok(first, tuple(more))
 
 

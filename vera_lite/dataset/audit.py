@@ -24,7 +24,7 @@ class Ledger:
         inputs: how many samples each (stage, category) was given, counted from what the one before handed on.
         reasons: how many samples each (stage, status, reason) has.
         quarantined: rows of quarantined samples.
-        finished: samples that came through all stages, sorted by category and key.
+        names: what inputs were called where they came from, by their keys.
         problems: what must not be, a sentence each; none in a sound store.
         notes: what is worth knowing, a sentence each.
     """
@@ -33,7 +33,7 @@ class Ledger:
     inputs: Counter[tuple[str, str]] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     quarantined: list[dict] = field(default_factory=list)
-    finished: list[Sample] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +83,14 @@ def tasks_of(stage: Stage | Choice, samples: Sequence[Sample]) -> list[tuple[Sam
     return tasks
 
 
+def finished(store: Store, stages: Sequence[Stage | Choice]) -> list[Sample]:
+    """Samples that came through all stages, sorted by category and key."""
+    if not stages:
+        return store.inputs()
+    rows = [row for stage, _, _, row in walk(store, stages) if stage is stages[-1] and row is not None]
+    return sorted((s for row in rows for s in samples_of(row)), key=lambda s: (s.category, s.key))
+
+
 def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) -> Ledger:
     """Count what became of every sample, and look for anything lost.
 
@@ -93,7 +101,6 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
     """
     ledger = Ledger()
     _count_inputs(store, ledger)
-    last = stages[-1].name if stages else "input"
     expected = Counter(sample.category for sample in store.inputs())
     reached, names = set(), set()
     handed_on: dict[str, Counter[str]] = defaultdict(Counter)
@@ -108,9 +115,7 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
             ledger.quarantined.append(row)
         after = samples_of(row or {})
         handed_on[stage.name].update(s.category for s in after)
-        if stage.name == last:
-            ledger.finished += after
-            names |= {name for s in after for name in s.files.values()}
+        names |= {name for s in after for name in s.files.values()}
         if len({digest(manifest_row(row)) for row in store.outcomes(task)}) > 1:
             ledger.problems.append(
                 f"{stage.name} gave two outcomes for {sample.key[:12]}: it is no pure function, or its "
@@ -122,7 +127,6 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
             if sum(ledger.counts[stage.name, category].values()) != count:
                 ledger.problems.append(f"{stage.name}, {category}: the ledger does not add up")
         expected = handed_on[stage.name]
-    ledger.finished.sort(key=lambda s: (s.category, s.key))
     ledger.problems += [f"line of the journal that cannot be read: {line}" for line in store.damaged]
     _compare_manifest(store, reached, ledger)
     if files:
@@ -139,6 +143,7 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
 def _count_inputs(store: Store, ledger: Ledger) -> None:
     """The line "input": every file that was given under a name of its own."""
     given = {(row["category"], row["key"], row["given"]) for row in store.input_rows}
+    ledger.names = {row["key"]: row["given"] for row in store.input_rows}
     for category, count in sorted(Counter(category for category, _, _ in given).items()):
         kept = len({key for c, key, _ in given if c == category})
         ledger.inputs["input", category] = count
@@ -152,13 +157,16 @@ def _compare_manifest(store: Store, reached: set[str], ledger: Ledger) -> None:
     path = store.folder / "manifest.jsonl"
     if not path.is_file():
         return
+    inputs = {(sample.category, sample.key) for sample in store.inputs()}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        task = row.get("task")
-        if task in reached and store.outcome(task) is None and not store.was_retried(task):
-            ledger.problems.append(
-                f"the journal has lost the outcome of {row['stage']} for {row['key'][:12]}"
-            )
+        if row["stage"] == "input":
+            is_lost = (row["category"], row["key"]) not in inputs
+        else:
+            task = row["task"]
+            is_lost = task in reached and store.outcome(task) is None and not store.was_retried(task)
+        if is_lost:
+            ledger.problems.append(f"the journal has lost a row: {row['stage']} of {row['key'][:12]}")
 
 
 def manifest_rows(store: Store, stages: Sequence[Stage | Choice]) -> Iterator[dict]:

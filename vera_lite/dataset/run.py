@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ def run(
             done = [after for sample in samples for after in results(store, group, sample) or ()]
             samples = sorted(done, key=lambda sample: (sample.category, sample.key))
         store.forget_deaths(task for _, _, task, row in walk(store, stages) if row is not None)
+        shutil.rmtree(store.folder / "tmp")  # of processes that died
         write_manifest(store, manifest_rows(store, stages))
         return audit(store, stages)
 
