@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -130,22 +131,28 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     found = read_vera(folder)
     store = Store(out)
     there, wanted = found.count()
-    for sentence in found.missing:
-        print(f"missing: {sentence}")
     print(f"{there:,} of {wanted:,} files are there; the whole training set has {whole_files():,}.")
+    for sentence in found.missing if found.is_published else ():
+        print(f"missing: {sentence}")
     with store.lock():
         known = {row["given"] for row in store.input_rows}
-        rows = {f"{'/'.join(row.config)}/{row.number}": row for row in found.rows}
         writer = Writer(store, new_run())
-        for given, row in tqdm(rows.items(), "importing", unit="row"):
-            if given in known or None in row.files.values():
+        for row in tqdm(found.rows, "importing", unit="row"):
+            if row.name in known or None in row.files.values():
                 continue
             files = {layer: writer.copy(path) for layer, path in row.files.items() if path is not None}
-            facts = {"instruction": row.instruction, "set": "/".join(row.config)}
-            writer.add(Sample(digest(files), row.category, files, facts), given)
+            writer.add(Sample(digest(files), row.category, files, row.facts), row.name)
         writer.close()
+    stages = [CheckLayers()]
     configuration = {"stages": [{"class_path": "vera_lite.dataset.layers.CheckLayers"}]}
-    return report(run_stages(store, [CheckLayers()], configuration=configuration, **options))
+    code = report(run_stages(store, stages, configuration=configuration, **options))
+    measured = [sample.facts for sample in finished(store, stages)]
+    if measured:
+        psnr = [facts["recomposition_psnr"] for facts in measured]
+        floor = max(facts["alpha_floor"] for facts in measured)
+        print(f"Recomposition: median {median(psnr):.1f} dB, worst {min(psnr):.1f} dB.")
+        print(f"Far from every object alpha still reaches {floor:.3f}: take less than that for 0.")
+    return code
 
 
 def report(ledger: Ledger) -> int:
@@ -274,13 +281,11 @@ def contact_sheet(store: Store, stages: Sequence, most: int = 40) -> Path:
                 middle = next(f for t, f in enumerate(reader.decode()) if t == len(reader) // 2)
                 frames[name] = to_float(reader.to_tensor(middle))
         if "edit" in frames and "alpha" in frames:
-            side = torch.arange(frames["edit"].shape[-1]), torch.arange(frames["edit"].shape[-2])
-            board = ((side[1][:, None] // 16 + side[0] // 16) % 2).float()[None] * 0.25 + 0.6
-            board = board.expand(3, -1, -1)
-            frames["edit"] = composite(frames["edit"], frames["alpha"][:1], board)
-        shown = {name: frames[name] for name in ("clip", *LAYERS) if name in frames}
-        if set(LAYERS) <= set(shown):
-            shown.pop("clip", None)
+            height, square = frames["edit"].shape[-2], max(1, frames["edit"].shape[-1] // 16)
+            y, x = torch.arange(height)[:, None] // square, torch.arange(frames["edit"].shape[-1]) // square
+            board = 0.6 + 0.25 * ((y + x) % 2)
+            frames["edit"] = composite(frames["edit"], frames["alpha"][:1], board.expand(3, -1, -1))
+        shown = {name: frames[name] for name in LAYERS if name in frames} or frames
         height = max(round(width * f.shape[-2] / f.shape[-1]) for f in shown.values())
         strip = Image.new("RGB", (len(LAYERS) * (width + 4), height + 36), "white")
         draw = ImageDraw.Draw(strip)
@@ -290,6 +295,7 @@ def contact_sheet(store: Store, stages: Sequence, most: int = 40) -> Path:
         for i, (name, frame) in enumerate(shown.items()):
             picture = Image.fromarray(to_uint8(frame).permute(1, 2, 0).numpy())
             strip.paste(picture.resize((width, height)), (i * (width + 4), 19))
+            draw.rectangle((i * (width + 4), 19, i * (width + 4) + width - 1, 18 + height), outline="#999999")
             draw.text((i * (width + 4) + 2, height + 20), name, "#555555", font)
         strips.append(strip)
     columns = 2 if len(strips) > 6 else 1

@@ -13,16 +13,16 @@ from vera_lite.dataset.store import Store
 from vera_lite.dataset.vera_layout import is_vera, read_vera
 from vera_lite.errors import UserError
 
-#: Alpha below this is meant to be 0 in any matte; what a lossy codec puts there is its error.
-_NEAR_ZERO = 0.1
+#: Where alpha stays below ``_NEAR_ZERO`` for ``_ROOM`` pixels around, a matte means nothing but 0.
+_NEAR_ZERO, _ROOM = 0.1, 8
 
 
 class CheckLayers:
     """Checks size, polarity and recomposition of ``source``, ``edit``, ``alpha``, ``composite``, ``mask``.
 
     Adds the facts ``recomposition_psnr`` in dB, of ``alpha * edit + (1 - alpha) * source`` against
-    ``composite``, and ``alpha_floor``: 99 % of all alpha values near 0 lie below it. It is 0 in a lossless
-    matte; in an MP4 it says which values no longer mean anything.
+    ``composite``, and ``alpha_floor``, the largest alpha far from everything that the matte shows. It is 0 in
+    a lossless matte; in an MP4 it says which values no longer mean anything.
 
     Args:
         least_psnr: in dB. At the soft edges of a replaced background the old one shines through, so
@@ -36,6 +36,7 @@ class CheckLayers:
 
     def __call__(self, sample: Sample, inputs: Callable[[str], Path], out: Path) -> Ok | Reject:
         import torch
+        from torch.nn import functional as F
 
         from vera_lite.media.clip import composite, to_float
         from vera_lite.media.video import VideoReader
@@ -47,19 +48,18 @@ class CheckLayers:
         shapes = {name: [len(r), r.info.height, r.info.width] for name, r in readers.items()}
         if len(set(map(tuple, shapes.values()))) > 1:
             return Reject("sizes_differ", {"sizes": shapes})
-        error = agreement = values = 0.0
-        floor = torch.zeros(256)
+        error = agreement = values = floor = 0.0
         for frames in zip(*readers.values(), strict=True):
             layer = dict(zip(readers, map(to_float, frames), strict=True))
             made = composite(layer["edit"], layer["alpha"], layer["source"])
             error += float((made - layer["composite"]).square().sum())
             agreement += float(((2 * layer["mask"] - 1) * (2 * layer["alpha"] - 1)).sum())
             values += made.numel()
-            floor += torch.bincount((layer["alpha"] * 255).round().long().flatten(), minlength=256)
-        near = floor[: round(255 * _NEAR_ZERO)].cumsum(0)
-        level = int((near < 0.99 * near[-1]).sum()) if near[-1] else 0
+            around = F.max_pool2d(layer["alpha"], (2 * _ROOM + 1, 1), 1, (_ROOM, 0))
+            around = F.max_pool2d(around, (1, 2 * _ROOM + 1), 1, (0, _ROOM))
+            floor = max(floor, float(layer["alpha"].where(around < _NEAR_ZERO, 0).max()))
         psnr = min(100.0, -10 * float(torch.tensor(error / values).clamp_min(1e-10).log10()))
-        facts = {"recomposition_psnr": round(psnr, 2), "alpha_floor": round(level / 255, 4)}
+        facts = {"recomposition_psnr": round(psnr, 2), "alpha_floor": round(floor, 4)}
         if (agreement < 0) != (sample.category == "background_change"):
             return Reject("mask_polarity", facts)
         if psnr < self.config["least_psnr"]:
@@ -92,7 +92,7 @@ def layer_files(folder: str | Path) -> list[LayerFiles]:
         ]
     elif folder.is_dir() and is_vera(folder):
         samples = [
-            LayerFiles("-".join((*row.config, f"{row.number:06d}")), row.category, row.instruction, row.files)
+            LayerFiles(row.name, row.category, row.facts.pop("instruction"), row.files, row.facts)
             for row in read_vera(folder).rows
             if None not in row.files.values()
         ]

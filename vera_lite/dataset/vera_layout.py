@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vera_lite.dataset.stage import KINDS, LayerFiles
 from vera_lite.errors import UserError
@@ -39,6 +40,7 @@ COLUMNS = {
     "mask": "mask_path",
     "composite": "composite_path",
 }
+_LICENCE = {"licence": "Apache-2.0", "source": "netflix/Vera-Layered-Video-Dataset"}
 CATEGORIES = {"bg-change": "background_change", "obj-add": "object_addition"}
 
 
@@ -55,15 +57,20 @@ class Row:
         config: frames folder and name of its JSON-lines file, such as ("49-frames", "synthetic-obj-add").
         number: its line, from 0.
         category: "background_change" or "object_addition".
-        instruction: the edit in words.
         files: of each layer; None where there is no such file.
+        facts: the instruction, and whatever else the row says.
     """
 
     config: tuple[str, str]
     number: int
     category: str
-    instruction: str
     files: dict[str, Path | None]
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Such as "49-frames/synthetic-obj-add/12"."""
+        return "/".join((*self.config, str(self.number)))
 
 
 @dataclass
@@ -79,6 +86,11 @@ class VeraFolder:
     folder: Path
     rows: list[Row] = field(default_factory=list)
     lists: list[Path] = field(default_factory=list)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether any of it is of the published set, and not someone's own in the same layout."""
+        return any(row.config in PUBLISHED for row in self.rows)
 
     @property
     def missing(self) -> list[str]:
@@ -126,10 +138,12 @@ def read_vera(folder: str | Path) -> VeraFolder:
             try:
                 row = json.loads(line)
                 files = {layer: _find(row[column], path, found.folder) for layer, column in COLUMNS.items()}
-                text = str(row["edit_instruction"])
+                facts = _LICENCE if (frames, path.stem) in PUBLISHED else {}
+                facts = facts | {k: v for k, v in row.items() if k not in COLUMNS.values()}
+                facts["instruction"] = str(facts.pop("edit_instruction"))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number + 1}, is no training row ({error}).") from error
-            found.rows.append(Row((frames, path.stem), number, category, text, files))
+            found.rows.append(Row((frames, path.stem), number, category, files, facts))
     if not found.lists:
         raise UserError(f"{folder} holds no training rows of Vera's dataset (no .jsonl with edit_rgb_path).")
     return found
