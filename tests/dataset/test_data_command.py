@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from dataset.layered import store_of
-from dataset.small_stages import clip
+from finished_samples import store_of
 from PIL import Image
+from small_stages import clip
 
 from vera_lite.apps.data import build_stages, contact_sheet
 from vera_lite.cli import main
@@ -20,7 +20,7 @@ HERE = ["--workers", "0"]
 def config(tmp_path):
     path = tmp_path / "stages.yaml"
     stages = ("Measure", {}), ("Trouble", {}), ("Bright", {"least": 70.0})
-    rows = [{"class_path": f"dataset.small_stages.{name}", "init_args": given} for name, given in stages]
+    rows = [{"class_path": f"small_stages.{name}", "init_args": given} for name, given in stages]
     path.write_text(json.dumps({"stages": rows}))  # JSON is YAML
     return path
 
@@ -120,7 +120,7 @@ def test_mistakes_are_one_sentence_before_any_work(tmp_path, clips, config, caps
         ("{}", "stages"),
         ("stages: []", "no stage"),
         ("stages: [{init_args: {}}]", "class_path"),
-        ("stages: [{class_path: dataset.small_stages.Nothing}]", "Nothing"),
+        ("stages: [{class_path: small_stages.Nothing}]", "Nothing"),
         ("stages: [{class_path: no_such_module.Stage}]", "no_such_module"),
         ("stages: [{class_path: os.system, init_args: {command: 'touch {}/hacked'}}]", "os.system"),
         ("stages: [{class_path: subprocess.Popen, init_args: {args: [touch, '{}/hacked']}}]", "Popen"),

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dataset.small_stages import Bright, Cap, Count, Measure, Slow, Triple, Trouble, clip, numbers
+from small_stages import Bright, Cap, Count, Measure, Slow, Triple, Trouble, clip, numbers
 
 from vera_lite.dataset import engines
 from vera_lite.dataset.audit import audit
@@ -17,7 +17,7 @@ from vera_lite.dataset.run import Source, add_sources, new_run, run
 from vera_lite.dataset.store import Store, Writer
 from vera_lite.errors import UserError
 
-TESTS = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 #: Processes that are killed start with torch imported.
 CONTEXT = multiprocessing.get_context("forkserver")
 SLOW = [Slow(name="first", seconds=0.05), Slow(name="second", seconds=0.05)]
@@ -93,7 +93,7 @@ def test_all_engines_give_the_same_bytes(tmp_path, monkeypatch):
     made = {}
     engines = {"here": {"workers": 0}, "processes": {"workers": 2}}
     if importlib.util.find_spec("ray"):
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
         engines["ray"] = {"workers": 1, "executor": "ray"}
     for name, options in engines.items():
         store = filled(tmp_path / name, FACTS)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from corpus.bad_files import make_files
-from dataset.small_stages import Bright, Cap, Measure, Slow, Triple, Trouble, clip, numbers
+from small_stages import Bright, Cap, Measure, Slow, Triple, Trouble, clip, numbers
 
 from vera_lite.dataset.audit import audit, finished
 from vera_lite.dataset.run import Source, add_sources, manifest_hash, new_run, record_stages, run

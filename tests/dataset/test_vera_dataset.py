@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from dataset.layered import store_of
+from finished_samples import store_of
 
 from vera_lite.apps import data
 from vera_lite.apps.train import export as export_model

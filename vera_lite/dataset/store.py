@@ -264,14 +264,14 @@ class Writer:
         return target.relative_to(self.store.folder).as_posix()
 
     def add(self, sample: Sample, given: str, stamp: list | None = None) -> None:
-        """Write the row of an input.
+        """Write the row of an input; lost in a power failure, it is written by the next run.
 
         Args:
             sample: the input; its files are in the store.
             given: what it was called where it came from.
             stamp: size and time of change of the file, by which the next run knows it again.
         """
-        self._append({"kind": "input", **asdict(sample), "given": given, "stamp": stamp}, sync=True)
+        self._append({"kind": "input", **asdict(sample), "given": given, "stamp": stamp}, sync=False)
 
     def record(self, row: dict) -> dict:
         """Write an outcome. A row that names new files is on the disk when this returns; another one, lost in
