@@ -29,7 +29,7 @@ SEED, FPS = 77, 8
 CLIPS = {"clouds": 5, "coffee": 7, "triangle": 12}  # name -> index in the world
 MASKS = ("triangle",)
 SQUARE = 1014  # of the world of edits: "make the blue square green"
-#: Clips for `vera-lite data run`, of ground truth by their numbers; the bird's background is never seen whole.
+#: Clips for `vera-lite data run`, of ground truth by their numbers.
 RAW = {"dog": 0, "cat": 5, "car": 1, "bird": 4}
 RAW_SIZE, RAW_FRAMES, RAW_FPS = (136, 240), 25, 16
 
@@ -60,7 +60,9 @@ def write_raw(folder: Path) -> list[Path]:
         truth = truth_clip(number, RAW_FRAMES, RAW_SIZE)
         written.append(folder / f"{name}.mp4")
         write_video(written[-1], to_uint8(truth.composite), RAW_FPS, "preview")
-        rows.append({"file": written[-1].name, "category": "object_addition", "licence": "MIT"})
+        rows.append(
+            {"file": written[-1].name, "category": "object_addition", "licence": "MIT, sprites OFL-1.1"}
+        )
         rows[-1] |= {"source": "scripts/make_data_samples.py", "label": f"a {truth.attributes['noun']}"}
     written.append(folder / "astronaut.mp4")
     write_video(written[-1], astronaut(), RAW_FPS, "preview")
