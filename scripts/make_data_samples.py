@@ -82,8 +82,8 @@ def astronaut() -> torch.Tensor:
     picture = torch.from_numpy(skimage.data.astronaut().copy()).permute(2, 0, 1)[None].float()
     frames = []
     for t in range(RAW_FRAMES):
-        x, y = 4 + t, round(4 + 4 * math.sin(t / 6))
-        frames.append(F.interpolate(picture[..., y : y + 250, x : x + 440], RAW_SIZE, mode="area"))
+        x, y = 30 + t, round(2 + 2 * math.sin(t / 6))
+        frames.append(F.interpolate(picture[..., y : y + 227, x : x + 400], RAW_SIZE, mode="area"))
     noise = torch.randn(RAW_FRAMES, 3, *RAW_SIZE, generator=torch.Generator().manual_seed(SEED))
     return (torch.cat(frames) + 1.2 * noise).round().clamp(0, 255).byte()
 

@@ -143,7 +143,7 @@ def test_a_cap_is_decided_again_when_there_are_more_samples(tmp_path):
 @pytest.mark.parametrize(
     ("trouble", "reason", "said"),
     [
-        ("raise", "stage_error", "RuntimeError: this clip, files/"),
+        ("raise", "stage_error", "RuntimeError: this clip, its clip"),
         ("memory", "out_of_memory", "MemoryError"),
         ("fail", "failed", "I give up."),
         ("missing", "bad_output", "mask.mkv"),

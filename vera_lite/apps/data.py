@@ -44,7 +44,7 @@ def run(
     Raises:
         UserError: an input or the configuration cannot be used.
     """
-    sources = [source for path in inputs for source in _sources(path, category or "clip")]
+    sources = [source for path in inputs for source in read_sources(path, category or "clip")]
     store = Store(out)
     if not sources and not store.input_rows:
         raise UserError("give at least one video or folder of videos.")
@@ -183,7 +183,12 @@ def _existing(folder: Path) -> Store:
     return Store(folder)
 
 
-def _sources(path: Path, category: str) -> list[Source]:
+def read_sources(path: Path, category: str = "clip") -> list[Source]:
+    """The clips of a file or a folder; ``category`` where no ``clips.jsonl`` says one.
+
+    Raises:
+        UserError: there is none.
+    """
     if path.is_file():
         return [Source(path, path.name, category)]
     if not path.is_dir():

@@ -115,6 +115,8 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
             ledger.quarantined.append(row)
         after = samples_of(row or {})
         handed_on[stage.name].update(s.category for s in after)
+        for made in after:
+            ledger.names.setdefault(made.key, ledger.names.get(sample.key, sample.key[:12]))
         names |= {name for s in after for name in s.files.values()}
         if len({digest(manifest_row(row)) for row in store.outcomes(task)}) > 1:
             ledger.problems.append(

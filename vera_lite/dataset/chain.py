@@ -84,18 +84,18 @@ def _attempt(writer: Writer, stage: Stage, sample: Sample) -> dict:
                     raise
                 if pause is None:
                     name = "out_of_memory" if isinstance(error, MemoryError) else "input_output_error"
-                    return _quarantined(name, _sentence(writer, error, out), traceback.format_exc())
+                    return _quarantined(name, _sentence(writer, sample, error, out), traceback.format_exc())
                 time.sleep(pause)
             except UserError as error:  # of our readers: what is wrong with the file
-                return _quarantined("damaged_file", _sentence(writer, error, out))
+                return _quarantined("damaged_file", _sentence(writer, sample, error, out))
             except Exception as error:  # a mistake in the stage; the same call would make it again
-                return _quarantined("stage_error", _sentence(writer, error, out), traceback.format_exc())
+                return _quarantined("stage_error", _sentence(writer, sample, error, out), traceback.format_exc())
     raise AssertionError("the last pause is None")
 
 
 def _outcome(writer: Writer, sample: Sample, result: Ok | Reject | Fail, out: Path) -> dict:
     if isinstance(result, Fail):
-        return _quarantined("failed", result.error.replace(str(writer.store.folder) + "/", ""))
+        return _quarantined("failed", _sentence(writer, sample, UserError(result.error), out))
     if isinstance(result, Reject):
         json.dumps(result.facts, allow_nan=False)
         return {"status": "rejected", "reason": result.reason, "facts": result.facts}
@@ -114,7 +114,7 @@ def _outcome(writer: Writer, sample: Sample, result: Ok | Reject | Fail, out: Pa
             size = (out / name).stat().st_size if (out / name).is_file() else 0
             placed[name] = writer.keep(out / name)
         except (UserError, ValueError) as error:
-            return _quarantined("bad_output", f"{name}: {_sentence(writer, error, out)}")
+            return _quarantined("bad_output", f"{name}: {_sentence(writer, sample, error, out)}")
         sizes[placed[name]] = size
     samples = [replace(s, files={k: placed.get(v, v) for k, v in s.files.items()}) for s in samples]
     return {"status": "kept", "samples": [asdict(s) for s in samples], "bytes": sizes}
@@ -124,9 +124,12 @@ def _quarantined(reason: str, error: str, trace: str = "") -> dict:
     return {"status": "quarantined", "reason": reason, "error": error, "trace": trace}
 
 
-def _sentence(writer: Writer, error: BaseException, out: Path) -> str:
-    """The error in words that are the same on every machine: without the folder of the store."""
+def _sentence(writer: Writer, sample: Sample, error: BaseException, out: Path) -> str:
+    """The error in words that are the same on every machine: files by their names in the sample."""
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}" if text != type(error).__name__ else text
-    return text.replace(f"{out}/", "").replace(f"{writer.store.folder}/", "")
+    text = text.replace(f"{out}/", "").replace(f"{writer.store.folder}/", "")
+    for name, path in sample.files.items():
+        text = text.replace(path, f"its {name}")
+    return text
