@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -205,6 +206,7 @@ def run_ray(worker: Worker, samples: Sequence[Sample], workers: int, address: st
     except ImportError as error:
         install = "pip install 'vera-lite[ray]', or use --executor local"
         raise UserError(f"Ray is not installed: {install}.") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
         _start_ray(ray, workers, address)
@@ -233,6 +235,7 @@ def run_ray(worker: Worker, samples: Sequence[Sample], workers: int, address: st
 
 
 def _start_ray(ray, workers: int, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network unless asked
     options = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
     for attempt in (1, 2):
         try:

@@ -39,7 +39,7 @@ class Source:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def add_sources(store: Store, sources: Iterable[Source]) -> int:
+def add_sources(store: Store, sources: Iterable[Source], progress: bool = True) -> int:
     """Copy clips into a store; those that are there already, unchanged, are passed over.
 
     Returns:
@@ -58,7 +58,7 @@ def add_sources(store: Store, sources: Iterable[Source]) -> int:
     if new:
         writer = Writer(store, new_run())
         try:
-            for source, stamp in tqdm(new, "reading", unit="clip"):
+            for source, stamp in tqdm(new, "reading", unit="clip", disable=not progress):
                 name = writer.copy(source.path)
                 sample = Sample(Path(name).stem, source.category, {"clip": name}, source.facts)
                 writer.add(sample, source.given, stamp)
