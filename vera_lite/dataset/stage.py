@@ -20,6 +20,8 @@ __all__ = ["Choice", "Fail", "Ok", "Reject", "Sample", "Stage", "digest", "task_
 #: ``facts["instruction"]``. In background change, ``alpha`` is 1 on the new background and ``mask`` is white
 #: on the subject, which stays; in object addition both are white on the object.
 LAYERS = ("source", "edit", "alpha", "composite", "mask")
+#: How :class:`vera_lite.media.video.VideoReader` reads each of them.
+KINDS = {name: "grey" if name in ("alpha", "mask") else "rgb" for name in LAYERS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class Sample:
     key: str
     category: str
     files: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerFiles:
+    """A finished training sample on disk.
+
+    Attributes:
+        key: unique in its dataset.
+        category: "object_addition" or "background_change".
+        instruction: the edit in words.
+        files: of the five :data:`LAYERS`.
+        facts: what else is known, in JSON values.
+    """
+
+    key: str
+    category: str
+    instruction: str
+    files: dict[str, Path]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
