@@ -41,7 +41,7 @@ def check_masks(
     Args:
         mask: (T, 1, H, W), 0 or 1.
         min_area, max_area: how much of a frame an object covers. It may be missing in up to half the frames.
-        max_jump: by how much the area may grow or shrink from one frame to the next, as a factor.
+        max_jump: by how much the area of what is wholly in view may change from frame to frame, as a factor.
         max_border: how much of the frame's border the mask may cover in any frame.
 
     Raises:
@@ -56,15 +56,21 @@ def check_masks(
         )
     if (largest := area.max().item()) > max_area:
         raise Rejected("covers_everything", f"the mask covers {largest:.0%} of a frame", area=largest)
-    both = there[1:] & there[:-1]
+    border = on_border(mask)
+    whole = there & (border == 0)  # what enters or leaves the frame grows and shrinks fast
+    both = whole[1:] & whole[:-1]
     step = (area[1:] / area[:-1].clamp_min(1e-9))[both]
     jump = max(step.max().item(), 1 / step.min().item()) if len(step) else 1.0
     if jump > max_jump:
         raise Rejected(
             "area_jumps", f"the mask's area changes {jump:.1f}-fold from frame to frame", jump=jump
         )
-    edges = (mask[..., 0, :], mask[..., -1, :], mask[..., 0], mask[..., -1])
-    border = max(sum(e[t].sum().item() for e in edges) for t in range(len(mask)))
-    border /= 2 * sum(mask.shape[-2:])
+    border = border.max().item()
     if border > max_border:
         raise Rejected("touches_border", f"the mask covers {border:.0%} of the frame's border", border=border)
+
+
+def on_border(mask: Tensor) -> Tensor:
+    """How much of the frame's border a mask (T, 1, H, W) covers, (T,) in [0, 1]."""
+    sides = (mask[..., 0, :], mask[..., -1, :], mask[..., 0], mask[..., -1])
+    return sum(side.float().sum((1, 2)) for side in sides) / (2 * sum(mask.shape[-2:]))

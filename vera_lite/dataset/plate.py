@@ -137,6 +137,22 @@ def background(
     return (views[:, :3] * (1 - unseen)).clamp(0, 1), unseen
 
 
+def fill(video: Tensor, holes: Tensor, radius: int = 3) -> Tensor:
+    """Inpaint small holes from their rims (Telea, 2004); what it makes up is a smear.
+
+    Args:
+        video: (T, 3, H, W) in [0, 1].
+        holes: (T, 1, H, W), above 0 on what is unknown.
+        radius: in pixels, of what is looked at.
+    """
+    filled = video.clone()
+    for frame, hole, out in zip(rgb8(video), holes[:, 0].numpy() > 0, filled, strict=True):
+        if hole.any():
+            made = cv2.inpaint(np.ascontiguousarray(frame), hole.astype(np.uint8), radius, cv2.INPAINT_TELEA)
+            out[:, hole] = torch.from_numpy(made[hole]).float().T / 255
+    return filled
+
+
 def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int], hidden: float) -> Tensor:
     """Colour and a mask, (4, H, W), seen otherwise; the mask is ``hidden`` where nothing was."""
     array = pixels.permute(1, 2, 0).numpy()

@@ -23,6 +23,11 @@ from torch import Tensor
 from vera_lite.dataset.checks import Rejected, check_masks, rgb8
 from vera_lite.dataset.person import person_probability
 from vera_lite.dataset.plate import background, is_still, register
+from vera_lite.errors import UserError
+
+
+#: x, y, width and height in pixels.
+Box = tuple[int, int, int, int]
 
 
 class Segmenter(Protocol):
@@ -69,22 +74,26 @@ class MovingSegmenter:
     Attributes:
         sure: difference of a colour channel that shows the object.
         likely: difference from which pixels beside sure ones belong to it.
+        box: x, y, width, height in pixels; only what moves inside it counts.
     """
 
-    sure: float = 0.15
-    likely: float = 0.08
+    sure: float = 0.1
+    likely: float = 0.045
+    box: Box | None = None
 
     def __call__(self, video: Tensor) -> Tensor:
         cameras = register(video)
         plate, unseen = background(video, cameras)
         # A background that was moved to a frame is off by a fraction of a pixel: edges need a tolerance.
         reach = 1 if is_still(cameras) else 3
-        masks = []
-        for frame, behind, blind in zip(rgb8(video), rgb8(plate), unseen[:, 0].numpy(), strict=True):
+        masks, counts = [], unseen[:, 0].numpy() == 0
+        if self.box is not None:
+            counts &= _inside(self.box, *video.shape[-2:])
+        for frame, behind, here in zip(rgb8(video), rgb8(plate), counts, strict=True):
             kernel = np.ones((reach, reach), np.uint8)
             brighter = cv2.subtract(frame, cv2.dilate(behind, kernel))
             darker = cv2.subtract(cv2.erode(behind, kernel), frame)
-            difference = cv2.max(brighter, darker).max(2) * (blind == 0)
+            difference = cv2.max(brighter, darker).max(2) * here
             difference = cv2.GaussianBlur(difference.astype(np.float32) / 255, (0, 0), 0.8)
             masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3))
         mask = _masks(masks)
@@ -104,20 +113,16 @@ class BoxSegmenter:
         max_frames: of a clip.
     """
 
-    box: tuple[int, int, int, int]
+    box: Box
     max_frames: int = 16
 
     def __call__(self, video: Tensor) -> Tensor:
         frames, _, height, width = video.shape
-        x, y, w, h = self.box
-        if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
-            raise Rejected("box_outside", f"the box {self.box} is no part of {width}x{height} pixels")
         if frames > self.max_frames:
             raise Rejected(
                 "too_long", f"a box holds for {self.max_frames} frames, not for {frames}", frames=frames
             )
-        state = np.full((height, width), cv2.GC_BGD, np.uint8)
-        state[y : y + h, x : x + w] = cv2.GC_PR_FGD
+        state = np.where(_inside(self.box, height, width), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
         models, masks = (np.zeros((1, 65)), np.zeros((1, 65))), []
         for frame in rgb8(video):
             outside = state == cv2.GC_BGD
@@ -135,6 +140,47 @@ class BoxSegmenter:
         mask = _masks(masks)
         check_masks(mask, max_jump=1.6)
         return mask
+
+
+def segmenter(subject: str, scale: float = 1.0) -> Segmenter:
+    """A segmenter by what a person types: "person", "moving", "moving:X,Y,W,H" (what moves in a box) or "X,Y,W,H"
+    (what is in a box in the first frame).
+
+    Args:
+        subject: see above.
+        scale: of the video against the one in whose pixels the box is given.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    kind, _, numbers = subject.rpartition(":")
+    if subject == "person":
+        return PersonSegmenter()
+    if subject == "moving":
+        return MovingSegmenter()
+    try:
+        x, y, w, h = (round(scale * float(number)) for number in numbers.split(","))
+    except ValueError:
+        kind = "unknown"
+    if kind not in ("", "moving"):
+        raise UserError(
+            f"the subject is person, moving, moving:X,Y,W,H or X,Y,W,H in pixels, not {subject!r}."
+        )
+    return MovingSegmenter(box=(x, y, w, h)) if kind else BoxSegmenter((x, y, w, h))
+
+
+def _inside(box: Box, height: int, width: int) -> np.ndarray:
+    """Boolean (H, W), true inside a box.
+
+    Raises:
+        UserError: it is no part of the frame.
+    """
+    x, y, w, h = box
+    if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
+        raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")
+    inside = np.zeros((height, width), bool)
+    inside[y : y + h, x : x + w] = True
+    return inside
 
 
 def _masks(masks: list[np.ndarray]) -> Tensor:
