@@ -246,6 +246,8 @@ def build_stages(configuration: Any) -> list[Stage | Choice]:
         try:
             kind = getattr(importlib.import_module(module), of)
         except (ImportError, AttributeError, ValueError) as error:
+            if getattr(error, "name", None) in ("cv2", "pymatting", "scenedetect"):
+                raise UserError(f"{error.name} is missing: pip install 'vera-lite[dataset]'.") from error
             raise UserError(f"there is no stage {name}: {error}") from error
         # A class of another kind is not even called: a configuration may come from someone else.
         methods = {method for base in getattr(kind, "__mro__", ()) for method in vars(base)}
