@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+import book
 import pytest
 import yaml
-
-import book
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = yaml.safe_load((ROOT / "docs" / "book" / "equations.yaml").read_text())
