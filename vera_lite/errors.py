@@ -19,11 +19,11 @@ class UserError(ValueError):
 
 
 class Notice(UserWarning):
-    """What a person should know although the work goes on; the command line prints it as one sentence."""
+    """A warning for the person at the command line, which prints it as one sentence; the work goes on."""
 
 
 def check_choices(config) -> None:
-    """ValueError if a field of a dataclass is none of the values that its ``Literal`` annotation lists."""
+    """Raise ValueError if a field of a dataclass has none of the values of its ``Literal`` annotation."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
@@ -31,7 +31,7 @@ def check_choices(config) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
+    """Raise UserError unless ``value`` is a number in the range of ``name``, see :data:`RANGES`."""
     low, high = RANGES[name]
     kind = int if name in ("seed", "steps") else int | float
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # refuses nan
@@ -39,17 +39,15 @@ def check_number(name: str, value: object) -> None:
 
 
 def check_prompt(text: str) -> None:
-    """UserError if ``text`` says nothing, or more than any model reads."""
+    """Raise UserError if ``text`` is blank, or longer than any model reads."""
     if not text.strip():
         raise UserError("the prompt is empty: say what to do.")
     if len(text) > _LONGEST_PROMPT:
-        raise UserError(
-            f"the prompt has {len(text):,} characters; at most {_LONGEST_PROMPT:,} are read: say it shorter."
-        )
+        raise UserError(f"the prompt has {len(text):,} characters; give at most {_LONGEST_PROMPT:,}.")
 
 
 def check_tensor(name: str, tensor, *shape: int | str) -> None:
-    """ValueError unless ``tensor`` is floating and of this shape; a letter stands for any length."""
+    """Raise ValueError unless ``tensor`` is floating and has this shape; a letter stands for any length."""
     fits = tensor.ndim == len(shape) and tensor.is_floating_point() and tensor.numel() > 0
     sides = zip(tensor.shape, shape, strict=False)
     if not fits or any(isinstance(wanted, int) and side != wanted for side, wanted in sides):

@@ -1,8 +1,8 @@
-"""The baseline that Vera is measured against: an editor that generates the whole frame anew.
+"""Vera's baseline: an editor that generates the whole frame anew.
 
-One diffusion transformer of the same size, data, conditions and objective denoises the composite C alone;
-source and mask are added to its tokens as in Vera. Nothing is pasted over the source, so preserved pixels are
-only as good as the model draws them.
+One diffusion transformer with the same size, data, conditions and objective denoises the composite C alone.
+Source and mask are added to its tokens, as in Vera. Nothing is pasted over the source, so preserved pixels
+are only as good as the model draws them.
 """
 
 from dataclasses import dataclass, field
