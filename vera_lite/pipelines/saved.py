@@ -1,4 +1,4 @@
-"""The parts of a saved pipeline, checked when they are put together."""
+"""Checks of a saved pipeline's parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def load_weights(system: nn.Module, path: Path) -> None:
 
 
 def check_clip_size(clip_size: Sequence[int], system: nn.Module, codec: Codec) -> tuple[int, int, int]:
-    """The size as a tuple; ValueError if codec and network cannot take clips of it."""
+    """The size as a tuple; ValueError if codec or network cannot take clips of this size."""
     size = tuple(clip_size)
     if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
         raise ValueError(f"clip_size is (frames, height, width) in whole numbers above 0, not {size}.")
