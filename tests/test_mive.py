@@ -434,10 +434,10 @@ def test_bad_choices_are_refused_by_name(change):
 
 
 def test_layers_must_share_the_width():
-    with pytest.raises(ValueError, match="width 32 cannot be made of 3 layers"):
+    with pytest.raises(ValueError, match="3 layers"):
         MiVE(MiVEConfig(backbone=SMALL, vlm_layers=(1, 4, -1)))
 
 
 def test_only_self_attention_starts_from_wan(wan):
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="attn2"):
         MiVE.from_wan(wan[1], vlm_dim=128, conditioning="dual_cross")

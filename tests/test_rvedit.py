@@ -428,7 +428,7 @@ def test_shards_are_refused(rank, batch):
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         fully_shard(system, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(UserError, match=r"cannot be sharded .*: train with the strategy ddp"):
+        with pytest.raises(UserError, match="ddp"):
             losses(system, batch)
     finally:
         torch.distributed.destroy_process_group()

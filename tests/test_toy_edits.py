@@ -231,7 +231,7 @@ def test_a_scene_is_described_from_the_top_left_on():
 
 def test_bad_worlds_are_refused():
     for categories in (("paint",), ()):
-        with pytest.raises(UserError, match="categories are .*: name one or more of local change"):
+        with pytest.raises(UserError, match="categories"):
             EditConfig(categories=categories)
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="positive"):
         EditConfig(frames=0)

@@ -236,7 +236,7 @@ def test_regeneration_uses_source_mask_and_text(inputs):
 
 
 def test_odd_latents_are_refused_in_one_sentence(inputs):
-    with pytest.raises(ValueError, match="do not divide into patches"):
+    with pytest.raises(ValueError, match="patches"):
         vera()(**inputs | {"latents": inputs["latents"][..., :3]})
-    with pytest.raises(ValueError, match="prediction is one of velocity, x_0"):
+    with pytest.raises(ValueError, match="prediction"):
         replace(VeraConfig(backbone=TINY), objective=FlowMatching("noise"))
