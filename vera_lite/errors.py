@@ -53,3 +53,10 @@ def check_tensor(name: str, tensor, *shape: int | str) -> None:
     if not fits or any(isinstance(wanted, int) and side != wanted for side, wanted in sides):
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating ({wanted}).")
+
+
+def check_pixels(name: str, pixels) -> None:
+    """Raise ValueError if pixels are not finite, or outside [0, 1] by more than rounding."""
+    low, high = (v.item() for v in pixels.aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # nan fails every comparison
+        raise ValueError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")

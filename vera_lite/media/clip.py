@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.files import replacing_set
 from vera_lite.media.video import frame_rate, read_grey, read_video
 from vera_lite.media.video_writer import write_video
@@ -91,9 +91,7 @@ class LayeredClip:
         for name, channels in LAYERS.items():
             layer = getattr(self, name)
             check_tensor(name, layer, frames, channels, height, width)
-            low, high = layer.min().item(), layer.max().item()
-            if not (low >= -1e-4 and high <= 1 + 1e-4):  # nan fails every comparison
-                raise ValueError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
+            check_pixels(name, layer)
         frame_rate(self.fps)
         try:
             survives = json.loads(json.dumps(self.attributes)) == self.attributes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.codecs import Codec
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask, object_extent, resample
 from vera_lite.media.trajectory import Trajectory
@@ -15,7 +15,6 @@ from vera_lite.pipelines.base import (
     Layers,
     Pipeline,
     Sampling,
-    check_pixels,
     check_video,
     frame_choice,
 )

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera_lite.conditioning.vision_language import check_words
-from vera_lite.errors import check_tensor
-from vera_lite.pipelines.base import Pipeline, check_pixels, check_prompts, check_video
+from vera_lite.errors import check_pixels, check_tensor
+from vera_lite.pipelines.base import Pipeline, check_prompts, check_video
 from vera_lite.systems import MiVE
 
 

@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from vera_lite.codecs import Codec
 from vera_lite.conditioning.phrases import PhraseEncoder
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.pipelines.base import (
     EditResult,
     Layers,
     Pipeline,
     Sampling,
-    check_pixels,
     check_prompts,
     check_video,
 )
