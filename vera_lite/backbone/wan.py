@@ -129,13 +129,9 @@ def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each.
 
-    ``key_padding_mask`` (B, tokens) is False at keys that are only padding. Under CPU autocast attention runs
-    in float32, because its backward pass in bfloat16 is three times slower there.
+    ``key_padding_mask`` (B, tokens) is False at keys that are only padding.
     """
     mask = None if key_padding_mask is None else key_padding_mask[:, None, None]
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 

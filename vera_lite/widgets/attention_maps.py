@@ -65,8 +65,8 @@ class MapSources:
             found = (type(source).__name__, source.heads, *tokens)
             if found != expected:
                 raise ValueError(
-                    f"{source.site.module}, step {source.site.step}, has (kind, heads, queries or rows, keys) "
-                    f"{found}; the token grid and the other captures have {expected}."
+                    f"{source.site.module}, step {source.site.step}, has {found} (kind, heads, queries or "
+                    f"rows, keys); the token grid and the other captures have {expected}."
                 )
 
     def __iter__(self) -> Iterator[Capture | AttentionStore]:
