@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Edit:
-    """An edit of a file, as it was asked for. Making one checks, without torch, all that can be known before
-    the work.
+    """A request to edit a file. Making one checks, without torch, everything that is known before the work.
 
     Attributes:
         video: a file with constant frame rate.
         prompt: what to do.
         out: see :func:`.apply_to_file`.
-        mask: of Vera: a video of the same length, or a picture for all frames. The object takes its shape.
-        reference: of MiVE: a picture of the edited first frame, of any size.
+        mask: for Vera: a video of the same length, or a picture for all frames. The object takes its shape.
+        reference: for MiVE: a picture of the edited first frame, of any size.
         seed: of the noise.
         info: what ``video`` holds.
 
@@ -92,7 +91,7 @@ def edit_file(pipe: Pipeline, video: str | Path, prompt: str, out: str | Path, *
 
     Raises:
         UserError: see :class:`Edit`; or a setting is out of its range, or the prompt has an unknown word.
-            Nothing is written then.
+            Then nothing is written.
     """
     own = {name: options.pop(name) for name in ("mask", "reference", "seed") if name in options}
     return Edit(video, prompt, out, **own).run(pipe, **options)
