@@ -17,7 +17,7 @@ from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
 from vera_lite.apps import composite as module
-from vera_lite.apps.composite import composite_file, follow, read_trajectory
+from vera_lite.apps.composite import Composite, follow, read_trajectory
 from vera_lite.cli import main
 from vera_lite.codecs import CogVideoXCodec, describe_codec
 from vera_lite.diffusion.ddpm import Diffusion
@@ -409,9 +409,7 @@ def test_composite_writes_everything_and_paste_back_holds_in_the_files(composed)
 
 def test_without_paste_back_the_frame_is_the_models_and_a_seed_is_a_result(pipe, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        composite_file(
-            pipe, CLOUDS, RED, tmp_path / name, path="64,64 70,70", scale="0.4", seed=seed, steps=2
-        )
+        Composite(CLOUDS, RED, tmp_path / name, "64,64 70,70", "0.4", seed=seed).run(pipe, steps=2)
     a, b, c = ((tmp_path / name / "final.mkv").read_bytes() for name in "abc")
     assert a == b != c
     final = read_video(tmp_path / "a" / "final.mkv")[0]
@@ -452,7 +450,7 @@ def test_alpha_comes_out_of_files(recorder, tmp_path, name, encoder, pixel_forma
     assert reader.info.has_alpha and len(reader) == 9
     read = torch.stack(list(reader))
     assert (read.int() - frames.int()).abs().max() <= tolerance
-    composite_file(recorder, CLOUDS, tmp_path / name, tmp_path / "out", path="64,64 9,9", steps=1)
+    Composite(CLOUDS, tmp_path / name, tmp_path / "out", "64,64 9,9").run(recorder, steps=1)
     _, given_colour, given_alpha, _ = recorder.given
     assert torch.equal(torch.cat([given_colour, given_alpha], 1), to_float(read))
 
@@ -463,22 +461,15 @@ def test_a_clip_with_a_mask_a_saved_clip_and_a_long_clip_are_foregrounds(recorde
     assert not VideoReader(tmp_path / "clip.mkv").info.has_alpha
     write_video(tmp_path / "mask.mkv", alpha, 8, "lossless")
     Image.fromarray(alpha[0, 0].numpy()).save(tmp_path / "mask.png")
+    files = CLOUDS, tmp_path / "clip.mkv", tmp_path / "out", "9,9 9,9"
     for mask in ("mask.mkv", "mask.png"):
-        composite_file(
-            recorder,
-            CLOUDS,
-            tmp_path / "clip.mkv",
-            tmp_path / "out",
-            path="9,9 9,9",
-            mask=tmp_path / mask,
-            steps=1,
-        )
+        Composite(*files, mask=tmp_path / mask).run(recorder, steps=1)
         frames = [0, 3, 6, 9, 12, 15, 18, 21, 24]
         assert torch.equal(recorder.given[1], to_float(colour[frames]))
         torch.testing.assert_close(recorder.given[2], to_float(alpha[frames]))
     layered = render(31, [0]).clip(0)
     layered.save(tmp_path / "saved")
-    composite_file(recorder, CLOUDS, tmp_path / "saved", tmp_path / "out", path="9,9 9,9", steps=1)
+    Composite(CLOUDS, tmp_path / "saved", tmp_path / "out", "9,9 9,9").run(recorder, steps=1)
     assert torch.equal(to_uint8(recorder.given[1]), to_uint8(layered.edit))
     assert torch.equal(to_uint8(recorder.given[2]), to_uint8(layered.alpha))
 
@@ -557,15 +548,8 @@ def test_frames_stream(pipe, tmp_path, monkeypatch):
         return pixels
 
     monkeypatch.setattr(VideoReader, "to_tensor", watched)
-    composite_file(
-        pipe,
-        tmp_path / "long.mkv",
-        tmp_path / "long.mkv",
-        tmp_path / "out",
-        path="3,3 9,9",
-        mask=tmp_path / "mask.mkv",
-        steps=1,
-    )
+    files = tmp_path / "long.mkv", tmp_path / "long.mkv", tmp_path / "out", "3,3 9,9"
+    Composite(*files, mask=tmp_path / "mask.mkv").run(pipe, steps=1)
     assert 9 <= most[0] <= 12
 
 

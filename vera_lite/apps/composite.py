@@ -92,7 +92,20 @@ class Composite:
         return path / "edit.mkv", mask or path / "alpha.mkv"
 
     def run(self, pipe: GenCompositorPipeline, **changes) -> list[Path]:
-        """Do the work; see :func:`composite_file`."""
+        """Put the foreground into the background and write the results into ``out``.
+
+        Args:
+            pipe: the model.
+            changes: fields of ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the
+                mask is the decoded background's own, bit for bit; otherwise the model draws the whole frame.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: a setting is out of its range, or the foreground cannot be used. Then nothing is
+                written.
+        """
         from vera_lite.apps.files import apply_to_file
         from vera_lite.media.video import VideoReader
 
@@ -140,34 +153,6 @@ class Composite:
         video = to_float(pick(reader, chosen, "reading foreground"))
         alpha = video[:, 3:] if mask is None else read_mask(mask, reader.info, chosen)
         return video[:, :3], alpha
-
-
-def composite_file(
-    pipe: GenCompositorPipeline,
-    background: str | Path,
-    foreground: str | Path,
-    out: str | Path,
-    *,
-    path: str | Path,
-    **options,
-) -> list[Path]:
-    """Put ``foreground`` into ``background`` and write the results into ``out``.
-
-    Args:
-        pipe: the model.
-        background, foreground, out, path: see :class:`Composite`.
-        options: ``scale``, ``timing``, ``mask`` and ``seed`` of :class:`Composite`, and fields of
-            ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the mask is the decoded
-            background's own, bit for bit; otherwise the whole frame is the model's.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: see :class:`Composite`; or the foreground cannot be used. Then nothing is written.
-    """
-    own = {name: options.pop(name) for name in ("scale", "timing", "mask", "seed") if name in options}
-    return Composite(background, foreground, out, path, **own).run(pipe, **options)
 
 
 def read_trajectory(

@@ -52,7 +52,20 @@ class Edit:
             check_mask(self.mask, self.info)
 
     def run(self, pipe: Pipeline, **changes) -> list[Path]:
-        """Do the work; see :func:`edit_file`."""
+        """Edit the video and write the results into ``out``.
+
+        Args:
+            pipe: the model. Vera lays an edit over the source: where alpha is 0, a pixel of ``final.mkv`` is
+                the decoded source's own, bit for bit. RVEDiT and MiVE draw every frame anew.
+            changes: fields of ``pipe.sampling``.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: a setting is out of its range, or the prompt has an unknown word. Then nothing is
+                written.
+        """
         import torch
 
         from vera_lite.apps.files import apply_to_file, read_mask, shrunk
@@ -75,23 +88,3 @@ class Edit:
         return apply_to_file(
             pipe, reader, given, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
         )
-
-
-def edit_file(pipe: Pipeline, video: str | Path, prompt: str, out: str | Path, **options) -> list[Path]:
-    """Edit ``video`` and write the results into ``out``.
-
-    Args:
-        pipe: the model. Vera lays an edit over the source: where alpha is 0, a pixel of ``final.mkv`` is the
-            decoded source's own, bit for bit. RVEDiT and MiVE draw every frame anew.
-        video, prompt, out: see :class:`Edit`.
-        options: ``mask``, ``reference`` and ``seed`` of :class:`Edit`, and fields of ``pipe.sampling``.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: see :class:`Edit`; or a setting is out of its range, or the prompt has an unknown word.
-            Then nothing is written.
-    """
-    own = {name: options.pop(name) for name in ("mask", "reference", "seed") if name in options}
-    return Edit(video, prompt, out, **own).run(pipe, **options)

@@ -50,20 +50,6 @@ def check_range(module: str, what: str, indices: Tensor, count: int) -> None:
             raise ValueError(f"{module} has {count} {what}, numbered from 0; there is no {index}.")
 
 
-def _check_count(module: str, what: str, labels: Tensor, count: int) -> None:
-    if len(labels) != count:
-        raise ValueError(f"{module} has {count} {what}, but there are labels for {len(labels)}.")
-
-
-def _labels(labels: Tensor, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
-    """Checked labels (-1 for no group), and one name per group."""
-    labels = whole_numbers("group labels", labels)
-    names = tuple(names or map(str, range(labels.max() + 1)))
-    if not names or labels.min() < -1 or labels.max() >= len(names):
-        raise ValueError(f"group labels lie in -1 .. {len(names) - 1}, not {labels.min()} .. {labels.max()}.")
-    return labels, names
-
-
 def _one_hot(labels: Tensor, groups: int) -> Tensor:
     """(n,) -> (n, m) float32; a row of zeros for label -1."""
     return (labels[:, None] == torch.arange(groups)).float()
@@ -156,7 +142,29 @@ class Rows(Measurement):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupMass(Measurement):
+class _Grouped(Measurement):
+    """Base of the measurements of groups of tokens."""
+
+    #: labels 0 .. m - 1 of all keys (:class:`GroupMass`) or queries (:class:`Columns`); -1: in no group.
+    groups: Tensor
+    names: Sequence[str] | None = None  #: of the groups; their numbers by default.
+
+    def __post_init__(self):
+        groups = whole_numbers("group labels", self.groups)
+        names = tuple(self.names or map(str, range(groups.max() + 1)))
+        low, high = int(groups.min()), int(groups.max())
+        if not names or low < -1 or high >= len(names):
+            raise ValueError(f"group labels lie in -1 .. {len(names) - 1}, not {low} .. {high}.")
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "names", names)
+
+    def _check_labels(self, shape: AttentionShape, what: str, count: int) -> None:
+        if len(self.groups) != count:
+            raise ValueError(f"{shape.module} has {count} {what}, but there are {len(self.groups)} labels.")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMass(_Grouped):
     """How much of its attention every query gives to each group of keys. Values (B, H, Q, m).
 
     The fused kernel runs again in float32, with V replaced by one-hot columns for the group of each key. Free
@@ -165,21 +173,13 @@ class GroupMass(Measurement):
     full, and for head sizes that 8 does not divide.
     """
 
-    groups: Tensor  #: (K,) labels 0 .. m - 1, or -1 for keys in no group.
-    names: Sequence[str] | None = None  #: of the groups, some of which may be empty; default: numbers.
-
-    def __post_init__(self):
-        groups, names = _labels(self.groups, self.names)
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "names", names)
-
     @staticmethod
     def _is_fused(shape: AttentionShape) -> bool:
         return not shape.mask_bytes and shape.head_dim % 8 == 0
 
     def cost(self, shape: AttentionShape) -> Cost:
         heads, groups, dim = len(self._heads(shape)), len(self.names), shape.head_dim
-        _check_count(shape.module, "keys", self.groups, shape.keys)
+        self._check_labels(shape, "keys", shape.keys)
         numbers = shape.batch * heads * shape.queries * groups
         if not self._is_fused(shape):
             rows = block_rows(shape.batch, shape.keys, shape.queries)
@@ -229,27 +229,22 @@ class GroupMass(Measurement):
 
 
 @dataclass(frozen=True, eq=False)
-class Columns(Measurement):
+class Columns(_Grouped):
     """How much attention every key receives from an average query of each group. Values (B, H, m, K).
 
     The mean over the group, not the sum: it compares groups of different sizes, and each (b, h, m) sums to
     1 as a row does. The residual compares the group's mean output.
     """
 
-    groups: Tensor  #: (Q,) labels 0 .. m - 1 of the queries, or -1 for queries in no group.
-    names: Sequence[str] | None = None  #: of the groups; their numbers by default.
-
     def __post_init__(self):
-        groups, names = _labels(self.groups, self.names)
-        for group, name in enumerate(names):
-            if not (groups == group).any():
+        super().__post_init__()
+        for group, name in enumerate(self.names):
+            if not (self.groups == group).any():
                 raise ValueError(f"group {name} has no query to average over.")
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "names", names)
 
     def cost(self, shape: AttentionShape) -> Cost:
         heads, groups = len(self._heads(shape)), len(self.names)
-        _check_count(shape.module, "queries", self.groups, shape.queries)
+        self._check_labels(shape, "queries", shape.queries)
         numbers = shape.batch * groups * shape.keys
         cost = exact_cost(shape, heads, shape.queries, heads * numbers, numbers)
         # A V is computed from the means, not from every row.

@@ -12,11 +12,7 @@ class BatchedMuon(torch.optim.Muon):
     takes half the time on a CPU; more matrices do not fit into its caches."""
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for p in group["params"]:
@@ -32,7 +28,6 @@ class BatchedMuon(torch.optim.Muon):
                     updates = orthogonalise(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
                     for p, update in zip(params, updates.type_as(params[0]), strict=True):
                         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
-        return loss
 
 
 def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
