@@ -207,15 +207,8 @@ class Vera(nn.Module):
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow-matching losses at noise levels sigma (B,): ``{layer: (B,)}``, whose sum is the objective."""
-        objective = self.config.objective
-        text, mask_given = drop_conditions(batch["text"], self.config, random)
-        x_0 = torch.stack([batch[layer] for layer in LAYERS])  # (3, B, C, t, h, w)
-        noise = random.noise(x_0)
-        x_sigma = objective.add_noise(x_0, noise, sigma)
-        output = self(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
-        losses = objective.loss(output, x_0, noise, sigma)  # (3, B)
-        weights = (1.0, 1.0, self.config.composite_weight)
-        return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
+        losses = layer_losses(self, batch, sigma, random)
+        return losses | {"composite": self.config.composite_weight * losses["composite"]}
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "Vera":
@@ -227,6 +220,17 @@ class Vera(nn.Module):
         vera = cls(VeraConfig(backbone=backbone, **changes))
         load_branches(vera, [tensors] * len(LAYERS))
         return vera
+
+
+def layer_losses(system, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
+    """Flow-matching loss (B,) of each layer that a system denoises, with some conditions dropped."""
+    objective = system.config.objective
+    text, mask_given = drop_conditions(batch["text"], system.config, random)
+    x_0 = torch.stack([batch[layer] for layer in system.layers])  # (layers, B, C, t, h, w)
+    noise = random.noise(x_0)
+    x_sigma = objective.add_noise(x_0, noise, sigma)
+    output = system(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
+    return dict(zip(system.layers, objective.loss(output, x_0, noise, sigma), strict=True))
 
 
 def drop_conditions(text: Tensor, config, random: StepRandom) -> tuple[Tensor, Tensor]:
