@@ -1,5 +1,5 @@
-"""Training that can be left alone: NaN, shared folders, SIGTERM, changed settings, wrong values; and speed:
-compiled systems and kept readings."""
+"""Training that can be left alone: NaN, shared folders, SIGTERM, changed settings, wrong values; sharded and
+compiled systems, and kept readings."""
 
 import copy
 import signal
@@ -8,17 +8,22 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import small_gencompositor
 import test_mive
 import test_rvedit
 import torch
 from filelock import FileLock
 from test_training import arguments, launch, weights
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.testing import assert_close
 
+from vera_lite.backbone.cogvideox import CogVideoXBlock
 from vera_lite.cli import main
 from vera_lite.conditioning.readings import Readings
 from vera_lite.errors import UserError
 from vera_lite.systems import Vera
+from vera_lite.systems.vera import JointBlock
 from vera_lite.training.data import RenderedBatches
 from vera_lite.training.fit import fit
 from vera_lite.training.guard import AtomicCheckpoints, RunGuard
@@ -45,13 +50,16 @@ def small(prediction: str = "x_0") -> Vera:
     return Vera(VeraConfig(backbone=size, objective=FlowMatching(prediction)))
 
 
-def data(cache_dir: Path, batch_size: int = 2, seed: int = 1) -> ToyWorldData:
-    return ToyWorldData(str(cache_dir), clips=16, validation_clips=2, batch_size=batch_size, seed=seed)
+def data(cache_dir: Path, batch_size: int = 2, seed: int = 1, validation_clips: int = 2) -> ToyWorldData:
+    sizes = {"clips": 16, "validation_clips": validation_clips, "batch_size": batch_size}
+    return ToyWorldData(str(cache_dir), seed=seed, **sizes)
 
 
-def run(cache_dir, folder, steps=2, system=None, batch_size=2, data_seed=1, **options) -> EditingModule:
+def run(
+    cache_dir, folder, steps=2, system=None, batch_size=2, data_seed=1, validation_clips=2, **options
+) -> EditingModule:
     options = {"checkpoint_every": 1, "progress": False, "warmup_steps": 0, "accelerator": "cpu"} | options
-    clips = data(cache_dir, batch_size, data_seed)
+    clips = data(cache_dir, batch_size, data_seed, validation_clips)
     return fit(system or small(), clips, steps, folder=folder, **options)
 
 
@@ -84,12 +92,23 @@ def test_weights_that_are_not_finite_are_not_saved(cache_dir, tmp_path):
     assert not (tmp_path / "last.ckpt").exists()
 
 
+class _Fail(L.Callback):
+    def on_train_batch_end(self, *_):
+        raise ZeroDivisionError
+
+
 def test_a_folder_belongs_to_one_training(cache_dir, tmp_path):
-    with FileLock(tmp_path / ".training.lock"), pytest.raises(UserError, match=str(tmp_path)):
+    lock = FileLock(tmp_path / ".training.lock")
+    with lock, pytest.raises(UserError, match=str(tmp_path)):
         run(cache_dir, tmp_path)
-    run(cache_dir, tmp_path)  # the lock ends with its owner
-    with FileLock(tmp_path / ".training.lock", timeout=0):
+    with pytest.raises(ZeroDivisionError):
+        run(cache_dir, tmp_path, callbacks=(_Fail(),))
+    with lock.acquire(blocking=False):  # it ends with its owner, also after an error
         pass
+    module = run(cache_dir, tmp_path)
+    with lock.acquire(blocking=False):
+        pass
+    assert isinstance(module.trainer.strategy.checkpoint_io, AtomicCheckpoints)
 
 
 def test_a_checkpoint_is_replaced_whole_beside_its_place(tmp_path, monkeypatch):
@@ -105,6 +124,23 @@ def test_a_checkpoint_is_replaced_whole_beside_its_place(tmp_path, monkeypatch):
         AtomicCheckpoints().save_checkpoint({"a": torch.zeros(2)}, path)
     assert torch.load(path, weights_only=True)["a"].tolist() == [1, 1]
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+class _Terminate(L.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_saves_after_the_current_step(cache_dir, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(cache_dir, tmp_path, steps=50, checkpoint_every=1000, callbacks=(_Terminate(),))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert stop.value.code == 143
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.slow
@@ -144,6 +180,12 @@ def test_changed_settings_are_refused_at_resume(cache_dir, tmp_path, change, nam
     with pytest.raises(UserError, match=named):
         run(cache_dir, tmp_path, steps=4, **change)
     assert named in capsys.readouterr().out
+
+
+def test_settings_that_do_not_change_the_result_may_change(cache_dir, tmp_path, capsys):
+    run(cache_dir, tmp_path)
+    assert run(cache_dir, tmp_path, steps=3, validation_clips=3).trainer.global_step == 3
+    assert "validation_clips was 2 and is 3" in capsys.readouterr().out
 
 
 class _Rates(L.Callback):
@@ -209,6 +251,24 @@ def test_a_wrong_value_is_one_sentence_and_exits_with_2(cache_dir, tmp_path, cap
     assert main(arguments(cache_dir, tmp_path, option)) == 2
     [line] = [row for row in capsys.readouterr().err.splitlines() if row.startswith("vera-lite: ")]
     assert named in line and len(line) < 300
+
+
+# --- sharded systems -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [small, small_gencompositor.build], ids=["vera", "gencompositor"])
+def test_every_block_is_sharded_by_itself(build):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = EditingModule(build())
+        blocks = {n for n, m in module.system.named_modules() if isinstance(m, (JointBlock, CogVideoXBlock))}
+        module._device_mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+        module.configure_model()
+        for system in (module.system, module.ema):
+            sharded = {n for n, m in system.named_modules() if isinstance(m, FSDPModule)}
+            assert blocks and sharded >= blocks | {""}
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # --- compiled systems ------------------------------------------------------------------------------
