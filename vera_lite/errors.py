@@ -1,5 +1,6 @@
 """Errors that a person can mend, and the checks of arguments that all rooms share."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args, get_origin, get_type_hints
 
 #: Numbers that a person may choose, and their ranges.
@@ -44,6 +45,15 @@ def check_prompt(text: str) -> None:
         raise UserError("the prompt is empty: say what to do.")
     if len(text) > _LONGEST_PROMPT:
         raise UserError(f"the prompt has {len(text):,} characters; give at most {_LONGEST_PROMPT:,}.")
+
+
+def unknown_word(word: str, known: Sequence[str]) -> UserError:
+    """The error for a word that is not a known one; it names the closest ones."""
+    import difflib
+
+    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.7)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return UserError(f"unknown word {word[:40]!r}.{hint} Known: {', '.join(known)}.")
 
 
 def check_tensor(name: str, tensor, *shape: int | str) -> None:

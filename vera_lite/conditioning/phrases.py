@@ -5,14 +5,13 @@ In toy models it replaces Wan's frozen umT5. It has no weights, and systems see 
 direction differ without word order. A saved pipeline holds the vocabulary.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, unknown_word
 
 
 class PhraseEncoder:
@@ -62,18 +61,13 @@ class PhraseEncoder:
             else:
                 n = 1
                 if words[i] not in self.fillers:
-                    close = difflib.get_close_matches(words[i], self.phrases, n=3, cutoff=0.7)
-                    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-                    raise UserError(f"unknown word {words[i]!r} in {prompt!r}.{hint} {self._known()}")
+                    raise unknown_word(words[i], self.phrases)
             i += n
         if not found:
-            raise UserError(f"the prompt {prompt!r} has no known phrase. {self._known()}")
+            raise UserError(f"the prompt {prompt!r} has no known phrase: {', '.join(self.phrases)}.")
         if len(found) > self.max_phrases:
             raise UserError(f"the prompt has {len(found)} phrases; give at most {self.max_phrases}.")
         return found
-
-    def _known(self) -> str:
-        return f"Known: {', '.join(self.phrases)}."
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Features (B, max_phrases, text_dim); zeros for the empty prompt. Errors as :meth:`parse`."""

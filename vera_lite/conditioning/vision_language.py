@@ -4,7 +4,6 @@ All are transformers' own classes with their own processors. The toy model is a 
 ``Qwen3VLForConditionalGeneration`` with a tokenizer of whole words.
 """
 
-import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, unknown_word
 from vera_lite.media.clip import to_uint8
 
 TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
@@ -112,10 +111,8 @@ def _check_vocabulary(tokenizer, text: str) -> None:
     """Raise UserError if a word has no token of its own, or characters that the tokenizer skips."""
     for word in text.split():
         if "".join(tokenizer.tokenize(word)).lower() != word.lower():
-            words = sorted(known for known in tokenizer.get_vocab() if known.isalpha() and len(known) > 1)
-            close = difflib.get_close_matches(word.lower(), words, n=3, cutoff=0.75)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise UserError(f"unknown word {word[:40]!r} in the prompt.{hint} Known: {', '.join(words)}.")
+            known = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
+            raise unknown_word(word, known)
 
 
 class VisionLanguageModel:
