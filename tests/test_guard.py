@@ -317,7 +317,7 @@ def test_a_machine_without_cpp_compiler_is_recognised(monkeypatch):
 
 def test_rvedit_is_compiled_once_for_all_aligned_depths(monkeypatch):
     system = test_rvedit.build(alignment_weight=0.5)
-    batch = _rvedit_batch()
+    batch = test_rvedit.example_batch()
     plain = [test_rvedit.losses(system, batch, step=step) for step in range(4)]
     eager(monkeypatch)
     system.compile()
@@ -330,26 +330,12 @@ def test_rvedit_is_compiled_once_for_all_aligned_depths(monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def _rvedit_batch() -> dict:
-    generator = torch.Generator().manual_seed(3)
-    z = torch.randn(2, 2, 4, 3, 4, 4, generator=generator)
-    video = torch.rand(2, 2, 9, 3, 32, 32, generator=generator)
-    return {
-        "source": z[0],
-        "target": z[1],
-        "source_video": video[0],
-        "target_video": video[1],
-        "instruction": ["remove the red ring", "make the blue square at the top left green"],
-        "target_caption": ["a red ring at the left", "a green square moving up"],
-    }
-
-
 # --- kept readings ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("build", [test_rvedit.build, test_mive.build])
 def test_kept_readings_are_what_the_model_reads(build, tmp_path, monkeypatch):
-    system, batch = build(), _rvedit_batch()
+    system, batch = build(), test_rvedit.example_batch()
     reference = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 
     def read(videos, texts):
@@ -378,7 +364,7 @@ def test_kept_readings_are_what_the_model_reads(build, tmp_path, monkeypatch):
 def test_readings_of_a_model_with_adapters_are_not_kept(tmp_path):
     system = test_rvedit.build(lora_rank=2)
     system.readings = Readings(tmp_path)
-    batch = _rvedit_batch()
+    batch = test_rvedit.example_batch()
     with pytest.raises(ValueError, match="adapters"):
         system.context(batch["source_video"], batch["instruction"])
     with pytest.raises(ValueError, match="no vision-language model"):

@@ -60,8 +60,8 @@ def context():
     return Context(*(torch.randn(2, n, 32, generator=generator) for n in (5, 7, 4)))
 
 
-@pytest.fixture(scope="module")
-def batch():
+def example_batch() -> dict:
+    """Random clips with instructions and captions."""
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(2, 2, 4, 3, 4, 4, generator=generator)
     video = torch.rand(2, 2, 9, 3, 32, 32, generator=generator)
@@ -73,6 +73,11 @@ def batch():
         "instruction": ["remove the red ring", "make the blue square green"],
         "target_caption": ["a red ring at the left", "a green square moving up"],
     }
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return example_batch()
 
 
 def losses(system, batch, sigma=(0.8, 0.3), step=0) -> dict:
