@@ -88,7 +88,7 @@ def train(
 
 
 def remembered(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The result of ``compute``, kept in a file: all runs see the same clips, so a frozen model reads each once."""
+    """The result of ``compute``, kept in a file: a frozen model reads each clip once for all runs."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}

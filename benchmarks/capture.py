@@ -77,7 +77,7 @@ class Watched:
 
 
 def memory(field: str) -> float:
-    """MiB of this process: VmHWM is the peak so far, VmRSS the current size, RssAnon the same without files."""
+    """MiB of this process: VmHWM is its peak, VmRSS its size, RssAnon its size without files."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
