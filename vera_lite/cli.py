@@ -177,7 +177,8 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     name, own = SYSTEMS[system]
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
-            raise UserError(f"--{option.replace('_', '-')} cannot be used with --system {system}.")
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag} cannot be used with --system {system}: leave it out.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})

@@ -201,7 +201,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
                 or stream.disposition & Disposition.attached_pic  # a song's cover
             ):
                 raise UserError(
-                    f"{path} has no video that can be decoded: it is only sound, cut short or unknown."
+                    f"{path} has no video that can be decoded (sound, or cut short): give another."
                 )
             yield container, stream
     except av.error.FFmpegError as error:

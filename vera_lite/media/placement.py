@@ -91,7 +91,7 @@ def object_extent(alpha: Tensor) -> tuple[Tensor, Tensor]:
         UserError: alpha is 0 everywhere.
     """
     if not alpha.any():
-        raise UserError("the foreground's alpha is 0 everywhere: there is no object.")
+        raise UserError("the foreground's alpha is 0 everywhere: give a matte that shows the object.")
     mass = alpha[:, 0].double()
     total = mass.sum((1, 2)).clamp_min(torch.finfo(alpha.dtype).tiny)
     centres, reaches = [], []

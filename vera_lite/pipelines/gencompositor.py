@@ -125,7 +125,7 @@ class GenCompositorPipeline(Pipeline):
         solid = (alpha > 0.5).to(alpha)  # a noisy matte must not change where the object is
         if not solid.any():
             raise UserError(
-                "alpha is nowhere above 0.5 in the frames that the model sees: there is no object."
+                "alpha is nowhere above 0.5 in the frames that the model sees: give a matte with an object."
             )
         centres, reach = object_extent(solid)
         small = torch.tensor([width, height], dtype=torch.float64)

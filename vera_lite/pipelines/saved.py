@@ -26,7 +26,7 @@ def load_weights(system: nn.Module, path: Path) -> None:
     try:
         loading.load_weights(system, tensors, new=())
     except UserError as error:
-        raise UserError(f"{path} does not fit its pipeline.json: {error}") from error
+        raise UserError(f"{path}: {error} Export the model again.") from error
 
 
 def check_clip_size(clip_size: Sequence[int], system: nn.Module, codec: Codec) -> tuple[int, int, int]:
