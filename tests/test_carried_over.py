@@ -1,4 +1,4 @@
-"""What a result has of its source: colours, shape of the pixels, times, sound; pictures as they are seen."""
+"""What a result keeps of its source: colours, shape of the pixels, times, sound; pictures are read upright."""
 
 import json
 import os

@@ -62,7 +62,7 @@ def test_gray_is_repeated(video):
 
 
 def test_the_shipped_codec_is_good_and_fits_anew_to_itself():
-    """What the toy study measured as the ceiling: alpha IoU above 0.99, 30 dB and more."""
+    """The upper limit in the toy study: alpha IoU above 0.99, and 30 dB or more."""
     codec = PatchCodec.load(SHIPPED_CODEC)
     batch = render(22, range(64))
     alpha = codec.decode(codec.encode(batch.alpha)).mean(2, keepdim=True)

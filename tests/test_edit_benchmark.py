@@ -27,7 +27,7 @@ SIZE = (9, 32, 32)
 
 @pytest.fixture(scope="module")
 def pipe() -> RVEDiTPipeline:
-    """A small random model in which every part speaks."""
+    """A small model with random weights in every part."""
     backbone = replace(SMALL, in_channels=24, out_channels=24)
     system = build(backbone=backbone, objective=FlowMatching("x_0"), text_tokens=40)
     return RVEDiTPipeline(system, PatchCodec.load(SHIPPED_CODEC), SIZE, SAMPLING)

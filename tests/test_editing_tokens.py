@@ -1,4 +1,4 @@
-"""Editing tokens read what they should of a vision-language model, the toy one and Qwen2.5-VL's own class."""
+"""Editing tokens read the right tokens of a vision-language model: the toy one and Qwen2.5-VL's own class."""
 
 import pytest
 import torch

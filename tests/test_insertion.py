@@ -1,4 +1,4 @@
-"""What a person gives becomes the inputs of GenCompositor: placed, centred, inflated, cut out."""
+"""A person's inputs become GenCompositor's: placed, centred, inflated, cut out."""
 
 import pytest
 import torch

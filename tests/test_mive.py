@@ -25,7 +25,7 @@ TIMESTEP = torch.tensor([500.0, 100.0])
 
 
 def build(**changes) -> MiVE:
-    """A small system in which every part speaks."""
+    """A small system with random weights in every part."""
     torch.manual_seed(0)
     system = MiVE(MiVEConfig(**{"backbone": SMALL, "vlm_dim": 128} | changes))
     for parameter in (system.transformer.proj_out.weight, system.transformer.patch_embedding.weight):

@@ -41,7 +41,7 @@ def small(**changes):
 
 @pytest.fixture(scope="module")
 def pipe() -> MiVEPipeline:
-    """A small random model in which every part speaks."""
+    """A small model with random weights in every part."""
     return MiVEPipeline(small(vlm_frames=2), PatchCodec.load(SHIPPED_CODEC), SIZE, SAMPLING)
 
 

@@ -34,7 +34,7 @@ SMALL = WanConfig(
 
 
 def build(**changes) -> RVEDiT:
-    """A small system in which every part speaks."""
+    """A small system with random weights in every part."""
     torch.manual_seed(0)
     config = {"backbone": SMALL, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
     config["vlm_dim"] = frozen_vlm(changes.get("vlm")).model.config.text_config.hidden_size
@@ -300,7 +300,7 @@ def name(request, tmp_path_factory):
 
 
 def adapted(name, **changes) -> RVEDiT:
-    """:func:`build` with adapters that speak too."""
+    """:func:`build` with random adapters too."""
     system = build(vlm=name, lora_rank=2, **changes)
     for parameter in system.adapters.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -308,7 +308,7 @@ def adapted(name, **changes) -> RVEDiT:
 
 
 def close(ours, expected) -> None:
-    """Equal but for the last bits: weights at another place in memory may meet another kernel."""
+    """Equal except for the last bits: weights at another address may use another kernel."""
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Toy compositions say what they show, and training sees what the paper says it should."""
+"""Toy compositions have true facts, and training sees what the paper says."""
 
 import pytest
 import torch

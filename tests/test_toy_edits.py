@@ -1,4 +1,4 @@
-"""Toy edits show what their words say; what they show is read off the pixels here, without the judge."""
+"""Toy edits show what their words say; these tests read the pixels without the judge."""
 
 import re
 

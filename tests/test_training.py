@@ -61,7 +61,7 @@ def arguments(cache_dir: Path, run: Path, *more: str) -> list[str]:
 
 
 def launch(command: list[str], ranks: int = 1) -> subprocess.Popen:
-    """`vera-lite ...` in a process of its own, or under torchrun."""
+    """`vera-lite ...` in its own process, or under torchrun."""
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]

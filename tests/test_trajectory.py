@@ -24,7 +24,7 @@ def path(*points, timing="equal_frames", scales=(1.0,), size=SIZE):
 
 
 def fixture_cases() -> list[dict]:
-    """What the path editor's JavaScript must equal bit for bit."""
+    """Cases that the path editor's JavaScript must reproduce bit for bit."""
     bent = [(3, 4), (43.1, 34.7), (43.1, 80), (110.25, 0.1)]
     cases = [
         (path((7, 8)), 3),

@@ -63,7 +63,7 @@ def wan(tmp_path):
 
 
 def test_three_copies_of_wan_fed_alike_are_wan(wan, inputs):
-    """Softmax over every key three times over is softmax over the keys."""
+    """Softmax over three copies of every key is softmax over the keys."""
     theirs, folder = wan
     ours = Vera.from_wan(folder).eval()
     x, t, text = inputs["latents"][0], inputs["timestep"], inputs["text"]

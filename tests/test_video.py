@@ -412,7 +412,7 @@ def test_a_live_recording_announces_no_length(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_cut_passes_unnoticed(tmp_path, kind):
-    """Wherever a file is cut, it is refused or was not hurt."""
+    """A file with a cut at any place is refused, or reads the same."""
     path = broken_file(tmp_path, kind)
     whole, _ = read_video(path)
     for keep in np.linspace(0, 1, 81):

@@ -1,4 +1,4 @@
-"""What every widget gets from its base: one page that holds all, and errors that are seen."""
+"""The base of all widgets: a page that holds everything, and visible errors."""
 
 import base64
 import json
