@@ -1,4 +1,4 @@
-"""What a result keeps of its source: colours, shape of the pixels, times, sound; pictures are read upright."""
+"""What a result keeps of its source: colours, shape of the pixels, times, sound; upright pictures."""
 
 import json
 import os
