@@ -31,6 +31,14 @@ def check_choices(config) -> None:
             raise ValueError(f"{name} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
 
 
+def check_sizes(config, *names: str) -> None:
+    """Raise ValueError if one of these fields of a dataclass (a number or a tuple) has a number below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple | list) else [value]) < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+
+
 def check_number(name: str, value: object) -> None:
     """Raise UserError unless ``value`` is a number in the range of ``name``, see :data:`RANGES`."""
     low, high = RANGES[name]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.float32 import Float32, Float32LayerNorm, Float32Linear
 from vera_lite.backbone.rotary import Grid, grid_positions, rotary_table, rotate
+from vera_lite.errors import check_sizes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class WanConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
     summed_text: bool = False
+
+    def __post_init__(self):
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "ffn_dim", "freq_dim")
 
     @property
     def dim(self) -> int:
