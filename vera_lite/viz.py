@@ -350,8 +350,8 @@ def who_sees(
     names = list(dict.fromkeys(groups))
     figure = _figure(0.52 * len(tokens) + 1.5, 0.42 * len(readers) + 1.4, title)
     ax = figure.subplots()
-    for row, given in enumerate(readers.values()):
-        for column, (token, group, seen) in enumerate(zip(tokens, groups, given.tolist(), strict=True)):
+    for row, visible in enumerate(readers.values()):
+        for column, (token, group, seen) in enumerate(zip(tokens, groups, visible.tolist(), strict=True)):
             colour = PALETTE[names.index(group)] if seen else "white"
             ax.add_patch(Rectangle((column - 0.45, row - 0.42), 0.9, 0.84, fc=colour, ec="0.75", lw=0.8))
             if seen:

@@ -75,16 +75,16 @@ class Edit:
 
         pipe.sampling_with(**changes)
         pipe.check_prompt(self.prompt)
-        given = [self.prompt]
+        inputs = [self.prompt]
         if self.reference is not None:
-            given.append(to_float(torch.from_numpy(read_picture(self.reference, "reference"))))
+            inputs.append(to_float(torch.from_numpy(read_picture(self.reference, "reference"))))
         reader = VideoReader(self.video, info=self.info)
         if self.mask is not None:
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
-            given.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
+            inputs.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
         names = ("video", "prompt", "mask", "reference")
         facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}
         facts["source"] = facts.pop("video")
         return apply_to_file(
-            pipe, reader, given, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
+            pipe, reader, inputs, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
         )

@@ -36,7 +36,7 @@ _BAND = 128
 def apply_to_file(
     pipe: Pipeline,
     reader: VideoReader,
-    given: Sequence,
+    inputs: Sequence,
     out: Path,
     facts: dict,
     *,
@@ -54,7 +54,7 @@ def apply_to_file(
     Args:
         pipe: the model.
         reader: the video.
-        given: the other inputs, as for ``pipe.draw``.
+        inputs: those besides the video, as for ``pipe.draw``.
         out: folder, made if needed. Gets ``final.mkv`` and the layers of the system (lossless), ``final.mp4``
             (preview, with the source's sound), ``sheet.png`` and ``metrics.json``; they appear together or
             not at all.
@@ -79,7 +79,7 @@ def apply_to_file(
     with tqdm(total=sampling.steps, desc="denoising", unit="step") as bar:
         options = {"seed": seed, "callback": lambda _state: bar.update(), **changes}
         options |= {"frames": info.frames, "size": (info.height, info.width), "fps": float(info.fps)}
-        drawing = pipe.draw(frames, *given, **options)
+        drawing = pipe.draw(frames, *inputs, **options)
     drawn_at = time.perf_counter()
     del frames
 

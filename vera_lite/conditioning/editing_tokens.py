@@ -101,8 +101,8 @@ class EditingTokens(nn.Module):
         Raises:
             UserError: the prompt has another number of queries.
         """
-        tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
-        places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & given
+        tokens, is_token = prompt["input_ids"], prompt["attention_mask"].bool()
+        places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & is_token
         start = int(places[0].int().argmax())  # rows are padded on the left: all end together
         if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
             raise UserError(f"the prompt has another number of editing tokens than {self.tokens}.")
@@ -166,14 +166,14 @@ class EditingTokens(nn.Module):
             return padded([row[name] for row in rows], axis, left=True, value=value).to(device)
 
         tokens = batch("tokens", 0, vlm.processor.tokenizer.pad_token_id)
-        given = padded([torch.ones_like(row["tokens"]) for row in rows], left=True).to(device)
+        is_token = padded([torch.ones_like(row["tokens"]) for row in rows], left=True).to(device)
         cache = DynamicCache()
         for i, (k, v) in enumerate(
             zip(batch("keys", 2).unbind(1), batch("values", 2).unbind(1), strict=True)
         ):
             cache.update(k, v, i)
         before = Before(batch("hidden", 0), cache, batch("position", 1, 1).transpose(0, 1))
-        return {"input_ids": tokens, "attention_mask": given}, before
+        return {"input_ids": tokens, "attention_mask": is_token}, before
 
     def forward(
         self, vlm: VisionLanguageModel, prompt: dict[str, Tensor], before: Before | None = None

@@ -59,13 +59,13 @@ def read(
     prompt = chat(vlm.processor, clips, dialogues, images, fps, shown, to_be_answered=False).tensors
     prompt = {name: value.to(vlm.model.device) for name, value in prompt.items()}
     hidden = hidden_states(vlm, layers, prompt)
-    tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
+    tokens, is_token = prompt["input_ids"], prompt["attention_mask"].bool()
     config = vlm.model.config
-    visual = ((tokens == config.image_token_id) | (tokens == config.video_token_id)) & given
+    visual = ((tokens == config.image_token_id) | (tokens == config.video_token_id)) & is_token
     # The processor pads on the left: roll each row until it starts with its first token.
     length = tokens.shape[1]
-    order = (torch.arange(length, device=tokens.device) + length - given.sum(1, keepdim=True)) % length
-    text, visual = (mask.take_along_dim(order, 1) for mask in (given & ~visual, visual))
+    order = (torch.arange(length, device=tokens.device) + length - is_token.sum(1, keepdim=True)) % length
+    text, visual = (mask.take_along_dim(order, 1) for mask in (is_token & ~visual, visual))
     return Reading(tuple(h.take_along_dim(order[..., None], 1) for h in hidden), text, visual)
 
 
@@ -107,8 +107,8 @@ def remembered(
         reading = compute()
         parts = {str(i): layer for i, layer in enumerate(reading.layers)}
         parts |= {"text": reading.text, "visual": reading.visual}
-        given = reading.text | reading.visual
-        return [{name: part[i, given[i]] for name, part in parts.items()} for i in range(len(given))]
+        is_token = reading.text | reading.visual
+        return [{name: part[i, is_token[i]] for name, part in parts.items()} for i in range(len(is_token))]
 
     found = readings(vlm, how, texts, pixels, rows)
     batch = {name: padded([row[name] for row in found]).to(vlm.model.device) for name in found[0]}

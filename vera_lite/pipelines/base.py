@@ -179,11 +179,11 @@ class Pipeline:
 
     # --- what a subclass adds ----------------------------------------------------------------------
 
-    def prepare(self, video: Tensor, *given) -> tuple:
+    def prepare(self, video: Tensor, *inputs) -> tuple:
         """A person's inputs -> the arguments of :meth:`conditions`: a batch of one at the model's size."""
         raise NotImplementedError
 
-    def conditions(self, video: Tensor, *given) -> dict:
+    def conditions(self, video: Tensor, *inputs) -> dict:
         """Inputs at the model's size -> arguments of the system other than latents and timestep."""
         raise NotImplementedError
 
@@ -223,7 +223,7 @@ class Pipeline:
     def layers(
         self,
         video: Tensor,
-        *given,
+        *inputs,
         sampling: Sampling,
         seed: int = 0,
         generator: torch.Generator | None = None,
@@ -233,7 +233,7 @@ class Pipeline:
         """The layers that the model draws for a batch of clips at its own size; see :meth:`generate`."""
         check_number("seed", seed)
         weights = next(self.system.parameters())  # gives device and dtype
-        conditions = self.conditions(video, *given, **named)
+        conditions = self.conditions(video, *inputs, **named)
         # Drawn on the CPU, so that a seed gives the same noise on every device.
         generator = generator or torch.Generator().manual_seed(seed)
         shape = self.noise_shape(len(video), video.shape[1], *video.shape[-2:])
@@ -251,12 +251,12 @@ class Pipeline:
             raise UserError("the model drew numbers that are not finite: check its weights and settings.")
         return {name: layer.to(video) for name, layer in layers.items()}
 
-    def generate(self, video: Tensor, *given, **options) -> EditResult:
+    def generate(self, video: Tensor, *inputs, **options) -> EditResult:
         """Edit a batch of clips at the model's own size.
 
         Args:
             video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
-            given: the other inputs, see :meth:`conditions`.
+            inputs: those besides the video, see :meth:`conditions`.
             options: ``seed`` or ``generator`` of the noise; ``callback``, which gets a
                 :class:`~vera_lite.diffusion.sampling.DenoisingState` per step; fields of ``sampling``.
 
@@ -264,7 +264,7 @@ class Pipeline:
             Tensors (B, T, C, H, W).
         """
         sampling, rest = self._split(options)
-        return self.read(self.layers(video, *given, sampling=sampling, **rest), video, sampling)
+        return self.read(self.layers(video, *inputs, sampling=sampling, **rest), video, sampling)
 
     def check_prompt(self, prompt: str) -> None:
         """Raise UserError if the model cannot read a prompt."""
@@ -273,7 +273,7 @@ class Pipeline:
     def draw(
         self,
         video: Tensor,
-        *given,
+        *inputs,
         frames: int | None = None,
         size: Sequence[int] | None = None,
         fps: float | None = None,
@@ -284,7 +284,7 @@ class Pipeline:
         Args:
             video: (T, 3, H, W) in [0, 1]. Of a long video, the frames that the model sees are enough:
                 ``frame_choice(frames, self.clip_size[0])``.
-            given: the other inputs, see :meth:`prepare`.
+            inputs: those besides the video, see :meth:`prepare`.
             frames: number of frames of the whole video, if ``video`` has only some of them.
             size: (H, W) of the video, if ``video`` was made smaller.
             fps: frames per second of the whole video, for systems that read times. None: as in training.
@@ -295,11 +295,11 @@ class Pipeline:
         noise = {name: rest.pop(name) for name in ("seed", "generator", "callback") if name in rest}
         if fps is not None and self.reads_time and frames > 1:
             noise["fps"] = fps * (self.clip_size[0] - 1) / (frames - 1)
-        layers = self.layers(*self.prepare(video, *given, **rest), sampling=sampling, **noise)
+        layers = self.layers(*self.prepare(video, *inputs, **rest), sampling=sampling, **noise)
         small = {name: layer[0] for name, layer in layers.items()}
         return Drawing(self, small, sampling, frames, size or video.shape[-2:])
 
-    def __call__(self, video: Tensor, *given, **options) -> EditResult:
+    def __call__(self, video: Tensor, *inputs, **options) -> EditResult:
         """Edit one video of any size and length that fits in memory; the command line streams longer ones.
 
         The video is resampled to ``clip_size``: frames evenly over its whole length, pixels by area. Sides
@@ -307,7 +307,7 @@ class Pipeline:
 
         Args:
             video: (T, 3, H, W) in [0, 1].
-            given: the other inputs, see :meth:`prepare`.
+            inputs: those besides the video, see :meth:`prepare`.
             options: ``fps`` as for :meth:`draw`; the others as for :meth:`generate`.
 
         Returns:
@@ -317,7 +317,7 @@ class Pipeline:
             UserError: a prompt has an unknown word, or a setting is out of its range.
             ValueError: a tensor has another shape.
         """
-        drawing = self.draw(video, *given, **options)
+        drawing = self.draw(video, *inputs, **options)
         shown = [drawing.frame(t, frame).layers() for t, frame in enumerate(video)]
         tensors = {name: torch.stack([frame[name] for frame in shown]) for name in shown[0]}
         return EditResult(**tensors, exact_frames=drawing.exact_frames)
