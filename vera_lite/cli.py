@@ -1,10 +1,10 @@
 """The command line: `vera-lite edit | composite | check | fit | validate | export`.
 
-A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
-before the arguments are read and the files that they name are known to be there.
+A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
+arguments are parsed and their files are known to exist.
 """
 
-# argparse, not jsonargparse: with it, an option can be required, and a mistake stays one sentence.
+# argparse, not jsonargparse: here an option can be required, and a mistake stays one sentence.
 import argparse
 import sys
 import warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 from vera_lite.errors import RANGES, Notice, UserError, check_number
 
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
-#: Pipeline of each system of `edit`, and the options that it alone takes.
+#: Systems of `edit`: the pipeline, and the options that only some systems take.
 SYSTEMS = {
     "vera": ("VeraPipeline", {"mask", "guidance", "alpha_floor"}),
     "rvedit": ("RVEDiTPipeline", set()),
@@ -166,7 +166,7 @@ def _check_files(**paths: Path | None) -> None:
 
 
 def _sampling(options: dict, *more: str) -> dict:
-    """Take the options that change how a model is sampled out of all options."""
+    """Remove the sampling settings from all options, and return them."""
     changes = {name: options.pop(name) for name in ("steps", *more) if name in options}
     for name in RANGES.keys() & changes.keys():
         check_number(name, changes[name])
@@ -177,9 +177,8 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     name, own = SYSTEMS[system]
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
-            raise UserError(
-                f"--{option.replace('_', '-')} cannot be used with --system {system}: leave it away."
-            )
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag} cannot be used with --system {system}: leave it out.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
@@ -208,7 +207,7 @@ def _composite(
 
 
 def _load(pipeline: str, model: Path | None, systems: tuple[str, ...], device: str):
-    """A model, once its files are known to be good and everything else is checked."""
+    """Load a model after a check of its files."""
     if model is not None:
         from vera_lite.apps.inputs import check_model
 

@@ -1,8 +1,8 @@
-"""Numbers that the four papers print, to stand beside ours."""
+"""Numbers that the four papers print, for comparison with ours."""
 
 #: MiVE (arXiv 2605.14664), Table 1: attention mask ratio of "the person in the video" by depth (share of
-#: the layers; 0 is the first layer), mean over 100 clips; no spread is printed. The first column's
-#: heading is missing in the text that we have, and "first layer" is our reading of it.
+#: the layers; 0 is the first layer), mean over 100 clips; no spread is printed. Our copy of the text lacks
+#: the first column's heading; "first layer" is our reading.
 MIVE_TABLE_1 = {
     "depth": (0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0),
     "Qwen3-VL-8B": (0.366, 0.296, 0.253, 0.197, 0.226, 0.177, 0.228),
@@ -10,7 +10,7 @@ MIVE_TABLE_1 = {
 }
 
 #: The axes of MiVE's tables, 0 to 10 from a large model: instruction adherence, content consistency, temporal
-#: smoothness, and three that the text which we have names by letters alone.
+#: smoothness, and three whose full names our copy of the text lacks.
 MIVE_AXES = ("IA", "CC", "TS", "PR", "VA", "SC")
 
 #: MiVE, Table 3: how the context reaches the video, on its 30 "complex" portrait clips. One run each; no
