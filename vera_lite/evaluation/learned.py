@@ -86,9 +86,11 @@ class FrameEncoder:
         """
         from transformers import AutoModel, AutoProcessor
 
+        local = {"local_files_only": not download}
         try:
-            model = AutoModel.from_pretrained(name, local_files_only=not download, use_safetensors=True)
-            processor = AutoProcessor.from_pretrained(name, local_files_only=not download)
+            # Auto classes look for an adapter first, and ask the network unless told twice.
+            model = AutoModel.from_pretrained(name, use_safetensors=True, adapter_kwargs=local, **local)
+            processor = AutoProcessor.from_pretrained(name, **local)
         except OSError as error:
             raise UserError(
                 f"{str(name)!r} cannot be asked: its weights are not on this machine; pass download=True to "
