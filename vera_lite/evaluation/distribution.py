@@ -91,8 +91,8 @@ def measure_distance(
     """
     if min(len(x), len(y)) < ENOUGH:
         warnings.warn(
-            f"{len(x)} and {len(y)} clips are few for a distance of distributions: compare with `chance`, and "
-            "only with values of equally many clips.",
+            f"{len(x)} and {len(y)} clips are few for a distance of distributions: compare with `chance`, "
+            "and only with values of equally many clips.",
             stacklevel=2,
         )
     value, both = distance(x, y), torch.cat([x, y])

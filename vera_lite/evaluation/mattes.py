@@ -51,13 +51,16 @@ def gradient_error(alpha: Tensor, truth: Tensor, normalised: bool = False) -> fl
             for large ones do not.
     """
     _difference(alpha, truth)
-    gradients = []
-    for matte in (alpha.double(), truth.double()):
-        if normalised:
-            low, high = (bound(matte, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
-            matte = (matte - low) / (high - low).where(high > low, 1.0)
-        gradients.append(_gradient(matte))
-    return float((gradients[0] - gradients[1]).square().sum() / len(alpha) / 1e3)
+    pair = alpha.double(), truth.double()
+    if normalised:
+        pair = (_stretched(matte) for matte in pair)
+    ours, true = map(_gradient, pair)
+    return float((ours - true).square().sum() / len(alpha) / 1e3)
+
+
+def _stretched(matte: Tensor) -> Tensor:
+    low, high = (bound(matte, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+    return (matte - low) / (high - low).where(high > low, 1.0)
 
 
 def _gradient(matte: Tensor, sigma: float = 1.4) -> Tensor:

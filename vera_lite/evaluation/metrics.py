@@ -124,8 +124,8 @@ def warping_error(video: Tensor, motion: Tensor | None = None) -> float:
     """Mean squared error between each frame and the next one, warped back along optical flow (Lai et al.
     2018), over pixels that are seen in both. nan if there are none.
 
-    Flow is OpenCV's DIS, preset "medium", at full size. A pixel is seen in both frames if forward and backward
-    flow cancel: ``|f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5`` (Sundaram et al. 2010).
+    Flow is OpenCV's DIS, preset "medium", at full size. A pixel is seen in both frames if forward and
+    backward flow cancel: ``|f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5`` (Sundaram et al. 2010).
 
     Args:
         video: whose frames are compared.
