@@ -248,7 +248,7 @@ class MiVEJudge(Protocol):
 
     def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
         key = f"{call}_score"
-        value = _only([o[key] for o in json_objects(_short_enough(reply)) if key in o], key)
+        value = _only([found[key] for found in json_objects(_answer(reply)) if key in found], key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Unparsable(f"{key} is no number")
         return {call: _in_range(value, self.scale)}
@@ -287,19 +287,16 @@ PROTOCOLS: dict[str, Protocol] = {
 def score_lines(reply: str, axes: dict[str, str], top: float) -> dict[str, Decimal]:
     """The one score behind each axis's name at the start of a line.
 
-    List marks, emphasis, "/100", words behind the number and the special tokens of chat templates are
-    passed over; a second number in the line is not. The reason is never read.
+    List marks, emphasis, "/100" and words behind the number are passed over; a second number in the line is
+    not. The reason is never read.
     """
-    text = re.sub(r"<\|[^|>\n]*\|>", "", _short_enough(reply))
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    if "<think>" in text:
-        raise Unparsable("the reply ends while thinking")
+    text, blank = _answer(reply), r"[^\S\n]"
     # The number, "/100" or "out of 100", and words without digits.
     number = rf"[\s*_`<\[]*(\d{{1,9}}(?:\.\d{{1,9}})?)(?!\w)[\s*_`]*(?:(?:/|\(?out of)\s*{top:g}\b)?[^\d]*"
     scores = {}
     for axis, label in axes.items():
         name = re.escape(label).replace("\\&", "(?:&|&amp;|and)")
-        line = rf"^[\s>*_`#•\-\d.)(]*{name}[\s*_`]*[:：](.*)$"
+        line = rf"^(?:{blank}|[>*_`#•\-\d.)(])*{name}(?:{blank}|[*_`])*[:：](.*)$"
         found = re.fullmatch(number, _only(re.findall(line, text, re.MULTILINE | re.IGNORECASE), label))
         if not found:
             raise Unparsable(f"no single number behind {label!r}")
@@ -326,6 +323,15 @@ def json_objects(text: str) -> list[dict]:
             end = at + 1
         at = text.find("{", end)
     return objects
+
+
+def _answer(reply: str) -> str:
+    """A reply without the special tokens of chat templates and without its thinking."""
+    text = re.sub(r"<\|[^|>\n]*\|>", "", _short_enough(reply))
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    if "<think>" in text:
+        raise Unparsable("the reply ends while thinking")
+    return text
 
 
 def _short_enough(reply: str) -> str:
