@@ -114,6 +114,7 @@ HOSTILE = {
     "scores in a thought": (whole(lambda text, _: f"<think>\n{text}\n</think>\n{text}"), FAIL, OK, OK),
     # Kiwi's parser knows no thoughts: what is thought aloud counts.
     "an endless thought": (whole(lambda text, _: f"<think>\n{text}"), OK, FAIL, FAIL),
+    "a leaked template": (whole(lambda text, _: "<|im_start|> assistant" + text), OK, OK, OK),
     "a token at the start": (whole(lambda text, _: f"<|im_start|>{text}"), OK, OK, OK),
     "tokens in front": (each(lambda n, v, _: f"<|im_start|>{n}: {v}"), FAIL, OK, OK),
     "a token at the end": (whole(lambda text, _: f"{text}<|im_end|>"), FAIL, OK, OK),
@@ -372,6 +373,7 @@ def test_toy_answers_count_right_words_at_their_place():
     scores = {
         "a red striped ring moving right": 1.0,
         "A red striped ring, moving left.": 0.8333,
+        "<|im_start|> assistanta red striped ring moving right<|im_end|>": 1.0,
         "a red ring moving right": 0.3333,
         "blue": 0.0,
     }

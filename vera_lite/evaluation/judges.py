@@ -68,7 +68,7 @@ class Protocol:
     side: ClassVar[int | None] = 512  #: longest side of a frame in pixels; smaller ones are not enlarged
     quality: ClassVar[int | None] = 85  #: of JPEG; None: PNG
     attempts: ClassVar[int] = 3  #: in all, until a reply parses
-    options: ClassVar[dict[str, Any]] = {}  #: of sampling, as a server takes them
+    options: ClassVar[dict[str, Any]] = {"max_tokens": 2048}  #: of sampling, as a server takes them
     macro: ClassVar[bool] = True  #: overall is the mean of the categories' means, not of all clips
     pooled: ClassVar[bool] = False  #: several judges make one number; otherwise each has its own rows
     rubric_is_system: ClassVar[bool] = True
@@ -248,7 +248,7 @@ class MiVEJudge(Protocol):
 
     def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
         key = f"{call}_score"
-        value = _only([found[key] for found in json_objects(_answer(reply)) if key in found], key)
+        value = _only([found[key] for found in json_objects(answer_text(reply)) if key in found], key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Unparsable(f"{key} is no number")
         return {call: _in_range(value, self.scale)}
@@ -290,7 +290,7 @@ def score_lines(reply: str, axes: dict[str, str], top: float) -> dict[str, Decim
     List marks, emphasis, "/100" and words behind the number are passed over; a second number in the line is
     not. The reason is never read.
     """
-    text, blank = _answer(reply), r"[^\S\n]"
+    text, blank = answer_text(reply), r"[^\S\n]"
     # The number, "/100" or "out of 100", and words without digits.
     number = rf"[\s*_`<\[]*(\d{{1,9}}(?:\.\d{{1,9}})?)(?!\w)[\s*_`]*(?:(?:/|\(?out of)\s*{top:g}\b)?[^\d]*"
     scores = {}
@@ -325,9 +325,14 @@ def json_objects(text: str) -> list[dict]:
     return objects
 
 
-def _answer(reply: str) -> str:
-    """A reply without the special tokens of chat templates and without its thinking."""
-    text = re.sub(r"<\|[^|>\n]*\|>", "", _short_enough(reply))
+def answer_text(reply: str) -> str:
+    """A reply without its thinking, and without what servers leak of the chat template: special tokens, and
+    the word "assistant" behind one.
+
+    Raises:
+        Unparsable: it is far too long, or ends while thinking.
+    """
+    text = re.sub(r"<\|[^|>\n]*\|>(?:\s*assistant)?", "", _short_enough(reply))
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     if "<think>" in text:
         raise Unparsable("the reply ends while thinking")

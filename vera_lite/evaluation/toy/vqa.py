@@ -7,7 +7,7 @@ shows how far a model that judges can be trusted: the true edit itself does not 
 import re
 
 from vera_lite.errors import UserError
-from vera_lite.evaluation.judges import Case, Part, Protocol, Unparsable, evenly
+from vera_lite.evaluation.judges import Case, Part, Protocol, Unparsable, answer_text, evenly
 from vera_lite.toy.words import PLACES
 
 _PLACES = "|".join(sorted(PLACES, key=len, reverse=True))
@@ -34,7 +34,7 @@ class ToyVQA(Protocol):
 
     def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
         _, answer = question_and_answer(instruction)
-        said, right = re.findall(r"\w+", reply.lower()), answer.split()
+        said, right = re.findall(r"\w+", answer_text(reply).lower()), answer.split()
         if not said:
             raise Unparsable("the reply has no words")
         hits = sum(a == b for a, b in zip(said, right, strict=False))
