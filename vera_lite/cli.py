@@ -188,7 +188,7 @@ def _judge(replay: Path | None, clips: Path | None, method: list[str] | None, **
         return 1
     if not (clips and method and options["protocol"] and options["out"]):
         raise UserError("give CLIPS, --method, --protocol and --out; or --replay FOLDER.")
-    methods = dict(text.partition("=")[::2] for text in method)
+    methods = {name: folder for name, _, folder in (text.partition("=") for text in method)}
     if len(methods) < len(method) or not all(name and folder for name, folder in methods.items()):
         raise UserError("--method is NAME=FOLDER, and each name comes once.")
     folders = {name: Path(folder) for name, folder in methods.items()}
