@@ -79,6 +79,7 @@ def _():
     # Two judges may well give one cell the same mean.
     others = [o for row, o in offsets.items() if row != "Lucy-Edit"]
     facts = {"least": min(others), "most": max(others)}
+    facts |= {"lucy": equal["Lucy-Edit"], "icve": equal["ICVE"]}
     return Found(
         {f"1 less the equal cells beyond one, {row}": 1 - max(0, n - 1) for row, n in equal.items()},
         "cells",
@@ -135,9 +136,8 @@ def _():
 def _():
     said = PROSE.cell("points by which CF and VQ vary meanwhile", "high")
     columns = {axis: [TABLE_3.cell(SWEEP[w], axis) for w in SWEEP if w >= 0.25] for axis in ("CF", "VQ")}
-    return Found(
-        {f"{said:g} less the range of {axis}": said - (max(v) - min(v)) for axis, v in columns.items()}
-    )
+    ranges = {axis: max(values) - min(values) for axis, values in columns.items()}
+    return Found({f"{said:g} less the range of {axis}": said - r for axis, r in ranges.items()}, facts=ranges)
 
 
 @claim("rvedit-too-much-anchoring")
@@ -202,7 +202,11 @@ def _():
 def _():
     table = TABLES["rvedit_settings"]
     right = table.cell("released backbone", "blocks")
-    return Found({row: 0.5 - abs(n - right) for row, n in table.column("blocks").items()}, "blocks")
+    return Found(
+        {row: 0.5 - abs(n - right) for row, n in table.column("blocks").items()},
+        "blocks",
+        facts={"blocks": right},
+    )
 
 
 @claim("rvedit-routing-depth-is-one-number")

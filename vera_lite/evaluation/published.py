@@ -26,7 +26,7 @@ class Table:
     def column(self, name: str) -> dict[str, float]:
         """Values by row, without the empty cells."""
         at = self.columns.index(name)
-        return {row: cells[at] for row, cells in self.rows.items() if cells[at] is not None}
+        return {row: value for row, cells in self.rows.items() if (value := cells[at]) is not None}
 
     def cell(self, row: str, column: str) -> float:
         """One number; KeyError if its cell is empty."""
@@ -54,8 +54,8 @@ class Table:
     def mean_errors(self) -> dict[tuple[str, str], float]:
         """Printed minus recomputed mean by (row, column), of every column that the paper calls a mean.
 
-        A mean of printed numbers may be off by a whole unit of the last digit (:attr:`tolerance`): half a unit
-        was lost in rounding the mean, and up to half in rounding the numbers.
+        A mean of printed numbers may be off by one unit of the last digit (:attr:`tolerance`): half of it was
+        lost in rounding the mean, and up to half in rounding the numbers.
         """
         return {
             (row, column): float(Decimal(str(self.cell(row, column))) - Decimal(str(self.mean(row, parts))))
