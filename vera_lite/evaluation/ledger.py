@@ -67,9 +67,10 @@ def read_ledger(path: str | Path) -> list[dict]:
         raise UserError(f"{path} holds no list of claims: restore it.")
     allowed = {"paper": PAPERS, "kind": KINDS, "verdict": tuple(MARKS)}
     for number, claim in enumerate(claims, 1):
-        name = claim.get("id", number) if isinstance(claim, dict) else number
-        if not isinstance(claim, dict) or (missing := [part for part in WRITTEN if part not in claim]):
-            raise UserError(f"{path}: claim {name} lacks {', '.join(missing) if claim else 'everything'}.")
+        parts = claim if isinstance(claim, dict) else {}
+        name = parts.get("id", f"number {number}")
+        if missing := [part for part in WRITTEN if part not in parts]:
+            raise UserError(f"{path}: claim {name} lacks {', '.join(missing)}.")
         for part, values in allowed.items():
             if claim[part] not in values:
                 raise UserError(
@@ -156,7 +157,7 @@ def _by_seed(claim: dict, report: dict) -> tuple[str, dict]:
     }
 
 
-def _values(runs: list[dict], case: dict, path: Sequence[str]) -> dict[int, float]:
+def _values(runs: list[dict], case: dict, path: Sequence[str | list[int]]) -> dict[int, float]:
     """One number by seed, of the runs that have all values of ``case``."""
 
     def value(found: Any) -> float:
