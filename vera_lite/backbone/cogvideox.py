@@ -58,7 +58,7 @@ class CogVideoXConfig:
     max_text_seq_length: int = 226
 
     def __post_init__(self):
-        check_sizes(self)
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "time_embed_dim")
         if self.attention_head_dim % 16:
             raise ValueError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
 

@@ -62,7 +62,7 @@ class WanConfig:
     summed_text: bool = False
 
     def __post_init__(self):
-        check_sizes(self)
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "ffn_dim", "freq_dim")
 
     @property
     def dim(self) -> int:
