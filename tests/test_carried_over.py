@@ -141,7 +141,8 @@ def test_sound_rate_and_pixel_aspect_reach_the_preview(tmp_path, capsys):
     assert info.sound == ("aac",) and packets(final) == [p for p in packets(source) if p[1] < info.duration]
     assert check_video(tmp_path / "out" / "final.mkv").fps == Fraction(30000, 1001)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["sound"] == ["aac"] and metrics["not_carried_over"] == []
+    [said] = metrics["not_carried_over"]
+    assert metrics["sound"] == ["aac"] and "2 as wide as high" in said
 
 
 @pytest.mark.parametrize(("encoder", "name"), [("libmp3lame", "mp3"), ("libopus", "opus"), ("ac3", "ac3")])
@@ -302,10 +303,25 @@ def test_a_result_folder_is_replaced_as_a_set(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing_set(tmp_path / "b" / "c", ("one",)):
         raise ZeroDivisionError
     assert not (tmp_path / "b").exists()
-    (tmp_path / f".one{UNFINISHED}").write_text("of a run that was killed")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    code = "import os, sys; from vera_lite.media.files import replacing\n"
+    code += "with replacing(sys.argv[1]) as path: path.write_text('half'); os._exit(9)"
+    command = [sys.executable, "-c", code, str(tmp_path / "one")]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
     with replacing(tmp_path / "one") as path:
         path.write_text("new")
-    assert {p.name for p in tmp_path.iterdir()} == {"a", "one"}
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+
+
+def test_two_runs_do_not_write_to_one_folder_at_a_time(tmp_path):
+    with replacing_set(tmp_path, ("one",)) as folder:
+        with pytest.raises(UserError, match="another run"), replacing_set(tmp_path, ("one",)):
+            pass
+        (folder / "one").write_text("first")
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
 # Properties -----------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vera_lite.backbone import WanConfig
 from vera_lite.cli import main
@@ -24,6 +26,7 @@ from vera_lite.toy.world import WorldConfig
 from vera_lite.training import ToyWorldData
 from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.fit import fit
+from vera_lite.training.module import attention_by_products
 from vera_lite.training.optim import MuonAdamW, build_optimizer, scheduled
 from vera_lite.training.toy.layers import SHIPPED_CODEC, build_toy_cache
 
@@ -261,6 +264,19 @@ def test_draws_do_not_depend_on_the_number_of_ranks():
     assert not torch.equal(StepRandom(7, 4, 4).uniform(), StepRandom(7, 3, 4).uniform())
     sigma = FlowMatching(shift=1.0).sample_sigma(StepRandom(0, 0, 8))
     assert sorted((sigma * 8).long().tolist()) == list(range(8))  # one a stratum
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_training_computes_attention_by_products_under_autocast_alone(autocast):
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+    exact = torch.autograd.grad(F.scaled_dot_product_attention(q, q, q).square().sum(), q)[0]
+    counter, cast = FlopCounterMode(display=False), torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with counter, cast, attention_by_products():
+        result = F.scaled_dot_product_attention(*[q.bfloat16() if autocast else q] * 3)
+    assert any("bmm" in str(op) for op in counter.get_flop_counts().get("Global", {})) == autocast
+    grad = torch.autograd.grad(result.float().square().sum(), q)[0]
+    assert (grad - exact).norm() < (0.02 if autocast else 1e-6) * exact.norm()
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
 
 def test_in_bfloat16_noise_levels_and_the_average_stay_in_float32(cache_dir, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: `vera-lite edit | composite | judge | check | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | judge | claims | check | fit | validate | export`.
 
 A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
 before the arguments are read and the files that they name are known to be there.
@@ -140,6 +140,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
 
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
+    claims = commands.add_parser("claims", help="what the four papers claim, and what holds")
+    add = claims.add_argument
+    add("claim", nargs="?", help="show this one in full (default: list all)")
+    add("--paper", choices=("Vera", "GenCompositor", "RVEDiT", "MiVE"), help="only this paper's")
+    verdicts = ("supported", "not supported", "undecided", "not testable here")
+    add("--verdict", choices=verdicts, help="only these")
+    add("--page", type=_path, help="write an HTML page of all, to be filtered in a browser")
+    add("--check", action="store_true", help="hold each against its kept result; exit 1 if one has changed")
+    add("--ledger", type=_path, dest="path", help="default: results/claims.yaml")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
@@ -159,6 +168,10 @@ def _run(options: dict) -> int:
         from vera_lite.apps.check import check
 
         return check()
+    if command == "claims":
+        from vera_lite.apps.claims import show_claims
+
+        return show_claims(**{name: value for name, value in options.items() if value is not None})
     if command == "judge":
         return _judge(**options)
     if command == "export":

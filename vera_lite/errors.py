@@ -30,6 +30,14 @@ def check_choices(config) -> None:
             raise ValueError(f"{name} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
 
 
+def check_sizes(config, *names: str) -> None:
+    """ValueError if one of these fields of a dataclass, numbers or tuples of numbers, has one below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple | list) else [value]) < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+
+
 def check_number(name: str, value: object) -> None:
     """UserError unless ``value`` is a number in the range that :data:`RANGES` gives to ``name``."""
     low, high = RANGES[name]

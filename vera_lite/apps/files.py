@@ -139,6 +139,10 @@ def apply_to_file(
 def _not_carried_over(path: Path, info: VideoInfo) -> list[str]:
     """What of a video its result does not have, a sentence each."""
     sentences = list(info.notes)
+    if info.pixel_aspect != 1:
+        sentences.append(
+            f"its pixels are {info.pixel_aspect} as wide as high: final.mp4 says so, the .mkv files do not"
+        )
     if info.has_alpha:
         sentences.append("its alpha channel is left out: the result is opaque")
     for name in info.sound:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vera_lite.backbone.rotary import Grid, rotary_table, rotate
 from vera_lite.backbone.wan import FeedForward, attend, sinusoids
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, check_sizes
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class CogVideoXConfig:
     max_text_seq_length: int = 226
 
     def __post_init__(self):
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "time_embed_dim")
         if self.attention_head_dim % 16:
             raise ValueError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
 

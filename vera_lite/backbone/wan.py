@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.float32 import Float32, Float32LayerNorm, Float32Linear
 from vera_lite.backbone.rotary import Grid, grid_positions, rotary_table, rotate
+from vera_lite.errors import check_sizes
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class WanConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
     summed_text: bool = False
+
+    def __post_init__(self):
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "ffn_dim", "freq_dim")
 
     @property
     def dim(self) -> int:
@@ -127,13 +131,9 @@ def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each.
 
-    ``key_padding_mask`` (B, tokens) is False at keys that are only padding. Under CPU autocast it runs in
-    float32: there its backward pass is three times slower in bfloat16.
+    ``key_padding_mask`` (B, tokens) is False at keys that are only padding.
     """
     mask = None if key_padding_mask is None else key_padding_mask[:, None, None]
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 

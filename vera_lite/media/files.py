@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, and files of a model whose headers are checked first."""
 
+import glob
 import json
 import os
+import platform
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,11 +20,16 @@ UNFINISHED = ".unfinished"
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
 
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was. What a run that was
-    killed left behind is overwritten by the next one.
+    A block that fails leaves nothing behind, and an older file at ``path`` as it was. What a process that was
+    killed left behind is removed by the next one on this computer. Of two that write at the same time, the
+    last one to finish wins.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{UNFINISHED}")
+    start = f".{path.name}.{zlib.crc32(platform.node().encode()):08x}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*{UNFINISHED}"):
+        if not _is_running(left.name.removesuffix(UNFINISHED).rpartition("-")[2]):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{start}{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -42,15 +50,23 @@ def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
         names: of all files that such a set may have; those that the block does not write are removed.
 
     Raises:
-        UserError: ``folder`` is a file.
+        UserError: ``folder`` is a file, or another process is writing such a set to it.
     """
+    from filelock import FileLock, Timeout
+
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder.")
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     temporary = folder / UNFINISHED  # inside, as a folder beside may be on another disk
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{UNFINISHED}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder}: wait, or give another folder.") from error
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         yield temporary
         for name in reversed(names):
@@ -60,9 +76,24 @@ def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
                 os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # Windows keeps a file that is open
+            os.unlink(lock.lock_file)
+        lock.release()
         for path in missing:  # those that hold results stay
             with suppress(OSError):
                 path.rmdir()
+
+
+def _is_running(pid: str) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl+C
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def read_json(path: str | Path) -> dict:

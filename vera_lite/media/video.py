@@ -97,7 +97,8 @@ class VideoReader:
     def _decode(self) -> Iterator[av.VideoFrame]:
         count, size = 0, None
         with open_video(self.path) as (container, stream):
-            stream.thread_type = "AUTO"  # decode several frames at once
+            stream.thread_type = "AUTO"  # decode several frames at once,
+            stream.codec_context.thread_count = 2  # but few: each thread holds frames, 1080p takes 3 MB each
             frames, decoder = container.decode(stream), alpha_decoder(stream)
             if self.kind == "rgba" and decoder is not None:
                 context = av.CodecContext.create(decoder, "r")

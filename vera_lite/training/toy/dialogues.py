@@ -15,6 +15,7 @@ from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.toy.world import WorldConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
+from vera_lite.training.module import attention_by_products
 from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
@@ -122,7 +123,7 @@ class DialogueModule(L.LightningModule):
         """Mean cross-entropy and accuracy of the answers' words, each given the true words before it."""
         batch = dict(batch)
         labels = batch.pop("labels")[:, 1:]
-        with _Float32Attention():
+        with attention_by_products():
             logits = self.model(**batch).logits[:, :-1]
         said = labels != -100
         logits, labels = logits[said].float(), labels[said]
@@ -165,15 +166,3 @@ def toy_qwen3_vl(text: dict, vision: dict, scenes: bool = False) -> nn.Module:
         tie_word_embeddings=True,
     )
     return Qwen3VLForConditionalGeneration(config)
-
-
-class _Float32Attention(torch.overrides.TorchFunctionMode):
-    """Attention in float32 under CPU autocast, as our own ``attend``: its backward pass in bfloat16 is
-    far slower there, while bfloat16 matrix products are faster."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return function(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
-        return function(*args, **kwargs)
