@@ -59,7 +59,7 @@ def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str]
         scores = {m: _scores([r for r in records if r.method == m], protocol, group) for m in methods}
         shared = set.intersection(*map(set, scores.values()))
         for method, found in scores.items():
-            whole = {item: mean(by_axis.values()) for item, by_axis in found.items()}
+            whole = {item: protocol.score(by_axis) for item, by_axis in found.items()}
             row = {"overall": _cell(whole, items, protocol.macro)}
             for category in dict.fromkeys(items.values()):
                 members = {item: c for item, c in items.items() if c == category}
@@ -82,8 +82,8 @@ def _scores(records: Sequence[Record], protocol: Protocol, judges: Sequence[str]
         replies = [answers.get((item, judge), {}) for judge in judges]
         if all(reply.keys() == set(protocol.calls) for reply in replies):
             merged = [{a: v for scores in reply.values() for a, v in scores.items()} for reply in replies]
-            # Numbers as they were printed, so that their means are exact.
-            found[item] = {a: mean(Decimal(repr(m[a])) for m in merged) for a in protocol.axes}
+            # Numbers as they are printed, so that their means are exact.
+            found[item] = {a: mean(Decimal(str(m[a])) for m in merged) for a in protocol.axes}
     return found
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -154,6 +154,10 @@ class Protocol:
             if not self.scale[0] <= value <= self.scale[1]:  # nan fails
                 raise Unparsable(f"a score is not in [{self.scale[0]:g}, {self.scale[1]:g}]")
         return scores
+
+    def score(self, scores: Mapping[str, float | Decimal]) -> Decimal:
+        """One clip's number: the mean of its axes as they are printed."""
+        return mean(Decimal(str(value)) for value in scores.values())
 
 
 # --- reading replies -----------------------------------------------------------------------------
