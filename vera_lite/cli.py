@@ -1,4 +1,4 @@
-"""The command line: `vera-lite edit | composite | check | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | judge | claims | check | fit | validate | export`.
 
 A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
 arguments are parsed and their files are known to exist.
@@ -124,7 +124,31 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="denoising steps (default: the model's own)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
 
+    judge = commands.add_parser("judge", help="let a model judge edited videos, or rebuild a kept table")
+    add = judge.add_argument
+    add("clips", type=_path, nargs="?", help="JSON list of clips: id, category, instruction, source")
+    add(
+        "--method",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="a method and its results, ID.mkv or ID/final.mkv each; once per method",
+    )
+    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
+    add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
+    add("--out", type=_path, help="folder for replies and table; replies that it holds are not asked again")
+    add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
+
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
+    claims = commands.add_parser("claims", help="what the four papers claim, and what holds")
+    add = claims.add_argument
+    add("claim", nargs="?", help="show this one in full (default: list all)")
+    add("--paper", choices=("Vera", "GenCompositor", "RVEDiT", "MiVE"), help="only this paper's")
+    verdicts = ("supported", "not supported", "undecided", "not testable here")
+    add("--verdict", choices=verdicts, help="only these")
+    add("--page", type=_path, help="write an HTML page of all, to be filtered in a browser")
+    add("--check", action="store_true", help="hold each against its kept result; exit 1 if one has changed")
+    add("--ledger", type=_path, dest="path", help="default: results/claims.yaml")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
@@ -144,6 +168,12 @@ def _run(options: dict) -> int:
         from vera_lite.apps.check import check
 
         return check()
+    if command == "claims":
+        from vera_lite.apps.claims import show_claims
+
+        return show_claims(**{name: value for name, value in options.items() if value is not None})
+    if command == "judge":
+        return _judge(**options)
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0
@@ -156,6 +186,28 @@ def _run(options: dict) -> int:
     print("\nLook at:")
     for path in written:
         print(f"  {path}")
+    return 0
+
+
+def _judge(replay: Path | None, clips: Path | None, method: list[str] | None, **options) -> int:
+    from vera_lite.apps import judge
+
+    if replay is not None:
+        if clips or method or any(options.values()):
+            raise UserError("--replay takes a folder and nothing else.")
+        if judge.replay(replay):
+            return 0
+        print(f"vera-lite: this is not the table that {replay} keeps.", file=sys.stderr)
+        return 1
+    if not (clips and method and options["protocol"] and options["out"]):
+        raise UserError("give CLIPS, --method, --protocol and --out; or --replay FOLDER.")
+    methods = {name: folder for name, _, folder in (text.partition("=") for text in method)}
+    if len(methods) < len(method) or not all(name and folder for name, folder in methods.items()):
+        raise UserError("--method is NAME=FOLDER, and each name comes once.")
+    folders = {name: Path(folder) for name, folder in methods.items()}
+    _check_files(clips=clips, **{f"folder of {name}": folder for name, folder in folders.items()})
+    for path in judge.judge_files(clips, folders, **options):
+        print(path)
     return 0
 
 
