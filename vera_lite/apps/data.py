@@ -62,7 +62,7 @@ def run(
 def audit_store(folder: Path) -> int:
     """Print the ledger of a store; returns 1 if anything is lost, else 0."""
     store = _existing(folder)
-    return report(audit(store, recorded_stages(store)[0]))
+    return report(audit(store, recorded_stages(store)[0], progress=True))
 
 
 def retry(folder: Path, reason: str | None = None, **options: Any) -> int:
@@ -82,7 +82,9 @@ def retry(folder: Path, reason: str | None = None, **options: Any) -> int:
             writer.retry(row)
         writer.close()
         store.forget_deaths(row["task"] for row in rows)
-    return report(run_stages(store, stages, configuration=configuration, **options))
+    ledger = run_stages(store, stages, configuration=configuration, **options)
+    contact_sheet(store, stages)
+    return report(ledger)
 
 
 def export(folder: Path, out: Path, layout: str = "vera", name: str = "own") -> int:
@@ -163,6 +165,8 @@ def report(ledger: Ledger) -> int:
         print(f"quarantined by {row['stage']}: {name}: {row['error']}")
     if len(ledger.quarantined) > 20:
         print(f"... and {len(ledger.quarantined) - 20} more")
+    if ledger.quarantined:
+        print("Once the cause is mended, `vera-lite data retry STORE` takes them up again.")
     for note in ledger.notes:
         print(f"note: {note}.")
     for problem in ledger.problems:

@@ -124,7 +124,7 @@ def run(
         store.forget_deaths(task for _, _, task, row in walk(store, stages) if row is not None)
         shutil.rmtree(store.folder / "tmp")  # of processes that died
         write_manifest(store, manifest_rows(store, stages))
-        return audit(store, stages)
+        return audit(store, stages, progress=progress)
 
 
 def _groups(stages: Sequence[Stage | Choice]) -> list[list]:
