@@ -30,9 +30,9 @@ from _harness import Report, main
 
 from vera_lite.apps.data import CONFIGS, build_stages
 from vera_lite.dataset.engines import one_thread
-from vera_lite.dataset.run import Source, add_sources, manifest_hash, new_run, run
+from vera_lite.dataset.run import Source, add_samples, add_sources, manifest_hash, run
 from vera_lite.dataset.stage import Ok, Reject, Sample, digest
-from vera_lite.dataset.store import Store, Writer
+from vera_lite.dataset.store import Store
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.video_writer import write_video
 from vera_lite.toy.truth import truth_clip
@@ -72,11 +72,8 @@ class Busy:
 def rows_of(folder: Path, count: int) -> Store:
     """A store of rows without files."""
     store = Store(folder)
-    with store.lock():
-        writer = Writer(store, new_run())
-        for number in range(count):
-            writer.add(Sample(digest(number), "row", {}, {"number": number}), str(number))
-        writer.close()
+    rows = {str(n): Sample(digest(n), "row", {}, {"number": n}) for n in range(count)}
+    add_samples(store, rows)
     return store
 
 
@@ -140,8 +137,7 @@ def chain(report: Report, folder: Path, rounds: int) -> None:
             started = time.process_time()
             if name == "ours":
                 store = Store(place)
-                with store.lock():
-                    add_sources(store, sources, progress=False)
+                add_sources(store, sources, progress=False)
                 run(store, timed, workers=0, progress=False)
             else:
                 for number, source in enumerate(sources):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,8 +51,7 @@ def run(
         raise UserError("give at least one video or folder of videos.")
     configuration = _configuration(config, store)
     stages = build_stages(configuration)
-    with store.lock():
-        add_sources(store, sources)
+    add_sources(store, sources)
     ledger = run_stages(store, stages, configuration=configuration, **options)
     sheet = contact_sheet(store, stages)
     code = report(ledger)
@@ -76,11 +76,9 @@ def retry(folder: Path, reason: str | None = None, **options: Any) -> int:
     if configuration is None:
         raise UserError("this store was not made from a configuration: run its stages from Python again.")
     stages = build_stages(configuration)
-    with store.lock():
-        writer = Writer(store, new_run())
+    with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in rows:
             writer.retry(row)
-        writer.close()
         store.forget_deaths(row["task"] for row in rows)
     ledger = run_stages(store, stages, configuration=configuration, **options)
     contact_sheet(store, stages)
@@ -136,15 +134,13 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     print(f"{there:,} of {wanted:,} files are there; the whole training set has {whole_files():,}.")
     for sentence in found.missing if found.is_published else ():
         print(f"missing: {sentence}")
-    with store.lock():
-        known = {row["given"] for row in store.input_rows}
-        writer = Writer(store, new_run())
+    known = {row["given"] for row in store.input_rows}
+    with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in tqdm(found.rows, "importing", unit="row"):
             if row.name in known or None in row.files.values():
                 continue
             files = {layer: writer.copy(path) for layer, path in row.files.items() if path is not None}
             writer.add(Sample(digest(files), row.category, files, row.facts), row.name)
-        writer.close()
     stages = [CheckLayers()]
     configuration = {"stages": [{"class_path": "vera_lite.dataset.layers.CheckLayers"}]}
     code = report(run_stages(store, stages, configuration=configuration, **options))
