@@ -78,8 +78,9 @@ class ClosedForm:
 
 
 def foreground(video: Tensor, alpha: Tensor) -> Tensor:
-    """The straight colour of what ``alpha`` shows, (T, 3, H, W): at soft pixels without the background's share
-    (Germer et al., arXiv 2006.14970). Elsewhere it is continued, as far as the same pixels go.
+    """The straight colour of what ``alpha`` shows, (T, 3, H, W) (Germer et al., arXiv 2006.14970).
+
+    Soft pixels lose the background's share. Around the object its colour is continued.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
@@ -95,7 +96,7 @@ def foreground(video: Tensor, alpha: Tensor) -> Tensor:
         picture = np.ascontiguousarray(frame[box]).astype(np.float64) / 255
         colour = pymatting.estimate_foreground_ml(picture, matte[box].astype(np.float64))
         out[:, box[0], box[1]] = torch.from_numpy(colour).permute(2, 0, 1).float()
-    return edit.clamp_(0, 1)
+    return torch.where(alpha == 1, video, edit.clamp_(0, 1))
 
 
 def shadow(video: Tensor, plate: Tensor, mask: Tensor, tolerance: float = 0.045) -> Tensor:

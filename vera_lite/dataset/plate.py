@@ -23,8 +23,8 @@ def register(video: Tensor, min_inliers: float = 0.15) -> np.ndarray:
     """Homographies (T, 3, 3) that map each frame's pixels to the middle frame's.
 
     Corners of the middle frame are looked for in every frame (Lucas-Kanade, from where the frame before had
-    them); RANSAC leaves out those on moving things. All are the identity if the camera stands still, or if the
-    background is too plain to tell.
+    them); RANSAC leaves out those on moving things. All are the identity if the camera stands still, or if
+    the background is too plain to tell.
 
     Args:
         video: (T, 3, H, W) in [0, 1].

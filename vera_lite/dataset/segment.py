@@ -5,7 +5,7 @@ All are callables ``video (T, 3, H, W) in [0, 1] -> mask (T, 1, H, W), 0 or 1``.
 | segmenter | finds | on |
 |---|---|---|
 | :class:`PersonSegmenter` | people | any clip with a person in it |
-| :class:`MovingSegmenter` | what leaves its place | a camera that stands still, or pans over something flat or far |
+| :class:`MovingSegmenter` | what leaves its place | a camera that stands still or pans |
 | :class:`BoxSegmenter` | what is in a box | a few frames |
 | :class:`.Sam2Segmenter` | what is in a box | any clip; needs weights |
 """
@@ -24,7 +24,6 @@ from vera_lite.dataset.checks import Rejected, check_masks, rgb8
 from vera_lite.dataset.person import person_probability
 from vera_lite.dataset.plate import background, is_still, register
 from vera_lite.errors import UserError
-
 
 #: x, y, width and height in pixels.
 Box = tuple[int, int, int, int]
@@ -66,7 +65,7 @@ class PersonSegmenter:
 
 @dataclass(frozen=True)
 class MovingSegmenter:
-    """What leaves its place: where a frame differs from the median of all, after the camera's motion is undone.
+    """What leaves its place: where a frame differs from the median of all, without the camera's motion.
 
     What stays where it is for half of the clip becomes background, so a person who stands and waves loses
     all but the hands. Shadows come along.
@@ -93,11 +92,12 @@ class MovingSegmenter:
             kernel = np.ones((reach, reach), np.uint8)
             brighter = cv2.subtract(frame, cv2.dilate(behind, kernel))
             darker = cv2.subtract(cv2.erode(behind, kernel), frame)
-            difference = cv2.max(brighter, darker).max(2) * here
-            difference = cv2.GaussianBlur(difference.astype(np.float32) / 255, (0, 0), 0.8)
-            masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3))
+            difference = cv2.max(brighter, darker).max(2)
+            difference = here * cv2.GaussianBlur(difference.astype(np.float32) / 255, (0, 0), 0.8)
+            masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3) & here)
         mask = _masks(masks)
-        check_masks(mask)
+        x, y, w, h = self.box or (0, 0, *video.shape[:1:-1])
+        check_masks(mask[..., y : y + h, x : x + w])
         return mask
 
 
@@ -111,10 +111,12 @@ class BoxSegmenter:
     Attributes:
         box: x, y, width, height in pixels.
         max_frames: of a clip.
+        max_drift: largest area over the smallest one.
     """
 
     box: Box
     max_frames: int = 16
+    max_drift: float = 1.6
 
     def __call__(self, video: Tensor) -> Tensor:
         frames, _, height, width = video.shape
@@ -139,12 +141,17 @@ class BoxSegmenter:
             state = state.astype(np.uint8)
         mask = _masks(masks)
         check_masks(mask, max_jump=1.6)
+        area = mask.mean((1, 2, 3))
+        drift = float((area.max() / area.min().clamp_min(1e-9)).clamp_max(1e9))
+        if drift > self.max_drift:
+            raise Rejected("area_drifts", f"the mask's area changes {drift:.1f}-fold in all", drift=drift)
         return mask
 
 
 def segmenter(subject: str, scale: float = 1.0) -> Segmenter:
-    """A segmenter by what a person types: "person", "moving", "moving:X,Y,W,H" (what moves in a box) or "X,Y,W,H"
-    (what is in a box in the first frame).
+    """A segmenter by what a person types.
+
+    "person"; "moving"; "moving:X,Y,W,H", what moves in a box; or "X,Y,W,H", what is in it in the first frame.
 
     Args:
         subject: see above.

@@ -93,8 +93,8 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 class Select(VeraStage):
     """Decodes the clip once, whole, and takes the beginning of its longest shot as ``composite``.
 
-    The fact ``seconds``, from and to, limits what is taken. A clip of another category becomes two samples, one
-    of each of :data:`CATEGORIES`.
+    The fact ``seconds``, from and to, limits what is taken. A clip of another category becomes two samples,
+    one of each of :data:`CATEGORIES`.
 
     Attributes:
         frames: at most so many, 1 + 4n of them.
@@ -166,7 +166,7 @@ class Segment(VeraStage):
     """Finds the subject: ``mask``.
 
     Attributes:
-        subject: of each category, as :func:`.segmenter` takes it; the fact ``subject`` of a sample goes first.
+        subject: of each category, see :func:`.segmenter`; the fact ``subject`` of a sample goes first.
     """
 
     subject: dict[str, str] = dataclasses.field(
@@ -187,8 +187,8 @@ class Plate(VeraStage):
 
     Attributes:
         room: pixels around the mask that are replaced, too.
-        most_unseen: share of the replaced pixels that no frame shows; so few are inpainted, with more the clip
-            is rejected as ``unseen_background``.
+        most_unseen: share of the replaced pixels that no frame shows; so few are inpainted, with more the
+            clip is rejected as ``unseen_background``.
         most_error: mean difference between plate and clip around the object, of values in [0, 1].
     """
 
@@ -290,8 +290,8 @@ class Inspect(VeraStage):
     """Rejects what the stages before could not see.
 
     Attributes:
-        most_flicker: mean jump of the mask's area against the frames before and after, as a share of it, while it is
-            wholly in view.
+        most_flicker: mean jump of the mask's area against the frames before and after, as a share of it,
+            while it is wholly in view.
         most_residue: share of the object's pixels that look the same in the plate, so that it is still there.
     """
 
@@ -321,8 +321,8 @@ class Inspect(VeraStage):
 class Caption(VeraStage):
     """Writes ``source_caption``, ``target_caption`` and ``instruction`` from facts, in fixed sentences.
 
-    The fact ``label`` says what the subject is, such as "a brown dog"; without one it is "a person" or "a moving
-    object". :class:`.VLMCaption` looks at the clip instead.
+    The facts ``label`` and ``scene`` say what is seen, such as "a brown dog" and "a quiet street"; without
+    them the sentences stay general. :class:`.VLMCaption` looks at the clip instead.
     """
 
     name = "caption"
