@@ -1,10 +1,10 @@
-"""The command line: `vera-lite edit | composite | check | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | judge | claims | check | fit | validate | export`.
 
-A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
-before the arguments are read and the files that they name are known to be there.
+A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
+arguments are parsed and their files are known to exist.
 """
 
-# argparse, not jsonargparse: with it, an option can be required, and a mistake stays one sentence.
+# argparse, not jsonargparse: here an option can be required, and a mistake stays one sentence.
 import argparse
 import sys
 import warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 from vera_lite.errors import RANGES, Notice, UserError, check_number
 
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
-#: Pipeline of each system of `edit`, and the options that it alone takes.
+#: Systems of `edit`: the pipeline, and the options that only some systems take.
 SYSTEMS = {
     "vera": ("VeraPipeline", {"mask", "guidance", "alpha_floor"}),
     "rvedit": ("RVEDiTPipeline", set()),
@@ -124,7 +124,31 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="denoising steps (default: the model's own)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
 
+    judge = commands.add_parser("judge", help="let a model judge edited videos, or rebuild a kept table")
+    add = judge.add_argument
+    add("clips", type=_path, nargs="?", help="JSON list of clips: id, category, instruction, source")
+    add(
+        "--method",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="a method and its results, ID.mkv or ID/final.mkv each; once per method",
+    )
+    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
+    add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
+    add("--out", type=_path, help="folder for replies and table; replies that it holds are not asked again")
+    add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
+
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
+    claims = commands.add_parser("claims", help="what the four papers claim, and what holds")
+    add = claims.add_argument
+    add("claim", nargs="?", help="show this one in full (default: list all)")
+    add("--paper", choices=("Vera", "GenCompositor", "RVEDiT", "MiVE"), help="only this paper's")
+    verdicts = ("supported", "not supported", "undecided", "not testable here")
+    add("--verdict", choices=verdicts, help="only these")
+    add("--page", type=_path, help="write an HTML page of all, to be filtered in a browser")
+    add("--check", action="store_true", help="hold each against its kept result; exit 1 if one has changed")
+    add("--ledger", type=_path, dest="path", help="default: results/claims.yaml")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
@@ -144,6 +168,12 @@ def _run(options: dict) -> int:
         from vera_lite.apps.check import check
 
         return check()
+    if command == "claims":
+        from vera_lite.apps.claims import show_claims
+
+        return show_claims(**{name: value for name, value in options.items() if value is not None})
+    if command == "judge":
+        return _judge(**options)
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0
@@ -159,6 +189,28 @@ def _run(options: dict) -> int:
     return 0
 
 
+def _judge(replay: Path | None, clips: Path | None, method: list[str] | None, **options) -> int:
+    from vera_lite.apps import judge
+
+    if replay is not None:
+        if clips or method or any(options.values()):
+            raise UserError("--replay takes a folder and nothing else.")
+        if judge.replay(replay):
+            return 0
+        print(f"vera-lite: this is not the table that {replay} keeps.", file=sys.stderr)
+        return 1
+    if not (clips and method and options["protocol"] and options["out"]):
+        raise UserError("give CLIPS, --method, --protocol and --out; or --replay FOLDER.")
+    methods = {name: folder for name, _, folder in (text.partition("=") for text in method)}
+    if len(methods) < len(method) or not all(name and folder for name, folder in methods.items()):
+        raise UserError("--method is NAME=FOLDER, and each name comes once.")
+    folders = {name: Path(folder) for name, folder in methods.items()}
+    _check_files(clips=clips, **{f"folder of {name}": folder for name, folder in folders.items()})
+    for path in judge.judge_files(clips, folders, **options):
+        print(path)
+    return 0
+
+
 def _check_files(**paths: Path | None) -> None:
     for name, path in paths.items():
         if path is not None and not path.exists():
@@ -166,7 +218,7 @@ def _check_files(**paths: Path | None) -> None:
 
 
 def _sampling(options: dict, *more: str) -> dict:
-    """Take the options that change how a model is sampled out of all options."""
+    """Remove the sampling settings from all options, and return them."""
     changes = {name: options.pop(name) for name in ("steps", *more) if name in options}
     for name in RANGES.keys() & changes.keys():
         check_number(name, changes[name])
@@ -177,9 +229,8 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     name, own = SYSTEMS[system]
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
-            raise UserError(
-                f"--{option.replace('_', '-')} cannot be used with --system {system}: leave it away."
-            )
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag} cannot be used with --system {system}: leave it out.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
@@ -208,7 +259,7 @@ def _composite(
 
 
 def _load(pipeline: str, model: Path | None, systems: tuple[str, ...], device: str):
-    """A model, once its files are known to be good and everything else is checked."""
+    """Load a model after a check of its files."""
     if model is not None:
         from vera_lite.apps.inputs import check_model
 

@@ -94,7 +94,7 @@ def is_still(cameras: np.ndarray) -> bool:
 
 
 def background(
-    video: Tensor, cameras: np.ndarray, mask: Tensor | None = None, samples: int = 49, min_seen: int = 3
+    video: Tensor, cameras: np.ndarray, mask: Tensor | None = None, samples: int = 49
 ) -> tuple[Tensor, Tensor]:
     """What the registered frames show behind what moves: the median over frames, without the masked pixels.
 
@@ -104,7 +104,6 @@ def background(
         mask: (T, 1, H, W), above 0 on what is to be left out; without one, whatever is there less than half
             of the time vanishes.
         samples: at most so many frames, evenly spread, enter the median.
-        min_seen: in so many of them a pixel must be seen.
 
     Returns:
         The background in every frame's own view, (T, 3, H, W) in [0, 1], 0 where unseen; and where too few
@@ -113,28 +112,61 @@ def background(
     Raises:
         Rejected: ``camera_moves`` so far that the frames have no common view.
     """
-    frames, _, height, width = video.shape
-    chosen = sorted({round(i) for i in np.linspace(0, frames - 1, min(samples, frames))})
-    hidden = torch.zeros(frames, 1, height, width) if mask is None else (mask > 0).float()
-    pixels = torch.cat([video, hidden], 1)
-    if is_still(cameras):
-        plate, unseen = _masked_median(pixels[chosen], min_seen)
-        return plate.expand(frames, -1, -1, -1), unseen.expand(frames, -1, -1, -1)
-    # A canvas that holds every frame, in the middle frame's view.
-    corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
-    seen = np.concatenate([cv2.perspectiveTransform(corners, h) for h in cameras])[:, 0]
-    low, high = np.floor(seen.min(0)) - 1, np.ceil(seen.max(0)) + 1
-    size = tuple(int(side) for side in high - low)
-    if size[0] * size[1] > 4 * width * height:
-        raise Rejected("camera_moves", "the camera moves too far for one background", canvas=list(size))
-    to_canvas = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ cameras
-    warped = [_warp(pixels[t], to_canvas[t], size, hidden=1.0) for t in chosen]
-    plate, unseen = _masked_median(torch.stack(warped), min_seen)
-    canvas = torch.cat([plate, unseen], 1)[0]
-    views = [_warp(canvas, np.linalg.inv(h), (width, height), hidden=1.0) for h in to_canvas]
-    views = torch.stack(views)
-    unseen = (views[:, 3:] > 1e-3).float()
-    return (views[:, :3] * (1 - unseen)).clamp(0, 1), unseen
+    chosen = spread(len(video), samples)
+    hidden = torch.zeros(len(video), 1, *video.shape[-2:]) if mask is None else mask
+    canvas = Canvas(video[chosen], hidden[chosen], chosen, cameras)
+    views = [canvas.view(t) for t in range(len(video))]
+    return tuple(torch.stack(pictures) for pictures in zip(*views, strict=True))
+
+
+def spread(frames: int, samples: int) -> list[int]:
+    """At most ``samples`` of so many frames, evenly spread."""
+    return sorted({round(i) for i in np.linspace(0, frames - 1, min(samples, frames))})
+
+
+class Canvas:
+    """A background that holds the view of every frame; see :func:`background`.
+
+    Args:
+        frames: (S, 3, H, W) in [0, 1], some frames of a clip of T frames.
+        hidden: (S, 1, H, W), above 0 on what is not background.
+        chosen: which frames they are.
+        cameras: (T, 3, 3), of all frames.
+        min_seen: in so many of ``frames`` a pixel must be seen.
+
+    Raises:
+        Rejected: as :func:`background`.
+    """
+
+    def __init__(
+        self, frames: Tensor, hidden: Tensor, chosen: list[int], cameras: np.ndarray, min_seen: int = 3
+    ):
+        pixels = torch.cat([frames, (hidden > 0).float()], 1)
+        height, width = frames.shape[-2:]
+        self.size, self.to_canvas = (width, height), cameras
+        self.is_still = is_still(cameras)
+        if not self.is_still:
+            corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
+            seen = np.concatenate([cv2.perspectiveTransform(corners, h) for h in cameras])[:, 0]
+            low, high = np.floor(seen.min(0)) - 1, np.ceil(seen.max(0)) + 1
+            size = tuple(int(side) for side in high - low)
+            if size[0] * size[1] > 4 * width * height:
+                raise Rejected(
+                    "camera_moves", "the camera moves too far for one background", canvas=list(size)
+                )
+            self.to_canvas = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ cameras
+            pixels = torch.stack(
+                [_warp(p, self.to_canvas[t], size) for t, p in zip(chosen, pixels, strict=True)]
+            )
+        self.pixels = torch.cat(_masked_median(pixels, min_seen), 1)[0]
+
+    def view(self, t: int) -> tuple[Tensor, Tensor]:
+        """The background as frame ``t`` sees it, (3, H, W), and where it is unknown, (1, H, W)."""
+        view = self.pixels
+        if not self.is_still:
+            view = _warp(view, np.linalg.inv(self.to_canvas[t]), self.size)
+        unseen = (view[3:] > 1e-3).float()
+        return (view[:3] * (1 - unseen)).clamp(0, 1), unseen
 
 
 def fill(video: Tensor, holes: Tensor, radius: int = 3) -> Tensor:
@@ -153,13 +185,13 @@ def fill(video: Tensor, holes: Tensor, radius: int = 3) -> Tensor:
     return filled
 
 
-def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int], hidden: float) -> Tensor:
-    """Colour and a mask, (4, H, W), seen otherwise; the mask is ``hidden`` where nothing was."""
+def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Colour and a mask, (4, H, W), seen otherwise; the mask is 1 where nothing was."""
     array = pixels.permute(1, 2, 0).numpy()
     colour = cv2.warpPerspective(
         array[..., :3], homography, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
-    mask = cv2.warpPerspective(np.ascontiguousarray(array[..., 3]), homography, size, borderValue=hidden)
+    mask = cv2.warpPerspective(np.ascontiguousarray(array[..., 3]), homography, size, borderValue=1.0)
     return torch.from_numpy(np.dstack([colour, mask])).permute(2, 0, 1)
 
 

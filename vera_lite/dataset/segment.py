@@ -20,13 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vera_lite.dataset.checks import Rejected, check_masks, rgb8
+from vera_lite.dataset.checks import Rejected, check_masks, clean, rgb8
 from vera_lite.dataset.person import person_probability
 from vera_lite.dataset.plate import background, is_still, register
-from vera_lite.errors import UserError
-
-#: x, y, width and height in pixels.
-Box = tuple[int, int, int, int]
+from vera_lite.dataset.subject import Box, check_box, parse_subject
 
 
 class Segmenter(Protocol):
@@ -149,42 +146,26 @@ class BoxSegmenter:
 
 
 def segmenter(subject: str, scale: float = 1.0) -> Segmenter:
-    """A segmenter by what a person types.
-
-    "person"; "moving"; "moving:X,Y,W,H", what moves in a box; or "X,Y,W,H", what is in it in the first frame.
+    """The segmenter for what a person types, see :func:`.parse_subject`.
 
     Args:
-        subject: see above.
+        subject: see there.
         scale: of the video against the one in whose pixels the box is given.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is nothing known.
     """
-    kind, _, numbers = subject.rpartition(":")
-    if subject == "person":
+    kind, box = parse_subject(subject)
+    if kind == "person":
         return PersonSegmenter()
-    if subject == "moving":
-        return MovingSegmenter()
-    try:
-        x, y, w, h = (round(scale * float(number)) for number in numbers.split(","))
-    except ValueError:
-        kind = "unknown"
-    if kind not in ("", "moving"):
-        raise UserError(
-            f"the subject is person, moving, moving:X,Y,W,H or X,Y,W,H in pixels, not {subject!r}."
-        )
-    return MovingSegmenter(box=(x, y, w, h)) if kind else BoxSegmenter((x, y, w, h))
+    scaled = None if box is None else tuple(round(scale * number) for number in box)
+    return MovingSegmenter(box=scaled) if kind == "moving" else BoxSegmenter(scaled)
 
 
 def _inside(box: Box, height: int, width: int) -> np.ndarray:
-    """Boolean (H, W), true inside a box.
-
-    Raises:
-        UserError: it is no part of the frame.
-    """
+    """Boolean (H, W), true inside a box."""
+    check_box(box, height, width)
     x, y, w, h = box
-    if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
-        raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")
     inside = np.zeros((height, width), bool)
     inside[y : y + h, x : x + w] = True
     return inside
@@ -198,27 +179,3 @@ def _grown(seeds: np.ndarray, likely: np.ndarray) -> np.ndarray:
     """The connected parts of ``likely`` (H, W) that hold a seed."""
     _, parts = cv2.connectedComponents(likely.astype(np.uint8))
     return np.isin(parts, np.unique(parts[seeds & likely])) & likely
-
-
-def clean(mask: np.ndarray, width: int, part: float = 0.05) -> np.ndarray:
-    """A mask (H, W) without specks and holes.
-
-    Args:
-        mask: boolean, or 0 and 1.
-        width: of the morphology, in pixels; 1 for none.
-        part: parts smaller than this share of the largest one go, and holes so small are filled.
-    """
-    mask = mask.astype(np.uint8)
-    if width > 1:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-        mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
-    for value in (1, 0):
-        count, parts, stats, _ = cv2.connectedComponentsWithStats(
-            (mask == value).astype(np.uint8), connectivity=8
-        )
-        sizes = stats[:, cv2.CC_STAT_AREA]
-        if value == 1:
-            largest = sizes[1:].max(initial=0)
-        small = [i for i in range(1, count) if sizes[i] < part * largest]
-        mask[np.isin(parts, small)] = 1 - value
-    return mask > 0

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 from vera_lite.dataset.backgrounds import new_background
 from vera_lite.dataset.checks import Rejected, on_border
-from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, shadow, trimap
+from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, split, with_shadow
 from vera_lite.dataset.plate import background, fill, register
-from vera_lite.dataset.segment import clean, segmenter
+from vera_lite.dataset.segment import segmenter
 from vera_lite.dataset.stage import Fail, Ok, Reject, Sample, digest
 from vera_lite.media.clip import composite, to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_grey, read_video
@@ -246,11 +246,8 @@ class Matte(VeraStage):
         video, mask = load(inputs, "composite", "mask")
         removes = "source" in sample.files
         (plate,) = load(inputs, "source") if removes else (None,)
-        shade = shadow(video, plate, mask) if removes else torch.zeros_like(mask)
-        if shade.any():
-            parts = [clean((m > s)[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
-            mask = torch.from_numpy(np.stack(parts)).float()[:, None]
-        alpha, facts = self.matter()(video, trimap(mask, self.width)), {}
+        mask, alpha, shade = split(video, mask, plate, self.width, self.matter())
+        facts = {}
         if removes:
             hard, soft = misfit(video, plate, mask, (mask, alpha), self.width)
             facts = {"misfit_hard": round(hard, 5), "misfit_soft": round(soft, 5)}
@@ -262,8 +259,7 @@ class Matte(VeraStage):
         if not removes:
             layers = {"edit": foreground(video, 1 - alpha), "alpha": 1 - alpha}
         else:
-            whole = alpha + (1 - alpha) * shade  # a shadow is a black layer
-            layers = {"edit": subject * (alpha / whole.clamp_min(1e-4)), "alpha": whole}
+            layers = dict(zip(("edit", "alpha"), with_shadow(subject, alpha, shade), strict=True))
         return save(sample, out, layers | {"subject": subject, "mask": mask}, **facts)
 
 

@@ -1,0 +1,35 @@
+"""How a person says what the subject of a clip is. Nothing here needs torch or OpenCV."""
+
+from vera_lite.errors import UserError
+
+#: x, y, width and height in pixels.
+Box = tuple[int, int, int, int]
+
+
+def parse_subject(text: str) -> tuple[str, Box | None]:
+    """``"person"``; ``"moving"``, what moves; ``"moving:X,Y,W,H"``, what moves in a box; or ``"X,Y,W,H"``, what
+    is in a box in the first frame.
+
+    Returns:
+        "person", "moving" or "box"; and the box, if there is one.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ("person", "moving"):
+        return text, None
+    kind, _, numbers = text.rpartition(":")
+    try:
+        x, y, w, h = (int(number) for number in numbers.split(","))
+    except ValueError:
+        kind = "unknown"
+    if kind not in ("", "moving"):
+        raise UserError(f"the subject is person, moving, moving:X,Y,W,H or X,Y,W,H in pixels, not {text!r}.")
+    return kind or "box", (x, y, w, h)
+
+
+def check_box(box: Box, height: int, width: int) -> None:
+    """UserError unless a box is a part of a frame, and not all of it."""
+    x, y, w, h = box
+    if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
+        raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")
