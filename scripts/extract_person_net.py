@@ -4,7 +4,7 @@
     python scripts/extract_person_net.py build/mediapipe-0.10.21-*.whl
 
 Needs `ai-edge-litert` (extra `tests`). Convolutions of the original graph, in the order in which they run,
-are those of PersonNet in the order in which they are defined. The weights stay in half precision, as they are.
+are those of PersonNet in the order in which they are defined. The weights stay in half precision.
 """
 
 import sys

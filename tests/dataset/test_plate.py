@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vera_lite.dataset.checks import Rejected
+from vera_lite.dataset.checks import Rejected, grow
 from vera_lite.dataset.plate import background, fill, is_still, register
-from vera_lite.dataset.stages import grow
 from vera_lite.toy.truth import truth_clip
 
 SIZE = (136, 240)
@@ -34,7 +33,7 @@ def test_a_camera_that_stands_still_is_left_alone(still):
 def test_a_pan_is_found_to_a_fraction_of_a_pixel(panned):
     cameras = register(panned.composite)
     shifts = cameras[:, :2, 2]
-    # The picture of truth_clip moves evenly; x of the first frame in the middle one is minus that of the last.
+    # The picture of truth_clip moves evenly.
     assert abs(shifts[0, 0]) > 5
     line = np.linspace(shifts[0, 0], shifts[-1, 0], len(shifts))
     assert np.abs(shifts[:, 0] - line).max() < 0.3

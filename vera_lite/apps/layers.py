@@ -45,7 +45,7 @@ def check_subject(subject: str, info: VideoInfo) -> None:
 
 
 def find_subject(reader: VideoReader, subject: str) -> tuple[Tensor, Tensor]:
-    """Masks of the subject (T, 1, h, w), 0 or 1, and the small video (T, 3, h, w) in [0, 1] they were found in.
+    """Masks of the subject (T, 1, h, w), 0 or 1, and the small video (T, 3, h, w) that was searched.
 
     Raises:
         Rejected: the segmenter has no use on this video.
@@ -60,6 +60,24 @@ def find_subject(reader: VideoReader, subject: str) -> tuple[Tensor, Tensor]:
     return segmenter(subject, scale)(video), video
 
 
+def find_matte(reader: VideoReader, subject: str, count: int) -> Tensor:
+    """The subject's matte (count, 1, H, W) in [0, 1] in the frames that a model sees.
+
+    Raises:
+        Rejected: as :func:`find_subject`.
+    """
+    from vera_lite.apps.files import pick
+    from vera_lite.dataset.matte import ClosedForm, trimap
+    from vera_lite.media.clip import to_float
+    from vera_lite.pipelines import frame_choice
+
+    size = reader.info.height, reader.info.width
+    chosen = list(frame_choice(reader.info.frames, count))
+    mask = enlarged(find_subject(reader, subject)[0][chosen], size)
+    width = max(3, round(size[0] / 70))
+    return ClosedForm(3 * width)(to_float(pick(reader, chosen, "matting")), trimap(mask, width))
+
+
 def enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks (T, 1, h, w) at another size, (T, 1, H, W), 0 or 1."""
     from torch.nn import functional as F
@@ -69,13 +87,13 @@ def enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass
 class Layers:
-    """Layers of a file, as they were asked for. Making one checks, without torch, all that can be known before.
+    """Layers of a file, as they were asked for. Making one checks all that can be known without torch.
 
     Attributes:
         video: a file with constant frame rate.
         out: folder, made if needed.
         subject: see :func:`.parse_subject`.
-        width: pixels of the unknown band on either side of the mask's outline; the default grows with the video.
+        width: pixels on either side of the outline that may be soft; the default grows with the video.
         info: what ``video`` holds.
 
     Raises:
@@ -188,8 +206,8 @@ class _Behind:
         import numpy as np
 
         from vera_lite.apps.files import pick
+        from vera_lite.dataset.checks import grow
         from vera_lite.dataset.plate import Canvas, background, register, spread
-        from vera_lite.dataset.stages import grow
         from vera_lite.media.clip import to_float
 
         size = reader.info.height, reader.info.width

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from vera_lite.errors import UserError
 
@@ -69,6 +70,13 @@ def check_masks(
     border = border.max().item()
     if border > max_border:
         raise Rejected("touches_border", f"the mask covers {border:.0%} of the frame's border", border=border)
+
+
+def grow(mask: Tensor, pixels: int) -> Tensor:
+    """A mask (T, 1, H, W), wider by so many pixels on every side."""
+    return F.max_pool2d(
+        F.max_pool2d(mask, (2 * pixels + 1, 1), 1, (pixels, 0)), (1, 2 * pixels + 1), 1, (0, pixels)
+    )
 
 
 def on_border(mask: Tensor) -> Tensor:

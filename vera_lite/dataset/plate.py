@@ -96,13 +96,15 @@ def is_still(cameras: np.ndarray) -> bool:
 def background(
     video: Tensor, cameras: np.ndarray, mask: Tensor | None = None, samples: int = 49
 ) -> tuple[Tensor, Tensor]:
-    """What the registered frames show behind what moves: the median over frames, without the masked pixels.
+    """What the registered frames show behind what moves.
+
+    With a mask it is the median of the frames, without what is masked. Without one it is what a pixel shows
+    early and late, even if something stands there for half of the clip.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
         cameras: (T, 3, 3), from :func:`register`.
-        mask: (T, 1, H, W), above 0 on what is to be left out; without one, whatever is there less than half
-            of the time vanishes.
+        mask: (T, 1, H, W), above 0 on what is to be left out.
         samples: at most so many frames, evenly spread, enter the median.
 
     Returns:
@@ -113,8 +115,7 @@ def background(
         Rejected: ``camera_moves`` so far that the frames have no common view.
     """
     chosen = spread(len(video), samples)
-    hidden = torch.zeros(len(video), 1, *video.shape[-2:]) if mask is None else mask
-    canvas = Canvas(video[chosen], hidden[chosen], chosen, cameras)
+    canvas = Canvas(video[chosen], None if mask is None else mask[chosen], chosen, cameras)
     views = [canvas.view(t) for t in range(len(video))]
     return tuple(torch.stack(pictures) for pictures in zip(*views, strict=True))
 
@@ -129,7 +130,7 @@ class Canvas:
 
     Args:
         frames: (S, 3, H, W) in [0, 1], some frames of a clip of T frames.
-        hidden: (S, 1, H, W), above 0 on what is not background.
+        hidden: (S, 1, H, W), above 0 on what is not background; None: unknown.
         chosen: which frames they are.
         cameras: (T, 3, 3), of all frames.
         min_seen: in so many of ``frames`` a pixel must be seen.
@@ -139,9 +140,10 @@ class Canvas:
     """
 
     def __init__(
-        self, frames: Tensor, hidden: Tensor, chosen: list[int], cameras: np.ndarray, min_seen: int = 3
+        self, frames: Tensor, hidden: Tensor | None, chosen: list[int], cameras: np.ndarray, min_seen: int = 3
     ):
-        pixels = torch.cat([frames, (hidden > 0).float()], 1)
+        masked = torch.zeros_like(frames[:, :1]) if hidden is None else (hidden > 0).float()
+        pixels = torch.cat([frames, masked], 1)
         height, width = frames.shape[-2:]
         self.size, self.to_canvas = (width, height), cameras
         self.is_still = is_still(cameras)
@@ -158,6 +160,8 @@ class Canvas:
             pixels = torch.stack(
                 [_warp(p, self.to_canvas[t], size) for t, p in zip(chosen, pixels, strict=True)]
             )
+        if hidden is None:
+            pixels = _without_passers(pixels)
         self.pixels = torch.cat(_masked_median(pixels, min_seen), 1)[0]
 
     def view(self, t: int) -> tuple[Tensor, Tensor]:
@@ -193,6 +197,28 @@ def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int]) -> Tens
     )
     mask = cv2.warpPerspective(np.ascontiguousarray(array[..., 3]), homography, size, borderValue=1.0)
     return torch.from_numpy(np.dstack([colour, mask])).permute(2, 0, 1)
+
+
+def _without_passers(pixels: Tensor, tolerance: float = 0.06) -> Tensor:
+    """Mask, in frames with masks (S, 4, H, W), what is not background.
+
+    Of the medians of the beginning, the middle, the end and all frames, a pixel's background is the one that
+    it shows often, and at times that lie far apart.
+    """
+    frames, times = len(pixels), torch.linspace(-1, 1, len(pixels)).view(-1, 1, 1, 1)
+    third = max(1, frames // 3)
+    parts = (pixels, pixels[:third], pixels[third : frames - third], pixels[frames - third :])
+    best, masked = torch.full_like(pixels[:1, :1], -1), pixels[:, 3:]
+    for part in parts:
+        guess = _masked_median(part, 1)[0] if len(part) else pixels[:1, :3]
+        shown = ((pixels[:, :3] - guess).abs().amax(1, keepdim=True) < tolerance) & (pixels[:, 3:] == 0)
+        count = shown.sum(0, keepdim=True).clamp_min(1)
+        mean = (times * shown).sum(0, keepdim=True) / count
+        spread = ((times - mean).square() * shown).sum(0, keepdim=True) / count
+        score = (spread * count).sqrt()
+        masked = torch.where(score > best, (~shown).float(), masked)
+        best = torch.maximum(best, score)
+    return torch.cat([pixels[:, :3], masked], 1)
 
 
 def _masked_median(pixels: Tensor, min_seen: int) -> tuple[Tensor, Tensor]:

@@ -81,19 +81,17 @@ class MovingSegmenter:
         cameras = register(video)
         plate, unseen = background(video, cameras)
         # A background that was moved to a frame is off by a fraction of a pixel: edges need a tolerance.
-        reach = 1 if is_still(cameras) else 3
-        masks, counts = [], unseen[:, 0].numpy() == 0
-        if self.box is not None:
-            counts &= _inside(self.box, *video.shape[-2:])
-        for frame, behind, here in zip(rgb8(video), rgb8(plate), counts, strict=True):
-            kernel = np.ones((reach, reach), np.uint8)
+        kernel, masks = np.ones((1, 1) if is_still(cameras) else (3, 3), np.uint8), []
+        for frame, behind, blind in zip(rgb8(video), rgb8(plate), unseen[:, 0].numpy() > 0, strict=True):
             brighter = cv2.subtract(frame, cv2.dilate(behind, kernel))
             darker = cv2.subtract(cv2.erode(behind, kernel), frame)
-            difference = cv2.max(brighter, darker).max(2)
-            difference = here * cv2.GaussianBlur(difference.astype(np.float32) / 255, (0, 0), 0.8)
-            masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3) & here)
+            difference = cv2.max(brighter, darker).max(2).astype(np.float32) / 255
+            difference = cv2.GaussianBlur(difference, (0, 0), 0.8) * ~blind
+            masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3))
         mask = _masks(masks)
         x, y, w, h = self.box or (0, 0, *video.shape[:1:-1])
+        if self.box is not None:
+            mask = mask * torch.from_numpy(_inside(self.box, *video.shape[-2:]))
         check_masks(mask[..., y : y + h, x : x + w])
         return mask
 

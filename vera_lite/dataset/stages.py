@@ -26,10 +26,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vera_lite.dataset.backgrounds import new_background
-from vera_lite.dataset.checks import Rejected, on_border
+from vera_lite.dataset.checks import Rejected, grow, on_border
 from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, split, with_shadow
 from vera_lite.dataset.plate import background, fill, register
 from vera_lite.dataset.segment import segmenter
@@ -80,13 +79,6 @@ def save(sample: Sample, out: Path, videos: dict[str, Tensor], **facts: Any) -> 
         write_video(out / f"{name}.mkv", to_uint8(video.clone()), sample.facts["fps"], "lossless")
     files = sample.files | {name: f"{name}.mkv" for name in videos}
     return Ok(replace(sample, files=files, facts=sample.facts | facts))
-
-
-def grow(mask: Tensor, pixels: int) -> Tensor:
-    """A mask (T, 1, H, W), wider by so many pixels on every side."""
-    return F.max_pool2d(
-        F.max_pool2d(mask, (2 * pixels + 1, 1), 1, (pixels, 0)), (1, 2 * pixels + 1), 1, (0, pixels)
-    )
 
 
 @dataclass

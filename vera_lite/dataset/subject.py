@@ -7,8 +7,9 @@ Box = tuple[int, int, int, int]
 
 
 def parse_subject(text: str) -> tuple[str, Box | None]:
-    """``"person"``; ``"moving"``, what moves; ``"moving:X,Y,W,H"``, what moves in a box; or ``"X,Y,W,H"``, what
-    is in a box in the first frame.
+    """Read a subject.
+
+    ``person``; ``moving``; ``moving:X,Y,W,H``, what moves in a box; ``X,Y,W,H``, what is in it at first.
 
     Returns:
         "person", "moving" or "box"; and the box, if there is one.
