@@ -74,11 +74,13 @@ def contact_sheet(
         rows: label -> one frame per column, each (1 or 3, H, W) in [0, 1], or None for a gap.
         columns: their headings.
         title: what to see.
-        side: inches of a frame.
+        side: inches of a frame's width.
     """
     label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
-    width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
+    first = next(frame for frames in rows.values() for frame in frames if frame is not None)
+    tall = side * min(1.0, first.shape[-2] / first.shape[-1])
+    width, height = (side + 0.09) * len(columns) + label, (tall + 0.09) * len(rows) + heading
     figure, grid = _grid(list(rows), columns, title, width, height, fontsize=10)
     for axes, frames in zip(grid, rows.values(), strict=True):
         for ax, frame in zip(axes, frames, strict=True):
