@@ -34,7 +34,7 @@ def check_subject(subject: str, info: VideoInfo) -> None:
         UserError: it is nothing known, lies outside the frame, the video is too long, or OpenCV is missing.
     """
     box = parse_subject(subject)[1]
-    if box is not None:
+    if isinstance(box, tuple):
         check_box(box, info.height, info.width)
     if info.frames > MOST_FRAMES:
         raise UserError(

@@ -143,21 +143,27 @@ class BoxSegmenter:
         return mask
 
 
-def segmenter(subject: str, scale: float = 1.0) -> Segmenter:
+def segmenter(subject: str, scale: float = 1.0, download: bool = False) -> Segmenter:
     """The segmenter for what a person types, see :func:`.parse_subject`.
 
     Args:
         subject: see there.
         scale: of the video against the one in whose pixels the box is given.
+        download: fetch SAM 2 if it is not on this machine.
 
     Raises:
         UserError: it is nothing known.
     """
     kind, box = parse_subject(subject)
+    if isinstance(box, tuple):
+        box = tuple(round(scale * number) for number in box)
+    if kind == "sam2":
+        from vera_lite.dataset.sam2 import Sam2Segmenter
+
+        return Sam2Segmenter(box, download=download)
     if kind == "person":
         return PersonSegmenter()
-    scaled = None if box is None else tuple(round(scale * number) for number in box)
-    return MovingSegmenter(box=scaled) if kind == "moving" else BoxSegmenter(scaled)
+    return MovingSegmenter(box=box) if kind == "moving" else BoxSegmenter(box)
 
 
 def _inside(box: Box, height: int, width: int) -> np.ndarray:

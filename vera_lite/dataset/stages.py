@@ -67,6 +67,15 @@ class VeraStage:
         raise NotImplementedError
 
 
+def weights(model: str | None) -> dict[str, str]:
+    """Which weights a stage's model has, for its ``config``; nothing if it has no model."""
+    if model is None:
+        return {}
+    from vera_lite.dataset.models import revision
+
+    return {"weights": revision(model)}
+
+
 def load(inputs: Inputs, *names: str) -> list[Tensor]:
     """Videos of a sample as float32 (T, 3 or 1, H, W) in [0, 1]."""
     read = {"mask": read_grey, "alpha": read_grey}
@@ -182,25 +191,38 @@ class Plate(VeraStage):
         most_unseen: share of the replaced pixels that no frame shows; so few are inpainted, with more the
             clip is rejected as ``unseen_background``.
         most_error: mean difference between plate and clip around the object, of values in [0, 1].
+        model: folder or name of a Wan VACE that invents what no frame shows; then nothing is rejected for it.
     """
 
     room: int = 4
     most_unseen: float = 0.005
     most_error: float = 0.03
+    model: str | None = None
     name, only = "plate", "object_addition"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject:
         video, mask = load(inputs, "composite", "mask")
         hidden = grow(mask, self.room)
         plate, unseen = background(video, register(video), hidden)
         share = float((unseen * hidden).sum() / hidden.sum())
-        if share > self.most_unseen:
+        if share > self.most_unseen and self.model is None:
             raise Rejected("unseen_background", f"{share:.1%} of what is behind is never seen", unseen=share)
         around = grow(hidden, 6) - hidden
         error = float(((plate - video).abs().mean(1, keepdim=True) * around).sum() / around.sum())
         if error > self.most_error:
             raise Rejected("background_changes", "the background changes behind the object", error=error)
-        source = torch.where(hidden > 0, fill(plate, unseen * hidden), video)
+        if share > self.most_unseen:
+            from vera_lite.dataset.models import WanVideo
+
+            remover = WanVideo(str(self.model), "the empty scene, without the object")
+            plate = remover.remove(torch.where(hidden > 0, plate, video), unseen * hidden)
+        else:
+            plate = fill(plate, unseen * hidden)
+        source = torch.where(hidden > 0, plate, video)
         return save(sample, out, {"source": source}, unseen=round(share, 5), plate_error=round(error, 5))
 
 
@@ -224,7 +246,7 @@ class Matte(VeraStage):
 
     @property
     def config(self) -> dict[str, Any]:
-        return super().config | ({} if self.model is None else {"weights": self.matter().revision})
+        return super().config | weights(self.model)
 
     def matter(self) -> Matter:
         """What solves the unknown band."""
@@ -261,14 +283,33 @@ class Background(VeraStage):
 
     Attributes:
         seed: which of the backgrounds a clip gets depends on this and its key.
+        model: folder or name of a Wan text-to-video model; without one see :mod:`.backgrounds`.
+        prompts: what it shows; a clip's key chooses one.
     """
 
     seed: int = 0
+    model: str | None = None
+    prompts: tuple[str, ...] = (
+        "a quiet beach in the morning",
+        "a busy street at night",
+        "a meadow in spring",
+    )
     name, only = "background", "background_change"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
         video, subject, alpha = load(inputs, "composite", "subject", "alpha")
-        pixels, words = new_background(digest(self.seed, sample.key), video)
+        key = digest(self.seed, sample.key)
+        if self.model is None:
+            pixels, words = new_background(key, video)
+        else:
+            from vera_lite.dataset.models import WanVideo
+
+            words = self.prompts[int(key[:8], 16) % len(self.prompts)]
+            pixels = WanVideo(self.model, words, seed=int(key[8:15], 16)).background(video)
         source = composite(subject, 1 - alpha, pixels)
         return save(sample, out, {"source": source}, background=words)
 

@@ -6,13 +6,14 @@ from vera_lite.errors import UserError
 Box = tuple[int, int, int, int]
 
 
-def parse_subject(text: str) -> tuple[str, Box | None]:
+def parse_subject(text: str) -> tuple[str, Box | str | None]:
     """Read a subject.
 
-    ``person``; ``moving``; ``moving:X,Y,W,H``, what moves in a box; ``X,Y,W,H``, what is in it at first.
+    ``person``; ``moving``; ``moving:X,Y,W,H``, what moves in a box; ``X,Y,W,H``, what is in it at first; or,
+    by SAM 2, ``sam2:X,Y,W,H``, the same in longer clips, and ``sam2:WORDS``, what the words name.
 
     Returns:
-        "person", "moving" or "box"; and the box, if there is one.
+        "person", "moving", "box" or "sam2"; and the box or the words, if there are some.
 
     Raises:
         UserError: it is none of these.
@@ -23,9 +24,13 @@ def parse_subject(text: str) -> tuple[str, Box | None]:
     try:
         x, y, w, h = (int(number) for number in numbers.split(","))
     except ValueError:
+        if kind == "sam2" and numbers.strip(" ."):
+            return kind, numbers.strip(" .")
         kind = "unknown"
-    if kind not in ("", "moving"):
-        raise UserError(f"the subject is person, moving, moving:X,Y,W,H or X,Y,W,H in pixels, not {text!r}.")
+    if kind not in ("", "moving", "sam2"):
+        raise UserError(
+            f"the subject is person, moving, moving:X,Y,W,H, X,Y,W,H in pixels, or sam2:WORDS, not {text!r}."
+        )
     return kind or "box", (x, y, w, h)
 
 
