@@ -41,7 +41,7 @@ def test_the_whole_audit_is_in_the_ledger():
     assert in_ledger == {row["claim"] for row in audit}
 
 
-def test_reasons_quote_results_and_hold_no_numbers_of_their_own():
+def test_reasons_are_filled_from_results():
     for claim in CLAIMS:
         assert "{" not in ledger.reason(claim)
         effect = ledger.effect(claim)

@@ -177,7 +177,7 @@ def test_paired_tests_equal_scipy_and_say_how_large_the_effect_is():
     tests = compare_paired(ours, {"worse": ours - rng.random(30), "same": ours, "other": other})
     worse, same, unlike = tests
     assert worse.effect == 1 and worse.gain > 0 and worse.p == stats.wilcoxon(np.arange(1, 31)).pvalue
-    assert (same.effect, same.gain, same.p) == (0, 0, 1)
+    assert (same.effect, same.gain, same.p, same.clips) == (0, 0, 1, 30)
     assert unlike.p == stats.wilcoxon(ours, other).pvalue
     plus = sum(stats.rankdata(abs(ours - other))[ours > other])
     assert unlike.effect == pytest.approx(2 * plus / (30 * 31 / 2) - 1)
