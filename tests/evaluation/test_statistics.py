@@ -234,6 +234,20 @@ def test_raters_are_drawn_anew_as_well_as_clips():
     assert low < np.nanmean(values) < high
 
 
+def test_three_seeds_need_students_interval():
+    rng = np.random.default_rng(0)
+    crossed, students = 0, 0
+    for k in range(200):
+        values = (
+            rng.standard_normal((3, 1)) + 0.3 * rng.standard_normal((1, 64)) + rng.standard_normal((3, 64))
+        )
+        low, high = crossed_bootstrap(values, draws=200, seed=k)
+        crossed += low <= 0 <= high
+        low, high = seed_interval(values.mean(1))
+        students += low <= 0 <= high
+    assert crossed / 200 == pytest.approx(0.77, abs=0.08) and students / 200 == pytest.approx(0.95, abs=0.04)
+
+
 @pytest.mark.parametrize(
     "call",
     [
