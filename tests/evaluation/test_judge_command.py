@@ -11,8 +11,9 @@ from vera_lite.apps.judge import protocols
 from vera_lite.cli import main
 from vera_lite.errors import UserError
 from vera_lite.evaluation import judging
+from vera_lite.evaluation.judge_table import table
 from vera_lite.evaluation.judges import PROTOCOLS
-from vera_lite.evaluation.judging import Record, table
+from vera_lite.evaluation.judging import Record
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.video_writer import write_video
 from vera_lite.toy.world import WorldConfig
@@ -204,7 +205,8 @@ def test_macro_and_denominators_by_hand():
     assert row["overall"].value == Decimal("42.5") and (row["overall"].valid, row["overall"].total) == (3, 4)
     assert row["IC"].value == Decimal("47.5")  # (85 + 10) / 2
     assert row["overall"].low is None and row["local add"].low <= 65 <= row["local add"].high
-    micro = type("Micro", (type(PROTOCOLS["rvedit"]),), {"macro": False})()
+    micro = replace(PROTOCOLS["rvedit"], macro=False)
+    records = [replace(r, rubric=micro.rubric) for r in records]
     assert table(records, micro)["j", "m"]["overall"].value == 50
 
 

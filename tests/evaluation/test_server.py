@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
 from vera_lite.evaluation import judging
 from vera_lite.evaluation.judges import PROTOCOLS, Case, answer_text
-from vera_lite.evaluation.toy.vqa import ToyVQA
+from vera_lite.evaluation.toy.vqa import TOY_VQA
 from vera_lite.toy.world import WorldConfig
 
 pytest.importorskip("openai", reason="a judge behind a server needs the extra `judge`")
@@ -75,7 +76,7 @@ def served(tmp_path_factory):
 def test_transformers_serve_answers_as_the_model_here_does(served, cases, tmp_path):
     remote, here = judging.ServerJudge(served, str(TOY_VLM)), judging.LocalJudge()
     assert remote.name == here.name and remote.name.startswith("vlm_toy@")
-    toy = ToyVQA()
+    toy = TOY_VQA
     for case in cases:
         messages = toy.messages(case, "all")
         theirs, ours = remote.ask(messages, toy), here.ask(messages, toy)
@@ -83,7 +84,7 @@ def test_transformers_serve_answers_as_the_model_here_does(served, cases, tmp_pa
         assert theirs.finish_reason == ours.finish_reason == "stop"
     # A rubric is beyond the toy model: every attempt is kept, and none becomes a score.
     log, case = judging.Log(tmp_path / "records.jsonl"), cases[0]
-    short = type("Short", (type(PROTOCOLS["rvedit"]),), {"options": {"max_tokens": 12}})()
+    short = replace(PROTOCOLS["rvedit"], options={"max_tokens": 12})
     case = Case("0", "local add", case.instruction, case.source, case.edited)
     judging.judge_clip(case, "truth", short, remote, log)
     assert [r.outcome for r in log.records] == ["parse_fail"] * 3 and all(r.reply for r in log.records)
@@ -156,7 +157,7 @@ def judge_at(server, **options):
 )
 def test_what_a_server_may_do_instead_of_answering(spoilt, cases, answer, outcome):
     spoilt.answers = [answer]
-    toy = ToyVQA()
+    toy = TOY_VQA
     reply = judge_at(spoilt, timeout=0.5).ask(toy.messages(cases[0], "all"), toy)
     assert reply.outcome == outcome
     sent = spoilt.bodies[0]["messages"][0]["content"]
@@ -168,7 +169,7 @@ def test_what_a_server_may_do_instead_of_answering(spoilt, cases, answer, outcom
 def test_a_refusal_of_the_whole_run_ends_it(spoilt, cases, status):
     spoilt.answers = [(status, {"error": {"message": "no"}})]
     with pytest.raises(UserError, match=f"refuses 'm'.*{status}"):
-        judge_at(spoilt).ask(ToyVQA().messages(cases[0], "all"), ToyVQA())
+        judge_at(spoilt).ask(TOY_VQA.messages(cases[0], "all"), TOY_VQA)
 
 
 def test_no_server_is_one_sentence(cases):
@@ -176,7 +177,7 @@ def test_no_server_is_one_sentence(cases):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(UserError, match="start its server"):
-        judging.ServerJudge(url, "m").ask(ToyVQA().messages(cases[0], "all"), ToyVQA())
+        judging.ServerJudge(url, "m").ask(TOY_VQA.messages(cases[0], "all"), TOY_VQA)
 
 
 def test_a_reply_is_asked_for_again_until_it_parses_and_never_twice(spoilt, cases, tmp_path):
@@ -206,7 +207,7 @@ def test_a_reply_is_asked_for_again_until_it_parses_and_never_twice(spoilt, case
 
 
 def test_what_the_line_lost_is_asked_again_by_the_next_run(spoilt, cases, tmp_path):
-    toy, path = ToyVQA(), tmp_path / "records.jsonl"
+    toy, path = TOY_VQA, tmp_path / "records.jsonl"
     spoilt.answers = [(500, {}), completion("a ring")]
     for _ in range(2):
         judging.judge_clip(cases[0], "a", toy, judge_at(spoilt), judging.Log(path))

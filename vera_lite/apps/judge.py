@@ -38,14 +38,15 @@ def judge_files(
         The table and the records.
 
     Raises:
-        UserError: something is missing or cannot be read, before any question is asked; or no server answers.
+        UserError: something is missing or cannot be read, before any question is asked; no server answers; or
+            the records in ``out`` are of another protocol.
     """
     import torch
-    from filelock import FileLock, Timeout
     from tqdm import tqdm
 
-    from vera_lite.apps.inputs import read_picture
+    from vera_lite.apps.inputs import check_out, read_picture
     from vera_lite.evaluation import judging
+    from vera_lite.evaluation.judge_table import markdown
     from vera_lite.evaluation.judges import Case
     from vera_lite.media.clip import to_float
     from vera_lite.media.video import check_video, read_video
@@ -53,39 +54,33 @@ def judge_files(
     chosen = _protocol(protocol)
     if server is not None and model is None:
         raise UserError("--server needs --model: what the server calls the judge.")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out wants a folder.")
+    out = check_out(out, clips)
     work = []
     for entry in _read_clips(clips, chosen):
+        reference = entry.pop("reference", None)
+        if reference is not None:
+            reference = to_float(torch.from_numpy(read_picture(clips.parent / reference, "reference")))
         source = clips.parent / entry["source"]
-        reference = clips.parent / entry["reference"] if entry.get("reference") else None
         results = {method: _result(folder, entry["id"]) for method, folder in methods.items()}
-        infos = [check_video(path) for path in (source, *results.values())]
-        picture = None if reference is None else read_picture(reference, "reference")
-        work.append((entry, source, results, float(infos[0].fps), picture))
+        fps = [float(check_video(path).fps) for path in (source, *results.values())][0]
+        facts = {k: entry[k] for k in ("id", "category", "instruction")} | {
+            "fps": fps,
+            "reference": reference,
+        }
+        work.append((facts, source, results))
     judge = judging.LocalJudge(model) if server is None else judging.ServerJudge(server, str(model))
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            log = judging.Log(out / RECORDS)
-            with tqdm(total=len(work) * len(methods), desc=chosen.name, unit="clip") as bar:
-                for entry, path, results, fps, picture in work:
-                    source = to_float(read_video(path)[0])
-                    reference = None if picture is None else to_float(torch.from_numpy(picture))
-                    for method, result in results.items():
-                        case = Case(
-                            entry["id"], entry["category"], entry["instruction"], source,
-                            to_float(read_video(result)[0]), fps, reference,
-                        )  # fmt: skip
-                        judging.judge_clip(case, method, chosen, judge, log)
-                        bar.update()
-            asked = {entry["id"] for entry, *_ in work}
-            kept = [r for r in log.records if r.item in asked and r.method in methods]
-            text = judging.markdown([r for r in kept if r.judge == judge.name or chosen.pooled], chosen)
-            with replacing(out / TABLE) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except Timeout as error:
-        raise UserError(f"another run is writing into {out}: wait for it, or give another --out.") from error
+    log = judging.Log(out / RECORDS)
+    with tqdm(total=len(work) * len(methods), desc=chosen.name, unit="clip") as bar:
+        for facts, path, results in work:
+            source = to_float(read_video(path)[0])
+            for method, result in results.items():
+                case = Case(**facts, source=source, edited=to_float(read_video(result)[0]))
+                judging.judge_clip(case, method, chosen, judge, log)
+                bar.update()
+    text = markdown(log.records, chosen)
+    with replacing(out / TABLE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text)
     return [out / TABLE, out / RECORDS]
 
@@ -96,7 +91,8 @@ def replay(folder: Path) -> bool:
     Raises:
         UserError: there are no records, or they cannot share a table.
     """
-    from vera_lite.evaluation.judging import markdown, read_records
+    from vera_lite.evaluation.judge_table import markdown
+    from vera_lite.evaluation.judging import read_records
 
     records = read_records(folder / RECORDS)
     if not records:
@@ -110,9 +106,9 @@ def replay(folder: Path) -> bool:
 def protocols() -> "dict[str, Protocol]":
     """All protocols by name: those of the papers, and the toy world's."""
     from vera_lite.evaluation.judges import PROTOCOLS
-    from vera_lite.evaluation.toy.vqa import ToyVQA
+    from vera_lite.evaluation.toy.vqa import TOY_VQA
 
-    return PROTOCOLS | {ToyVQA.name: ToyVQA()}
+    return PROTOCOLS | {TOY_VQA.name: TOY_VQA}
 
 
 def _protocol(name: str) -> "Protocol":

@@ -1,11 +1,9 @@
-"""How the papers let a large model judge an edit: five protocols that are never mixed.
+"""How the papers let a large model judge an edit: protocols that are never mixed.
 
-A protocol is what it shows, what it asks, how it reads the reply and how it makes one number of many. Each
-has its own scale, and rules that change scores, so numbers of two protocols share no table. What a paper
-leaves open is decided here and said in the class's docstring; the wording of every rubric is ours
-(``rubrics.toml``).
-
-Videos are shown as single frames: servers sample video files in ways of their own.
+A protocol is what it shows, what it asks, how it reads the reply, and how it makes one number of many. Each
+has its own scale and rules that change scores, so numbers of two protocols share no table. ``protocols.toml``
+holds the five, with what their papers leave open and we decided. Videos are shown as single frames: servers
+sample video files in ways of their own.
 """
 
 import hashlib
@@ -13,12 +11,11 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +37,7 @@ class Case:
         id: of the clip, the same for all methods.
         category: of the edit, a word of the protocol's.
         instruction: what was asked for.
-        source, edited: (T, 3, H, W) in [0, 1].
+        source, edited: (T, 3, H, W) in [0, 1]; T, H and W may differ.
         fps: frames per second of both.
         reference: (3, H, W), the edited first frame, if the editor was given one.
     """
@@ -54,37 +51,64 @@ class Case:
     reference: Tensor | None = None
 
 
-#: A message's part: a string, or a frame (3, H, W).
-Part = str | Tensor
+#: A message's role and its parts: strings, and frames (3, H, W).
+Messages = list[tuple[str, list[str | Tensor]]]
 
 
+@dataclass(frozen=True)
 class Protocol:
-    """What all protocols share: one call a clip, frames of both videos, scores by line."""
+    """One way to judge.
 
-    name: ClassVar[str]
-    axes: ClassVar[dict[str, str]]  #: key -> its name in the reply
-    scale: ClassVar[tuple[float, float]]
-    categories: ClassVar[tuple[str, ...]] = ()  #: empty: any
-    side: ClassVar[int | None] = 512  #: longest side of a frame in pixels; smaller ones are not enlarged
-    quality: ClassVar[int | None] = 85  #: of JPEG; None: PNG
-    attempts: ClassVar[int] = 3  #: in all, until a reply parses
-    options: ClassVar[dict[str, Any]] = {"max_tokens": 2048}  #: of sampling, as a server takes them
-    macro: ClassVar[bool] = True  #: overall is the mean of the categories' means, not of all clips
-    pooled: ClassVar[bool] = False  #: several judges make one number; otherwise each has its own rows
-    rubric_is_system: ClassVar[bool] = True
-    shows_reference: ClassVar[bool] = False
+    Attributes:
+        name: as tables and records say it.
+        read: (reply, protocol, call, instruction) -> scores by axis; raises :class:`Unparsable`.
+        source: where it is described.
+        decided: what is left open there and decided here.
+        axes: key -> name in the reply.
+        scale: lowest and highest score.
+        prompt: the rubric; see ``protocols.toml``.
+        categories: of edits -> their part of the rubric; empty: any.
+        asked: axis -> its part of the rubric, if each has a request of its own.
+        frames: shown of each video, evenly from the first to the last; None: one for each second.
+        side: longest side of a frame in pixels; smaller frames are not enlarged.
+        quality: of JPEG; None: PNG.
+        attempts: in all, until a reply parses.
+        options: of sampling, as a server takes them.
+        macro: overall is the mean of the categories' means, not of all clips.
+        pooled: all judges make one number; otherwise each has its own rows.
+        rubric_is_system: the rubric is a message of its own, not the beginning of the user's.
+        shows_reference: the edited first frame is shown, if there is one.
+    """
+
+    name: str
+    read: Callable[[str, "Protocol", str, str], dict[str, float]]
+    source: str
+    decided: str
+    axes: dict[str, str]
+    scale: Sequence[float]
+    prompt: str = ""
+    categories: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    frames: int | None = None
+    side: int | None = 512
+    quality: int | None = 85
+    attempts: int = 3
+    options: dict[str, Any] = field(default_factory=lambda: {"max_tokens": 2048})
+    macro: bool = True
+    pooled: bool = False
+    rubric_is_system: bool = True
+    shows_reference: bool = False
 
     @property
     def calls(self) -> tuple[str, ...]:
         """What is asked of one clip, each in a request of its own."""
-        return ("all",)
+        return tuple(self.asked) or ("all",)
 
     @property
     def rubric(self) -> str:
-        """Hash of everything that a score depends on beside the clip and the judge."""
-        settings = {k: getattr(self, k) for k in ("axes", "scale", "side", "quality", "attempts", "options")}
-        text = json.dumps([_rubrics().get(self.name), settings, self.calls], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Hash of everything that a score depends on beside clip, judge and parser."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def check(self, category: str) -> None:
         """UserError if the protocol does not know a category."""
@@ -94,207 +118,106 @@ class Protocol:
             )
 
     def chosen(self, frames: int, fps: float) -> list[int]:
-        """Which frames are shown of a video: 5, evenly from the first to the last."""
-        return evenly(5, frames)
+        """Which of a video's frames are shown."""
+        return one_a_second(frames, fps) if self.frames is None else evenly(self.frames, frames)
 
-    def prompt(self, case: Case, call: str) -> str:
-        """The rubric with the instruction put in, word for word and last: it may hold braces itself."""
-        table = _rubrics()[self.name]
-        text = table["prompt"].strip()
-        text = text.replace("{category}", table.get("categories", {}).get(case.category, "").strip())
-        text = text.replace("{axis}", table.get("axes", {}).get(call, "")).replace("{code}", call)
-        return text.replace("{edit_prompt}", case.instruction)
+    def messages(self, case: Case, call: str) -> Messages:
+        """What the judge is sent: the rubric, the source's frames, then the edit's.
 
-    def messages(self, case: Case, call: str) -> list[tuple[str, list[Part]]]:
-        """Role and parts of each message; the source comes first."""
+        The instruction is put in word for word, and last, as it may hold braces itself.
+        """
         self.check(case.category)
-        shown: list[Part] = []
+        rubric = self.prompt.strip().replace("{category}", self.categories.get(case.category, "").strip())
+        rubric = rubric.replace("{axis}", self.asked.get(call, "")).replace("{code}", call)
+        rubric = rubric.replace("{edit_prompt}", case.instruction)
+        shown: list[str | Tensor] = []
         for title, video in (("before", case.source), ("after", case.edited)):
             frames = self.chosen(len(video), case.fps)
             shown += [f"Frames of the video {title} the edit, in order:", *(video[t] for t in frames)]
         if self.shows_reference and case.reference is not None:
             shown += ["Reference picture:", case.reference]
+        if not self.rubric_is_system:
+            return [("user", [rubric, *shown])]
         closing = "Compare the two videos by these frames and give the scores in the form asked for."
-        rubric = self.prompt(case, call)
-        if self.rubric_is_system:
-            return [("system", [rubric]), ("user", [*shown, closing])]
-        return [("user", [rubric, *shown])]
+        return [("system", [rubric]), ("user", [*shown, closing])]
 
     def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        """Scores of a reply by axis; ``instruction`` is the case's.
+        """Scores of a reply by axis, all of them in the scale.
 
         Raises:
-            Unparsable: there is not exactly one score in range for each axis.
+            Unparsable: there is not exactly one score for each axis, or it is out of range.
         """
-        raise NotImplementedError
-
-    def score(self, scores: dict[str, float]) -> Decimal:
-        """One clip's number from the scores of all its calls: their mean."""
-        return mean(decimal(v) for v in scores.values())
-
-
-class OpenVEOfficial(Protocol):
-    """The scorer that OpenVE-Bench publishes, flaws included: its numbers compare with its paper's alone.
-
-    It takes the mean of *every* number after a colon, two decimals, kept if in [1, 5]: a time such as 0:05 in
-    the reason counts, and ``**4**`` does not. The rule that no score exceeds the first is only asked for.
-    Gemini samples files at one frame a second, so that is what is shown. The rubric comes before the frames.
-    """
-
-    name = "openve_official"
-    axes = {"score": "mean of all numbers"}
-    scale = (1, 5)
-    attempts = 5
-    options = {"temperature": 0.7, "max_tokens": 8192}
-    macro = False
-    rubric_is_system = False
-    categories = (
-        "global style",
-        "background change",
-        "local change",
-        "local remove",
-        "local add",
-        "creative edit",
-        "camera change",
-        "subtitle",
-    )
-
-    def chosen(self, frames: int, fps: float) -> list[int]:
-        return one_a_second(frames, fps)
-
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        found = re.findall(r":\s*(\d+(?:\.\d+)?)", _short_enough(reply))
-        if not found:
-            raise Unparsable("no number after a colon")
-        value = round(float(mean(Decimal(number) for number in found)), 2)
-        return {"score": _in_range(value, self.scale)}
-
-
-class OpenVEKiwi(Protocol):
-    """Kiwi-Edit's scorer of five OpenVE categories.
-
-    A line counts if it begins with the axis's name: Markdown or a space before it loses the clip. Decimals
-    are cut off. We refuse a name that comes twice, and what is not in [1, 5]; one frame a second is shown.
-    """
-
-    name = "openve_kiwi"
-    axes = {
-        "IC": "Instruction Compliance",
-        "CF": "Consistency & Detail Fidelity",
-        "VQ": "Visual Quality & Stability",
-    }
-    scale = (1, 5)
-    categories = OpenVEOfficial.categories[:5]
-
-    def chosen(self, frames: int, fps: float) -> list[int]:
-        return one_a_second(frames, fps)
-
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        scores = {}
-        lines = _short_enough(reply).split("\n")
-        for axis, label in self.axes.items():
-            found = [line[len(label) + 1 :] for line in lines if line.startswith(label + ":")]
-            try:
-                value = int(float(_only(found, label)))
-            except (ValueError, OverflowError) as error:
-                raise Unparsable(f"no number behind {label!r}") from error
-            scores[axis] = _in_range(value, self.scale)
+        if len(reply) > LONGEST_REPLY:
+            raise Unparsable(f"the reply has {len(reply):,} characters")
+        scores = self.read(reply, self, call, instruction)
+        for value in scores.values():
+            if not self.scale[0] <= value <= self.scale[1]:  # nan fails
+                raise Unparsable(f"a score is not in [{self.scale[0]:g}, {self.scale[1]:g}]")
         return scores
 
-
-class RVEDiTJudge(Protocol):
-    """RVEDiT's protocol (arXiv 2605.24674, appendix D.3): four categories, independent scores from 1 to 100.
-
-    Left open there and decided here: 3 attempts in all; frames ``round(linspace(0, T - 1, 5))``; no
-    enlarging; a score is rounded half up before its range is tested; a name that comes twice is a failure;
-    judges are reported apart.
-    """
-
-    name = "rvedit"
-    axes = OpenVEKiwi.axes
-    scale = (1, 100)
-    categories = ("local change", "local remove", "local add", "global style")
-
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        found = score_lines(reply, self.axes, self.scale[1])
-        return {axis: _in_range(int(half_up(v, 0)), self.scale) for axis, v in found.items()}
-
-
-class MiVEJudge(Protocol):
-    """MiVE's protocol (arXiv 2605.14664, appendix C): six axes from 0 to 10, a request and a JSON reply each.
-
-    40 frames of each video, fewer if it is shorter. "No more than 6 if nothing has changed" is asked for and
-    not enforced. Left open there and decided here: 3 attempts, frames of at most 512 pixels.
-    """
-
-    name = "mive"
-    axes = {
-        "IA": "Instruction Adherence",
-        "CC": "Content Consistency",
-        "TS": "Temporal Smoothness",
-        "PR": "Physical Realism",
-        "VA": "Visual Aesthetics",
-        "SC": "Style Coherence",
-    }
-    scale = (0, 10)
-    shows_reference = True
-
-    @property
-    def calls(self) -> tuple[str, ...]:
-        return tuple(self.axes)
-
-    def chosen(self, frames: int, fps: float) -> list[int]:
-        return evenly(40, frames)
-
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        key = f"{call}_score"
-        value = _only([found[key] for found in json_objects(answer_text(reply)) if key in found], key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Unparsable(f"{key} is no number")
-        return {call: _in_range(value, self.scale)}
-
-
-class VeraVQA(Protocol):
-    """Vera's three questions (arXiv 2606.23610): composition in space and time, and the instruction, 1 to 5.
-
-    Each is the mean over three judges; a clip counts if all of them answered. Left open there and decided
-    here: 5 frames, 3 attempts, decimals are kept, all three in one request.
-    """
-
-    name = "vera_vqa"
-    axes = {
-        "CS": "Spatial composition",
-        "CT": "Temporal composition",
-        "IS": "Instruction satisfaction",
-    }
-    scale = (1, 5)
-    categories = ("object addition", "background change")
-    pooled = True
-
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        found = score_lines(reply, self.axes, self.scale[1])
-        return {axis: _in_range(float(v), self.scale) for axis, v in found.items()}
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol() for protocol in (OpenVEOfficial, OpenVEKiwi, RVEDiTJudge, MiVEJudge, VeraVQA)
-}
+    def score(self, scores: Mapping[str, float | Decimal]) -> Decimal:
+        """One clip's number: the mean of its axes as they are printed."""
+        return mean(Decimal(str(value)) for value in scores.values())
 
 
 # --- reading replies -----------------------------------------------------------------------------
 
 
-def score_lines(reply: str, axes: dict[str, str], top: float) -> dict[str, Decimal]:
+def openve_official(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """The published parser, flaws included: the mean of *every* number after a colon, with two decimals.
+
+    A time such as 0:05 in the reason counts, and ``**4**`` does not. So its numbers compare with its paper's
+    alone. The rule that no score exceeds the first is only asked for.
+    """
+    found = re.findall(r":\s*(\d+(?:\.\d+)?)", reply)
+    if not found:
+        raise Unparsable("no number after a colon")
+    return {"score": round(float(mean(map(Decimal, found))), 2)}
+
+
+def openve_kiwi(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """A line counts if it begins with the axis's name: Markdown or a space before it loses the clip. Decimals
+    are cut off."""
+    scores = {}
+    for axis, label in protocol.axes.items():
+        lines = [line[len(label) + 1 :] for line in reply.split("\n") if line.startswith(label + ":")]
+        try:
+            scores[axis] = int(float(_only(lines, label)))
+        except (ValueError, OverflowError) as error:
+            raise Unparsable(f"no number behind {label!r}") from error
+    return scores
+
+
+def rvedit(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """Tolerant lines; decimals are rounded half up."""
+    return {axis: int(half_up(value, 0)) for axis, value in score_lines(reply, protocol).items()}
+
+
+def vera_vqa(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """Tolerant lines; decimals are kept."""
+    return {axis: float(value) for axis, value in score_lines(reply, protocol).items()}
+
+
+def mive(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """The number ``<axis>_score`` of the one JSON object that has it."""
+    key = f"{call}_score"
+    value = _only([found[key] for found in json_objects(answer_text(reply)) if key in found], key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unparsable(f"{key} is no number")
+    return {call: value}
+
+
+def score_lines(reply: str, protocol: Protocol) -> dict[str, Decimal]:
     """The one score behind each axis's name at the start of a line.
 
     List marks, emphasis, "/100" and words behind the number are passed over; a second number in the line is
     not. The reason is never read.
     """
-    text, blank = answer_text(reply), r"[^\S\n]"
+    text, blank, top = answer_text(reply), r"[^\S\n]", protocol.scale[1]
     # The number, "/100" or "out of 100", and words without digits.
     number = rf"[\s*_`<\[]*(\d{{1,9}}(?:\.\d{{1,9}})?)(?!\w)[\s*_`]*(?:(?:/|\(?out of)\s*{top:g}\b)?[^\d]*"
     scores = {}
-    for axis, label in axes.items():
+    for axis, label in protocol.axes.items():
         name = re.escape(label).replace("\\&", "(?:&|&amp;|and)")
         line = rf"^(?:{blank}|[>*_`#•\-\d.)(])*{name}(?:{blank}|[*_`])*[:：](.*)$"
         found = re.fullmatch(number, _only(re.findall(line, text, re.MULTILINE | re.IGNORECASE), label))
@@ -327,22 +250,12 @@ def json_objects(text: str) -> list[dict]:
 
 def answer_text(reply: str) -> str:
     """A reply without its thinking, and without what servers leak of the chat template: special tokens, and
-    the word "assistant" behind one.
-
-    Raises:
-        Unparsable: it is far too long, or ends while thinking.
-    """
-    text = re.sub(r"<\|[^|>\n]*\|>(?:\s*assistant)?", "", _short_enough(reply))
+    the word "assistant" behind one."""
+    text = re.sub(r"<\|[^|>\n]*\|>(?:\s*assistant)?", "", reply)
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     if "<think>" in text:
         raise Unparsable("the reply ends while thinking")
     return text
-
-
-def _short_enough(reply: str) -> str:
-    if len(reply) > LONGEST_REPLY:
-        raise Unparsable(f"the reply has {len(reply):,} characters")
-    return reply
 
 
 def _only(found: Sequence, name: str):
@@ -351,21 +264,10 @@ def _only(found: Sequence, name: str):
     return found[0]
 
 
-def _in_range(value: float, scale: tuple[float, float]) -> float:
-    if not scale[0] <= value <= scale[1] or math.isnan(value):
-        raise Unparsable(f"{value} is not in [{scale[0]:g}, {scale[1]:g}]")
-    return value
-
-
 # --- numbers and frames --------------------------------------------------------------------------
 
 
-def decimal(value: float) -> Decimal:
-    """A number as it is printed, so that means of printed numbers are exact."""
-    return Decimal(repr(value))
-
-
-def mean(values) -> Decimal:
+def mean(values: Iterable[Decimal]) -> Decimal:
     """Exact to 28 digits."""
     values = list(values)
     return sum(values, Decimal(0)) / len(values)
@@ -377,7 +279,7 @@ def half_up(value: Decimal, digits: int) -> Decimal:
 
 
 def evenly(count: int, frames: int) -> list[int]:
-    """At most ``count`` of the frames, from the first to the last, half up."""
+    """At most ``count`` of the frames, from the first to the last, rounded half up."""
     count = min(count, frames)
     return [math.floor(i * (frames - 1) / max(1, count - 1) + 0.5) for i in range(count)]
 
@@ -388,6 +290,10 @@ def one_a_second(frames: int, fps: float) -> list[int]:
     return [min(frames - 1, math.floor(second * fps + 0.5)) for second in seconds]
 
 
-@cache
-def _rubrics() -> dict:
-    return tomllib.loads((Path(__file__).parent / "rubrics.toml").read_text(encoding="utf-8"))
+def _protocols() -> dict[str, Protocol]:
+    tables = tomllib.loads((Path(__file__).parent / "protocols.toml").read_text(encoding="utf-8"))
+    readers = (openve_official, openve_kiwi, rvedit, mive, vera_vqa)
+    return {f.__name__: Protocol(f.__name__, f, **tables[f.__name__]) for f in readers}
+
+
+PROTOCOLS = _protocols()

@@ -1,8 +1,8 @@
-"""Ask a judge about edits, keep every reply, and make tables of what was kept.
+"""Ask a judge about edits, and keep every reply.
 
 One record is one reply: to one call about one clip of one method, at one attempt. Scores come only from
-replies that parse; a clip without them counts in the denominator and never as a number. Tables are made of
-records alone, so they can be made again without judge and network.
+replies that parse. Tables are made of records alone (:mod:`vera_lite.evaluation.judge_table`), so they can be
+made again without judge and network.
 """
 
 import base64
@@ -11,23 +11,18 @@ import io
 import json
 import os
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vera_lite.errors import UserError
-from vera_lite.evaluation.judges import Case, Part, Protocol, Unparsable, decimal, half_up, mean
+from vera_lite.evaluation.judges import Case, Messages, Protocol, Unparsable
 from vera_lite.media.clip import to_uint8
 
-Messages = list[tuple[str, list[Part]]]
 #: Outcomes that another run may mend.
 TRANSIENT = ("transport", "timeout")
 
@@ -44,8 +39,8 @@ class Reply:
 
 
 class Judge(Interface):
-    """A model that answers. ``name`` holds its revision; a greedy one gives one answer however often it is
-    asked."""
+    """A model that answers. ``name`` holds its revision. A ``greedy`` one is asked once, as it would repeat
+    itself."""
 
     name: str
     greedy: bool
@@ -58,7 +53,7 @@ class ServerJudge:
 
     Args:
         url: of the server, with its ``/v1``. The key is read from OPENAI_API_KEY, if the server wants one.
-        model: as the server calls it; of a local folder the name and a hash of its weights are kept.
+        model: as the server calls it.
         timeout: seconds for one reply.
 
     Raises:
@@ -77,16 +72,10 @@ class ServerJudge:
         self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
 
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
-        """Raises UserError if no server answers, or it does not know the model."""
-
-        def part(part: Part) -> dict[str, Any]:
-            if isinstance(part, str):
-                return {"type": "text", "text": part}
-            data, kind = encoded(part, protocol.side, protocol.quality)
-            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-            return {"type": "image_url", "image_url": {"url": url}}
-
-        sent: Any = [{"role": role, "content": [part(p) for p in parts]} for role, parts in messages]
+        """Raises UserError if no server answers, or if it refuses the model or the key."""
+        sent: Any = written(
+            messages, protocol, lambda data: {"type": "image_url", "image_url": {"url": data}}
+        )
         try:
             found = self.client.chat.completions.create(model=self.model, messages=sent, **protocol.options)
         except self.errors.APITimeoutError:
@@ -101,19 +90,17 @@ class ServerJudge:
         tokens = getattr(found.usage, "completion_tokens", None)
         if not found.choices:
             return Reply(outcome="blocked", reason="no choices", tokens=tokens)
-        choice = found.choices[0]
-        text, reason = choice.message.content, choice.finish_reason
-        if not text or reason == "content_filter":
-            why = getattr(choice.message, "refusal", None) or reason or "empty"
-            return Reply(text or "", "blocked", why, reason, tokens)
-        return Reply(text, finish_reason=reason, tokens=tokens)
+        message, finish = found.choices[0].message, found.choices[0].finish_reason
+        if not message.content or finish == "content_filter":
+            return Reply(message.content or "", "blocked", message.refusal or finish or "", finish, tokens)
+        return Reply(message.content, finish_reason=finish, tokens=tokens)
 
 
 class LocalJudge:
     """A vision-language model in this process, asked greedily.
 
     Args:
-        folder: of a transformers model, None: the toy one in the package.
+        folder: of a transformers model; None: the toy one in the package.
         limit: of a reply, in tokens.
     """
 
@@ -127,26 +114,21 @@ class LocalJudge:
 
     @torch.inference_mode()
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
-        from PIL import Image
-
-        def part(part: Part) -> dict[str, Any]:
-            if isinstance(part, str):
-                return {"type": "text", "text": part}
-            data, _ = encoded(part, protocol.side, protocol.quality)
-            return {"type": "image", "image": Image.open(io.BytesIO(data)).convert("RGB")}
-
-        inputs = self.vlm.processor.apply_chat_template(
-            [{"role": role, "content": [part(p) for p in parts]} for role, parts in messages],
+        """What `transformers serve` does."""
+        processor, model = self.vlm.processor, self.vlm.model
+        inputs = processor.apply_chat_template(
+            written(messages, protocol, lambda data: {"type": "image", "url": data}),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        ).to(self.vlm.model.device)
+        ).to(model.device)
         limit = min(self.limit, protocol.options.get("max_tokens", self.limit))
-        tokens = self.vlm.model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+        tokens = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
         tokens = tokens[0, inputs["input_ids"].shape[1] :]
-        text = self.vlm.processor.decode(tokens, skip_special_tokens=True)
-        return Reply(text, finish_reason="length" if len(tokens) >= limit else "stop", tokens=len(tokens))
+        finish = "length" if len(tokens) >= limit else "stop"
+        text = processor.decode(tokens, skip_special_tokens=True)
+        return Reply(text, finish_reason=finish, tokens=len(tokens))
 
 
 def revision(model: str) -> str:
@@ -159,6 +141,18 @@ def revision(model: str) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"{folder.name}@{digest.hexdigest()[:12]}"
+
+
+def written(messages: Messages, protocol: Protocol, image) -> list[dict]:
+    """Messages as chat templates and servers take them; ``image`` makes a part of a frame's data URL."""
+
+    def part(part: str | Tensor) -> dict:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        data, kind = encoded(part, protocol.side, protocol.quality)
+        return image(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+
+    return [{"role": role, "content": [part(p) for p in parts]} for role, parts in messages]
 
 
 def encoded(frame: Tensor, side: int | None, quality: int | None) -> tuple[bytes, str]:
@@ -212,9 +206,8 @@ class Log:
     """Records in a JSONL file that only grows: a run that was killed loses at most the reply under way."""
 
     def __init__(self, path: Path):
-        self.path, self.records = path, []
+        self.path, self.records = path, read_records(path) if path.exists() else []
         if path.exists():
-            self.records = read_records(path)
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a line that a kill cut
         self._done = {(r.request, r.attempt): r for r in self.records}
 
@@ -225,9 +218,8 @@ class Log:
 
     def add(self, record: Record) -> None:
         """Append it, and only then count it."""
-        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
-            file.write(line.encode())
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
@@ -244,7 +236,7 @@ def read_records(path: Path) -> list[Record]:
         raise UserError(f"there are no records {path}; check the path.")
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     records = []
-    for number, line in enumerate(whole.decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(whole.decode(errors="replace").split("\n") if whole else (), 1):
         try:
             records.append(Record(**json.loads(line)))
         except (ValueError, TypeError) as error:
@@ -270,144 +262,45 @@ def judge_clip(case: Case, method: str, protocol: Protocol, judge: Judge, log: L
     for call in protocol.calls:
         messages = protocol.messages(case, call)
         parts = [part for _, parts in messages for part in parts]
-        prompt = hashlib.sha256("\0".join(p for p in parts if isinstance(p, str)).encode()).hexdigest()[:16]
-        frames = [_pixels(p) for p in parts if not isinstance(p, str)]
-        key = json.dumps([protocol.name, protocol.rubric, judge.name, call, prompt, frames, case.id, method])
-        request = hashlib.sha256(key.encode()).hexdigest()[:16]
+        about: dict[str, Any] = {
+            "item": case.id,
+            "category": case.category,
+            "instruction": case.instruction,
+            "method": method,
+            "protocol": protocol.name,
+            "rubric": protocol.rubric,
+            "judge": judge.name,
+            "call": call,
+            "prompt": _hash("\0".join(p for p in parts if isinstance(p, str)).encode()),
+            "frames": [_hash(_pixels(p)) for p in parts if not isinstance(p, str)],
+        }
+        request = _hash(json.dumps(about, sort_keys=True).encode())
         for attempt in range(1, 2 if judge.greedy else protocol.attempts + 1):
             record = log.find(request, attempt)
             if record is None:
                 start = time.monotonic()
                 reply = judge.ask(messages, protocol)
-                answered = reply.outcome == "answered"
                 record = Record(
-                    case.id, case.category, case.instruction, method, protocol.name, protocol.rubric,
-                    judge.name, call, attempt, request, prompt, frames, reply.text,
-                    "ok" if answered else reply.outcome, reply.reason,
-                    finish_reason=reply.finish_reason, tokens=reply.tokens,
+                    **about,
+                    attempt=attempt,
+                    request=request,
+                    reply=reply.text,
+                    outcome="ok" if reply.outcome == "answered" else reply.outcome,
+                    reason=reply.reason,
+                    finish_reason=reply.finish_reason,
+                    tokens=reply.tokens,
                     seconds=round(time.monotonic() - start, 2),
-                )  # fmt: skip
-                log.add(read_reply(protocol, record))
-                record = log.records[-1]
+                )
+                record = read_reply(protocol, record)
+                log.add(record)
             if read_reply(protocol, record).outcome == "ok":
                 break
 
 
-def _pixels(frame: Tensor) -> str:
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _pixels(frame: Tensor) -> bytes:
     pixels = to_uint8(frame.float()).contiguous().numpy()
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:12]
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A mean over clips, its 95 % bootstrap interval (None below two clips), and how many clips it has."""
-
-    value: Decimal | None
-    low: float | None
-    high: float | None
-    valid: int
-    total: int
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"– ({self.valid}/{self.total})"
-        ends = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{half_up(self.value, 2)}{ends} ({self.valid}/{self.total})"
-
-
-def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str], dict[str, Cell]]:
-    """(judge, method) -> column -> cell: overall, each category, each axis, and overall over the clips that
-    are valid for all methods (drops that differ would favour a method).
-
-    Raises:
-        UserError: there are no records, or they are of several protocols or rubrics.
-    """
-    records = [read_reply(protocol, r) for r in records]
-    kinds = {(r.protocol, r.rubric) for r in records}
-    if kinds != {(protocol.name, protocol.rubric)}:
-        found = ", ".join(sorted(f"{name} (rubric {rubric})" for name, rubric in kinds)) or "nothing"
-        raise UserError(
-            f"a table of {protocol.name} (rubric {protocol.rubric}) cannot be made of {found}: their scales "
-            "and rules differ."
-        )
-    items = {r.item: r.category for r in records}
-    answers: dict[tuple, dict[str, dict]] = defaultdict(dict)
-    for r in records:
-        if r.outcome == "ok":
-            answers[r.judge, r.method, r.item][r.call] = r.scores
-    judges, methods = sorted({r.judge for r in records}), list(dict.fromkeys(r.method for r in records))
-
-    def scores(group: Sequence[str], method: str) -> dict[str, dict[str, Decimal]]:
-        """Item -> axis -> mean over the judges of the group, of what all of them answered whole."""
-        found = {}
-        for item in items:
-            replies = [answers.get((judge, method, item), {}) for judge in group]
-            if all(reply.keys() == set(protocol.calls) for reply in replies):
-                merged = [{a: v for call in reply.values() for a, v in call.items()} for reply in replies]
-                found[item] = {a: mean(decimal(m[a]) for m in merged) for a in protocol.axes}
-        return found
-
-    rows = {}
-    for group in [judges] if protocol.pooled else [[judge] for judge in judges]:
-        by_method = {method: scores(group, method) for method in methods}
-        shared = set.intersection(*(set(found) for found in by_method.values()))
-        for method, found in by_method.items():
-            means = {item: mean(by_axis.values()) for item, by_axis in found.items()}
-            row = {"overall": _cell(means, items, protocol.macro)}
-            for category in dict.fromkeys(items.values()):
-                members = {i: c for i, c in items.items() if c == category}
-                row[category] = _cell({i: v for i, v in means.items() if i in members}, members, False)
-            if len(protocol.axes) > 1:
-                for axis in protocol.axes:
-                    row[axis] = _cell({i: v[axis] for i, v in found.items()}, items, protocol.macro)
-            row["valid for all"] = _cell({i: means[i] for i in shared}, items, protocol.macro)
-            rows[" + ".join(group), method] = row
-    return rows
-
-
-def _cell(values: dict[str, Decimal], items: dict[str, str], macro: bool) -> Cell:
-    """Mean over clips, or of the categories' means; a category without a valid clip leaves no macro mean."""
-    groups: dict[str, list[Decimal]] = {c if macro else "": [] for c in items.values()}
-    for item, value in values.items():
-        groups[items[item] if macro else ""].append(value)
-    if not all(groups.values()):
-        return Cell(None, None, None, len(values), len(items))
-    low = high = None
-    if all(len(group) > 1 for group in groups.values()):
-        from scipy import stats
-
-        floats = [np.array([float(v) for v in group]) for group in groups.values()]
-        low, high = stats.bootstrap(
-            floats,
-            lambda *drawn, axis: np.mean([d.mean(axis=axis) for d in drawn], axis=0),
-            n_resamples=2000,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return Cell(mean(mean(group) for group in groups.values()), low, high, len(values), len(items))
-
-
-def markdown(records: Sequence[Record], protocol: Protocol) -> str:
-    """The table as text, with what it rests on above it and how replies ended below it."""
-    rows = table(records, protocol)
-    columns = list(next(iter(rows.values())))
-    low, high = protocol.scale
-    overall = "mean of the categories' means" if protocol.macro else "mean over all clips"
-    outcomes = Counter(read_reply(protocol, r).outcome for r in records)
-    lines = [
-        f"# {protocol.name}, {low:g} to {high:g}",
-        "",
-        f"Rubric {protocol.rubric}; up to {protocol.attempts} attempts; overall: {overall}. A cell is the "
-        "mean, its 95 % bootstrap interval over clips, and how many clips gave scores.",
-        "",
-        f"| judge | method | {' | '.join(columns)} |",
-        "|" + "---|" * (len(columns) + 2),
-        *(f"| {' | '.join([*names, *map(str, row.values())])} |" for names, row in rows.items()),
-        "",
-        "Replies: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items())) + ".",
-    ]
-    return "\n".join(lines) + "\n"
+    return repr(pixels.shape).encode() + pixels.tobytes()

@@ -93,7 +93,8 @@ def _connectivity(alpha: np.ndarray, truth: np.ndarray) -> float:
     both = np.minimum(alpha, truth)
     connected = np.full_like(truth, -1)
     for lower, level in zip(levels, levels[1:], strict=False):
-        labels, parts = ndimage.label(both >= level)
+        labels = np.zeros(truth.shape, np.int32)
+        parts = ndimage.label(both >= level, output=labels)
         largest = np.zeros_like(labels, bool)
         if parts:
             largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1

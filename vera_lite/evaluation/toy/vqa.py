@@ -7,38 +7,43 @@ shows how far a model that judges can be trusted: the true edit itself does not 
 import re
 
 from vera_lite.errors import UserError
-from vera_lite.evaluation.judges import Case, Part, Protocol, Unparsable, answer_text, evenly
+from vera_lite.evaluation.judges import Case, Messages, Protocol, Unparsable, answer_text
 from vera_lite.toy.words import PLACES
 
 _PLACES = "|".join(sorted(PLACES, key=len, reverse=True))
 
 
 class ToyVQA(Protocol):
-    """One question about the edited clip alone; the score is the share of the right answer's words that stand
-    at their place in the reply, 0 to 1. It reads instructions of the toy worlds that add an object or change
-    the background."""
+    """One question about the edited clip alone, if it adds an object or changes the background."""
 
-    name = "toy_vqa"
-    axes = {"words": "right words"}
-    scale = (0, 1)
-    side, quality = None, None
-    attempts = 1
-
-    def messages(self, case: Case, call: str) -> list[tuple[str, list[Part]]]:
+    def messages(self, case: Case, call: str) -> Messages:
         question, _ = question_and_answer(case.instruction)
         frames = [case.edited[t] for t in self.chosen(len(case.edited), case.fps)]
         return [("user", [*frames, question])]
 
-    def chosen(self, frames: int, fps: float) -> list[int]:
-        return evenly(2, frames)
 
-    def parse(self, reply: str, call: str, instruction: str) -> dict[str, float]:
-        _, answer = question_and_answer(instruction)
-        said, right = re.findall(r"\w+", answer_text(reply).lower()), answer.split()
-        if not said:
-            raise Unparsable("the reply has no words")
-        hits = sum(a == b for a, b in zip(said, right, strict=False))
-        return {"words": round(hits / len(right), 4)}
+def read(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """The share of the right answer's words that stand at their place in the reply."""
+    _, answer = question_and_answer(instruction)
+    said, right = re.findall(r"\w+", answer_text(reply).lower()), answer.split()
+    if not said:
+        raise Unparsable("the reply has no words")
+    hits = sum(a == b for a, b in zip(said, right, strict=False))
+    return {"words": round(hits / len(right), 4)}
+
+
+TOY_VQA = ToyVQA(
+    name="toy_vqa",
+    read=read,
+    source="the toy world",
+    decided="2 frames, as the toy model reads pictures in pairs of frames; 1 attempt",
+    axes={"words": "right words"},
+    scale=(0, 1),
+    frames=2,
+    side=None,
+    quality=None,
+    attempts=1,
+)
 
 
 def question_and_answer(instruction: str) -> tuple[str, str]:
