@@ -1,4 +1,4 @@
-"""What ablations share: every case trained with every seed, kept as JSON, resumed, and compared.
+"""Shared by all ablations: train every case with every seed, keep the results as JSON, resume, and compare.
 
 A script says what its cases are, how one is measured, and how the runs become a table. It ends in
 
@@ -89,7 +89,7 @@ def train(
 
 
 def remembered(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``compute`` gives, kept in a file. All runs see the same clips: a frozen model reads each once."""
+    """The result of ``compute``, kept in a file: a frozen model reads each clip once for all runs."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
@@ -194,16 +194,16 @@ def main(
 ) -> None:
     """Measure what is missing, if asked, and print the table.
 
-    Several processes may measure at once: each takes what no other has begun.
+    Several processes may measure at once: each takes cases that no other has begun.
 
     Args:
         doc: the script's docstring.
         name: of the benchmark, its JSON and its folder of training runs.
-        cases: what tells one case from another, such as {"variant": "full"}.
+        cases: the parameters of each case, such as {"variant": "full"}.
         measure: called as measure(**case, seed=seed, folder=folder) right after seeding torch. It trains in
             ``folder``, or continues there, and returns what it found: at least "metrics".
-        settings: what a run's numbers depend on. Runs with other settings are measured anew, but training
-            continues from what is in their folders: after a change to training use --fresh.
+        settings: everything that a run's numbers depend on. Runs with other settings are measured again, but
+            training continues from their folders: after a change to training use --fresh.
         summarise: runs -> the report's "results".
         table: report -> text.
         seeds: of the runs.

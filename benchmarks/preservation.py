@@ -1,5 +1,4 @@
-"""The paper's main comparison: does pasting layers over the source preserve it, and which ingredient of Vera
-matters?
+"""Vera's main comparison: does pasting layers over the source preserve it, and which part of Vera matters?
 
     python benchmarks/preservation.py --report      print the committed table
     python benchmarks/preservation.py --run         measure it anew (resumes where it was stopped)

@@ -1,4 +1,4 @@
-"""What tests need of a notebook: its definitions without running it, its exercises and their solutions."""
+"""A notebook for tests: its definitions without a run, its exercises and their solutions."""
 
 import ast
 import math

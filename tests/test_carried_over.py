@@ -1,4 +1,4 @@
-"""What a result has of its source: colours, shape of the pixels, times, sound; pictures as they are seen."""
+"""What a result keeps of its source: colours, shape of the pixels, times, sound; upright pictures."""
 
 import json
 import os
@@ -216,13 +216,13 @@ def test_frames_that_are_a_little_early_or_late_are_taken(tmp_path, fps):
 def test_the_advice_names_the_rate_that_was_meant(tmp_path):
     times = [1001 * t for t in range(40) if t not in (7, 8, 20)]
     path = encode(tmp_path / "a.mp4", times, 30000)
-    with pytest.raises(UserError, match="-vf fps=30000/1001 "):
+    with pytest.raises(UserError, match="fps=30000/1001"):
         check_video(path)
 
 
 def test_hdr_is_refused_with_the_line_that_tone_maps(tmp_path):
     path = encode(tmp_path / "a.mp4", range(3), prepare=coded(color_trc=16))
-    with pytest.raises(UserError, match=r"HDR \(PQ\).*ffmpeg -i .*tonemap=hable.*converted.mp4"):
+    with pytest.raises(UserError, match="HDR.*tonemap"):
         check_video(path)
 
 
@@ -348,7 +348,7 @@ def test_no_input_inside_the_results_passes(tmp_path, name, inside):
         return
     source.parent.mkdir(parents=True)
     source.write_bytes(b"video")
-    with pytest.raises(UserError, match="lies in the folder"):
+    with pytest.raises(UserError, match="video.mkv"):
         check_out(out, source)
     assert check_out(root / "other", source) == root / "other"
     outside = root / "video.mkv"
@@ -359,7 +359,7 @@ def test_no_input_inside_the_results_passes(tmp_path, name, inside):
             if (out / file).exists():
                 continue
             link(outside, out / file)
-            with pytest.raises(UserError, match="lies in the folder"):
+            with pytest.raises(UserError, match="video.mkv"):
                 check_out(out, outside)
             (out / file).unlink()
 

@@ -61,7 +61,7 @@ def arguments(cache_dir: Path, run: Path, *more: str) -> list[str]:
 
 
 def launch(command: list[str], ranks: int = 1) -> subprocess.Popen:
-    """`vera-lite ...` in a process of its own, or under torchrun."""
+    """`vera-lite ...` in its own process, or under torchrun."""
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
@@ -179,17 +179,13 @@ def test_export_refuses_foreign_files(tmp_path, capsys):
     assert main(["export", str(bad), "--out", str(tmp_path / "x")]) == 2
     assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
     errors = capsys.readouterr().err
-    assert (
-        "is not a checkpoint of vera-lite" in errors
-        and "read safely" in errors
-        and "no checkpoint file" in errors
-    )
+    assert len([line for line in errors.splitlines() if str(tmp_path) in line]) == 3
     assert not (tmp_path / "x").exists()
 
 
 def test_a_missing_checkpoint_is_one_sentence_and_exits_with_2(cache_dir, tmp_path, capsys):
     assert main(arguments(cache_dir, tmp_path, f"--ckpt_path={tmp_path / 'nope.ckpt'}")) == 2
-    assert "vera-lite: Checkpoint file not found" in capsys.readouterr().err
+    assert "nope.ckpt" in capsys.readouterr().err
 
 
 def test_the_shipped_config_builds_what_it_says():
@@ -226,7 +222,7 @@ def test_cache_is_read_back_as_written_and_resumes(tmp_path):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     (folder / "00001.safetensors").unlink()
     (folder / "index.json").unlink()
-    with pytest.raises(UserError, match="no finished latent cache"):
+    with pytest.raises(UserError, match=folder.name):
         LatentCache(folder)
     assert build_toy_cache(tmp_path, codec, WorldConfig(), seed=3, clips=520) == folder
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -249,7 +245,7 @@ def test_batches_are_pure_functions_of_the_step_and_split_over_ranks():
     epoch = [i for step in range(5) for i in one.indices(step)]
     assert sorted(epoch) == list(range(40))
     assert epoch != [i for step in range(5, 10) for i in one.indices(step)]
-    with pytest.raises(UserError, match="lower batch_size"):
+    with pytest.raises(UserError, match="batch_size"):
         StepBatches(Numbers(), 41, seed=1)
 
 

@@ -125,14 +125,14 @@ def test_a_talk_ends_with_what_gives_everything_away():
 
 def test_word_outside_the_vocabulary_is_named(tiny):
     clip = torch.rand(9, 3, 32, 32)
-    with pytest.raises(UserError, match="unknown word 'rin'.*'ring'"):
+    with pytest.raises(UserError, match="'rin'.*'ring'"):
         tiny.prompt([clip], ["the red rin in the video"])
     with pytest.raises(UserError, match=r"\(T, 3, H, W\)"):
         tiny.prompt([clip[0]], ["the red ring"])
 
 
 def test_missing_models_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match="config.json"):
         VisionLanguageModel.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="download=True"):
         VisionLanguageModel.from_pretrained("nobody/no-such-model")

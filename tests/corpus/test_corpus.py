@@ -62,7 +62,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown word": (edit(prompt="add a red dragon"), "'dragon'"),
     "no known word": (edit(prompt="the the"), "the the"),
     "Cyrillic": (edit(prompt="добавь кольцо"), "добавь"),
-    "too many things": (edit(prompt="red " * 11), "11 things"),
+    "too many things": (edit(prompt="red " * 11), "11"),
     "long prompt": (edit(prompt=LONG), "70,000 characters"),
     "rvedit, empty": (rvedit(""), "prompt is empty"),
     "rvedit, Cyrillic": (rvedit("сделай квадрат"), "сделай"),

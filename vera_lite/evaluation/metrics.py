@@ -17,10 +17,10 @@ SSIM_RADIUS = 5
 
 
 class PooledPSNR:
-    """PSNR in dB of the mean squared error pooled over clips, for videos in [0, 1].
+    """PSNR in dB of the mean squared error over all clips, for videos in [0, 1].
 
-    Pooling is the stricter mean: one clip that leaks is not outweighed by others that are exact (a
-    mean of decibels would reward those without bound).
+    This is stricter than a mean of decibels, where exact clips, with their unlimited PSNR, outweigh one clip
+    with errors.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class PooledPSNR:
         self.psnr = PeakSignalNoiseRatio(data_range=1.0).set_dtype(float64)
 
     def add(self, a: Tensor, b: Tensor, where: Tensor) -> None:
-        """Videos (..., 3, H, W), counted where the boolean (..., 1, H, W) holds."""
+        """Add videos (..., 3, H, W), where the boolean (..., 1, H, W) is True."""
         where = where.expand_as(a)
         self.psnr.update(a[where].double(), b[where].double())
 

@@ -1,4 +1,4 @@
-"""How sure a number is, for every notebook, benchmark and claim: intervals, verdicts, trends, human ratings.
+"""How certain a number is, for every notebook, benchmark and claim: intervals, verdicts, trends, human ratings.
 
 Values by clip and curves are tensors; what people and seeds give is few, and is taken as arrays or lists.
 C clips, L layers, N tokens, R raters, M methods.
@@ -54,17 +54,17 @@ class Interval:
     mean: Tensor
     low: Tensor
     high: Tensor
-    clips: int  #: C, how many the mean is over.
-    draws: int  #: resamples or assignments that the ends come from.
+    clips: int  #: C, number of clips.
+    draws: int  #: number of resamples or assignments.
     level: float  #: of the interval.
     seed: int  #: of the draws.
 
 
 @dataclass(frozen=True)
 class Trend:
-    """How a curve runs from the first layer to the last, (...) each, float64."""
+    """How a curve changes from the first layer to the last, (...) each, float64."""
 
-    #: Spearman's, of layer index and value, in [-1, 1]; -1 falls all the way. nan if flat.
+    #: Spearman's correlation of layer index and value, in [-1, 1]; -1: it always falls. nan if flat.
     correlation: Tensor
     early_minus_late: Tensor  #: mean of the first L // 3 layers minus that of the last L // 3.
 
@@ -75,8 +75,8 @@ def bootstrap(values: Tensor, draws: int = 2000, level: float = 0.95, seed: int 
     Args:
         values: (C, ...), one number per clip. All columns are resampled together; nan gives nan.
         draws: resamples of C clips, drawn with replacement.
-        level: of the interval. With few clips it is too narrow: asked for 0.95, it covers the truth in
-            0.93 of cases for 30 normal values, in 0.89 for 8, and less for skewed ones.
+        level: of the interval. With few clips the interval is too narrow: a level of 0.95 covers the truth in
+            0.93 of cases for 30 normal values, in 0.89 for 8, and less often for skewed values.
         seed: the same seed gives the same interval.
 
     Raises:
@@ -105,9 +105,9 @@ def bootstrap(values: Tensor, draws: int = 2000, level: float = 0.95, seed: int 
 
 
 def trend(curve: Tensor) -> Trend:
-    """The numbers for "higher in early layers, lower in late ones", of each curve (..., L), L >= 3.
+    """Is a curve (..., L), L >= 3, higher in early layers than in late ones?
 
-    For an interval give curves by clip, (C, L), and :func:`bootstrap` either number.
+    For an interval, take the trend of each clip's curve (C, L) and :func:`bootstrap` its numbers.
     """
     from scipy import stats
 
@@ -134,20 +134,21 @@ def shuffled_baseline(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The measure if each clip is scored with another clip's mask: what the place of masks alone explains.
+    """The measure with each clip's mask replaced by another clip's: what the place of masks explains alone.
 
     Args:
         weights: (C, ..., N).
         coverage: (C, N), in [0, 1].
         measure: of one clip's weights (..., N) and a coverage (N,).
         draws: assignments in which no clip keeps its mask (random cycles through all clips). Two clips
-            have only one, three two.
+            have one such assignment, three have two.
         level, seed: as in :func:`bootstrap`.
 
     Returns:
-        (...): mean over all pairs of a clip and a foreign mask, and the interval that holds ``level`` of
-        the assignments' means over clips. A mean with the right masks outside of it depends on the content,
-        up to chance: at 0.95, unrelated masks of 24 clips fall outside in 0.07 of cases.
+        (...): mean over all pairs of a clip and another clip's mask, and the interval that holds ``level``
+        of the assignments' means over clips. If the mean with the right masks lies outside, the measure
+        depends on the content, up to chance: at 0.95, unrelated masks of 24 clips fall outside in 0.07 of
+        cases.
 
     Raises:
         ValueError: fewer than two clips, or shapes that do not fit.

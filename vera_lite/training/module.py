@@ -25,8 +25,8 @@ class EditingModule(L.LightningModule):
     """Trains a system and keeps an exponential moving average (EMA) of its weights.
 
     A system is a module with ``config.objective`` and ``training_losses(batch, sigma, random)``, which
-    returns ``{term: (B,)}``. Their sum is minimised, but for terms that the system lists as
-    ``logged_only``. Everything random in a step (noise levels, noise, dropped conditions) comes from
+    returns ``{term: (B,)}``. The sum of all terms is minimised, except those in the system's ``logged_only``.
+    Everything random in a step (noise levels, noise, dropped conditions) comes from
     :class:`vera_lite.diffusion.draws.StepRandom`.
 
     Args:
@@ -39,9 +39,9 @@ class EditingModule(L.LightningModule):
         ema_decay: of the average.
         seed: of everything random in training.
         compile: ``torch.compile`` the system: slow first steps, then up to twice the speed. Ignored, with a
-            warning, where there is no compiler or weights are sharded.
-        readings: folder that keeps what a frozen vision-language model reads, see
-            :class:`vera_lite.conditioning.readings.Readings`. It pays where clips come again.
+            warning, without a compiler or with sharded weights.
+        readings: folder for the readings of a frozen vision-language model, see
+            :class:`vera_lite.conditioning.readings.Readings`. Useful if clips repeat.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class EditingModule(L.LightningModule):
         if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
             raise ValueError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
         self.system: Any = system
-        #: The average, a frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it. (Lightning's
-        #: EMAWeightAveraging does not shard, and keeps the precision of the weights.)
+        #: The average, a frozen copy: checkpoints contain it, DDP ignores it, FSDP2 shards it. (Lightning's
+        #: EMAWeightAveraging does not shard, and has the precision of the weights.)
         self.ema = copy.deepcopy(system).float().requires_grad_(False)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
@@ -76,7 +76,7 @@ class EditingModule(L.LightningModule):
             system.readings = self.ema.readings = Readings(readings)
 
     def _apply(self, fn, recurse=True):
-        """The average stays in float32 under "bf16-true": there small updates would be rounded away."""
+        """The average stays in float32 under "bf16-true", where small updates would be rounded away."""
         average = self.ema
         del self._modules["ema"]
         super()._apply(fn, recurse)
@@ -105,7 +105,7 @@ class EditingModule(L.LightningModule):
         if reason is not None:
             rank_zero_warn(f"The system is not compiled: {reason}.")
             return
-        self.system.compile()  # in place: names in the state dict stay
+        self.system.compile()  # in place, so names in the state dict stay the same
 
     def on_train_end(self) -> None:
         self.system._compiled_call_impl = None  # attention can be captured again
@@ -116,7 +116,7 @@ class EditingModule(L.LightningModule):
         clips, ranks = len(next(iter(batch.values()))), self.trainer.world_size
         seed = mix_seed(self.seed, salt)
         random = StepRandom(seed, batch["step"], clips, self.global_rank, ranks)
-        # In float32 whatever the latents are: in bfloat16 a timestep would be off by up to 4.
+        # In float32 for all latents: in bfloat16 a timestep would be off by up to 4.
         sigma = system.config.objective.sample_sigma(random).to(self.device)
         return system.training_losses(batch, sigma, random), sigma
 
@@ -162,7 +162,7 @@ class EditingModule(L.LightningModule):
         self.update_ema()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Say what the weights are weights of, so that a checkpoint can be exported by itself."""
+        """Describe the system, codec and pipeline, so that a checkpoint alone can be exported."""
         data = self.trainer.datamodule
         checkpoint["vera_lite"] = describe_system(self.system) | {
             "pipeline": data.pipeline_settings,
@@ -199,13 +199,13 @@ def attention_by_products() -> Iterator[None]:
 
 
 def _blocks(system: nn.Module) -> list[nn.Module]:
-    """The blocks of all towers of a system: what is sharded one by one."""
+    """The blocks of all towers of a system, which are sharded one by one."""
     lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
     return [block for blocks in lists for block in blocks]
 
 
 def _no_compiler(device: torch.device) -> str | None:
-    """Why ``torch.compile`` cannot work on this device, if so."""
+    """Why ``torch.compile`` does not work on this device; None if it does."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -222,7 +222,7 @@ def _no_compiler(device: torch.device) -> str | None:
 
 
 def _without_dtype(fn):
-    """``fn`` of ``Module._apply``, but for a change of precision."""
+    """``fn`` of ``Module._apply`` without its change of dtype."""
 
     def apply(x: Tensor) -> Tensor:
         y = fn(x)

@@ -39,7 +39,7 @@ class DialogueBatches(RenderedBatches):
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
         batch = (DIALOGUE_SCENES if self.scenes else DIALOGUE_WORLD).render(self.seed, indices)
-        if step % 12 == 11:  # questions with an image have more tokens: batches of their own
+        if step % 12 == 11:  # questions with an image have more tokens, so they get their own batches
             asked = ask(batch, "compare", self.seed, indices)
             clips, images = [d.clip for d in asked], [d.image for d in asked]
             prompt = chat(self.processor, clips, [[(d.question, d.answer)] for d in asked], images)
@@ -55,7 +55,7 @@ class DialogueBatches(RenderedBatches):
 
     def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
         tokens = prompt.tensors["input_ids"]
-        # Answers alone are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
+        # Only answers are learned: the tokens after the k-th "assistant", up to the 2k-th end of a message.
         answers = (tokens == self.assistant).long().cumsum(1)
         ends = (tokens == self.end).long()
         said = (answers > 0) & (ends.cumsum(1) - ends == 2 * answers - 1) & (tokens != self.assistant)
@@ -66,8 +66,8 @@ class ToyDialogues(RenderedData):
     """Questions about toy clips, rendered on request.
 
     Args:
-        edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
-            instruction, the answer describes the edited clip.
+        edits: every other batch has toy edits (:mod:`vera_lite.toy.edits`): the question is the instruction,
+            the answer describes the edited clip.
         scenes: clips of the world of things on places; otherwise of shapes.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
@@ -86,7 +86,7 @@ class DialogueModule(L.LightningModule):
     Args:
         text, vision: fields of ``Qwen3VLTextConfig`` and ``Qwen3VLVisionConfig``; the vocabulary, the
             patches and the widths that must agree are filled in.
-        scenes: the vocabulary has the words of things on places, too.
+        scenes: the vocabulary also has the words of things on places.
         lr: of AdamW.
         muon_lr: of Muon, which takes the matrices of the blocks; None: AdamW for all.
         weight_decay: of AdamW.
