@@ -7,8 +7,8 @@
     python benchmarks/compare_systems.py --videos OUT               write what the systems made, for a judge
 
 Each system is given what it is made for: all get the source; Vera, RVEDiT and MiVE the sentence, Vera also a
-mask, MiVE the edited first frame, GenCompositor the object's video and its path. GenCompositor learned to cast
-shadows, which the true edit has not: here they count as damage. Trivial answers stand in the same table,
+mask, MiVE the edited first frame, GenCompositor the object's video and its path. GenCompositor learned to
+cast shadows, which the true edit has not: here they count as damage. Trivial answers stand in the same table,
 because each of them is perfect by one measure. On real clips the object is drawn at the clip's own size, and
 the systems see the clip as they see any video: shrunk to theirs, their layers enlarged.
 """

@@ -85,9 +85,7 @@ def test_objects_are_drawn_on_real_videos_at_their_size(script):
     assert all(text.startswith("add a") for text in edits.instruction)
     changed = edits.changed > 0
     assert 0.02 < changed.float().mean() < 0.4
-    assert torch.equal(
-        edits.target[~changed.expand_as(edits.target)], edits.source[~changed.expand_as(edits.source)]
-    )
+    assert float((edits.target - edits.source).abs()[~changed.expand_as(edits.target)].max()) <= 1 / 255
     matte = script.matte(edits, 0) > 0
     assert matte.any() and not (matte & ~changed[0]).any()
     small, results = script.at_model_size(edits, edits.target)

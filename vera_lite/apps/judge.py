@@ -46,7 +46,7 @@ def judge_files(
 
     from vera_lite.apps.inputs import check_out, read_picture
     from vera_lite.evaluation import judging
-    from vera_lite.evaluation.judge_table import markdown
+    from vera_lite.evaluation.judge_table import check_same, markdown
     from vera_lite.evaluation.judges import Case
     from vera_lite.media.clip import to_float
     from vera_lite.media.video import check_video, read_video
@@ -71,6 +71,7 @@ def judge_files(
     judge = judging.LocalJudge(model) if server is None else judging.ServerJudge(server, str(model))
     out.mkdir(parents=True, exist_ok=True)
     log = judging.Log(out / RECORDS)
+    check_same(log.records, chosen)
     with tqdm(total=len(work) * len(methods), desc=chosen.name, unit="clip") as bar:
         for facts, path, results in work:
             source = to_float(read_video(path)[0])

@@ -107,7 +107,8 @@ class Protocol:
     @property
     def rubric(self) -> str:
         """Hash of everything that a score depends on beside clip, judge and parser."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
+        told = ("read", "source", "decided")  # the parser, and words for people
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in told}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def check(self, category: str) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,12 @@ class ServerJudge:
 
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
         """Raises UserError if no server answers, or if it refuses the model or the key."""
-        sent: Any = written(
-            messages, protocol, lambda data: {"type": "image_url", "image_url": {"url": data}}
-        )
+
+        def image(data: bytes, kind: str) -> dict:
+            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            return {"type": "image_url", "image_url": {"url": url}}
+
+        sent: Any = written(messages, protocol, image)
         try:
             found = self.client.chat.completions.create(model=self.model, messages=sent, **protocol.options)
         except self.errors.APITimeoutError:
@@ -114,10 +118,15 @@ class LocalJudge:
 
     @torch.inference_mode()
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
-        """What `transformers serve` does."""
+        """As `transformers serve` does it."""
+        from PIL import Image
+
+        def image(data: bytes, kind: str) -> dict:
+            return {"type": "image", "image": Image.open(io.BytesIO(data)).convert("RGB")}
+
         processor, model = self.vlm.processor, self.vlm.model
         inputs = processor.apply_chat_template(
-            written(messages, protocol, lambda data: {"type": "image", "url": data}),
+            written(messages, protocol, image),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -143,14 +152,13 @@ def revision(model: str) -> str:
     return f"{folder.name}@{digest.hexdigest()[:12]}"
 
 
-def written(messages: Messages, protocol: Protocol, image) -> list[dict]:
-    """Messages as chat templates and servers take them; ``image`` makes a part of a frame's data URL."""
+def written(messages: Messages, protocol: Protocol, image: Callable[[bytes, str], dict]) -> list[dict]:
+    """Messages as servers and chat templates take them; ``image`` makes a part of a frame's file and kind."""
 
     def part(part: str | Tensor) -> dict:
         if isinstance(part, str):
             return {"type": "text", "text": part}
-        data, kind = encoded(part, protocol.side, protocol.quality)
-        return image(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+        return image(*encoded(part, protocol.side, protocol.quality))
 
     return [{"role": role, "content": [part(p) for p in parts]} for role, parts in messages]
 

@@ -35,7 +35,7 @@ def read(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[st
 TOY_VQA = ToyVQA(
     name="toy_vqa",
     read=read,
-    source="the toy world",
+    source="A question of the toy world",
     decided="2 frames, as the toy model reads pictures in pairs of frames; 1 attempt",
     axes={"words": "right words"},
     scale=(0, 1),
