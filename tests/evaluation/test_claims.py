@@ -209,6 +209,10 @@ def test_the_command_lists_filters_and_shows(capsys):
     lines = capsys.readouterr().out.splitlines()[:-2]
     wanted = [c["id"] for c in CLAIMS if c["paper"] == "MiVE" and c["verdict"] == "undecided"]
     assert [line.split()[2] for line in lines] == wanted
+    for option, values in (("--paper", ledger.PAPERS), ("--verdict", ledger.MARKS)):
+        assert all(main(["claims", *path, option, value]) == 0 for value in values)
+    assert main(["claims", *path, "--verdict", "proven"]) == 2
+    capsys.readouterr()
     shown = next(claim for claim in CLAIMS if claim["test"])
     assert main(["claims", shown["id"], *path]) == 0
     assert shown["found"]["command"] in capsys.readouterr().out
