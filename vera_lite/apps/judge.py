@@ -20,6 +20,7 @@ def judge_files(
     out: Path,
     model: str | None = None,
     server: str | None = None,
+    device: str | None = None,
 ) -> list[Path]:
     """Judge the results of some methods on the same clips. Replies that ``out`` holds are not asked for
     again.
@@ -33,6 +34,7 @@ def judge_files(
         out: folder for the records and the table.
         model: of the server; or a folder, loaded here; None: the toy model in the package.
         server: URL of an OpenAI-compatible server, up to its ``/v1``.
+        device: of a model that is loaded here: "cpu", "cuda" or "mps"; None: the best there is.
 
     Returns:
         The table and the records.
@@ -52,7 +54,7 @@ def judge_files(
     from vera_lite.media.video import check_video, read_video
 
     chosen = _protocol(protocol)
-    if server is not None and model is None:
+    if server and model is None:
         raise UserError("--server needs --model: what the server calls the judge.")
     out = check_out(out, clips)
     work = []
@@ -68,7 +70,7 @@ def judge_files(
             "reference": reference,
         }
         work.append((facts, source, results))
-    judge = judging.LocalJudge(model) if server is None else judging.ServerJudge(server, str(model))
+    judge = judging.ServerJudge(server, str(model)) if server else judging.LocalJudge(model, device or "auto")
     out.mkdir(parents=True, exist_ok=True)
     log = judging.Log(out / RECORDS)
     check_same(log.records, chosen)

@@ -25,6 +25,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     |mean_x - mean_y|^2 + tr(S_x) + tr(S_y) - 2 tr((S_x S_y)^1/2). The last trace is the nuclear norm of
     X Y^T / sqrt((N - 1)(M - 1)) with centred X and Y: exact, never negative, and no D x D root is needed.
     It grows as samples get fewer: of 40 clips and 400 features from one distribution it is far above 0.
+
+    Papers mostly use an I3D network, whose weights come as TorchScript without a checksum: they are not
+    loaded here. :class:`VideoMAEFeatures` is the other usual one.
     """
     x, y = _pair(x, y)
     gap, x, y = x.mean(0) - y.mean(0), x - x.mean(0), y - y.mean(0)

@@ -105,16 +105,19 @@ class LocalJudge:
 
     Args:
         folder: of a transformers model; None: the toy one in the package.
+        device: "auto", "cpu", "cuda" or "mps".
         limit: of a reply, in tokens.
     """
 
     greedy = True
 
-    def __init__(self, folder: str | Path | None = None, limit: int = 512):
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", limit: int = 512):
         from vera_lite.conditioning.vision_language import TOY_VLM, VisionLanguageModel
+        from vera_lite.pipelines import pick_device
 
-        self.vlm, self.name = VisionLanguageModel.from_pretrained(folder), revision(str(folder or TOY_VLM))
-        self.limit = limit
+        self.name, self.limit = revision(str(folder or TOY_VLM)), limit
+        self.vlm = VisionLanguageModel.from_pretrained(folder)
+        self.vlm.model.to(pick_device(device))
 
     @torch.inference_mode()
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
