@@ -141,7 +141,7 @@ def completion(content, finish="stop", **message):
 
 
 def judge_at(server, **options):
-    return judging.ServerJudge(f"http://127.0.0.1:{server.server_port}/v1", "m", **options)
+    return judging.ServerJudge(f"http://127.0.0.1:{server.server_port}/v1", "m", **{"retries": 0} | options)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,12 @@ def test_what_a_server_may_do_instead_of_answering(spoilt, cases, answer, outcom
     sent = spoilt.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
     assert sent[0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+def test_a_busy_server_is_asked_again_by_the_client(spoilt, cases):
+    spoilt.answers = [(429, {"error": {"message": "slower"}}), completion("hello")]
+    reply = judge_at(spoilt, retries=1).ask(TOY_VQA.messages(cases[0], "all"), TOY_VQA)
+    assert reply.text == "hello" and len(spoilt.bodies) == 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
