@@ -1,4 +1,4 @@
-"""How certain a number is, for every notebook, benchmark and claim: intervals, verdicts, trends, human ratings.
+"""How certain a number is, for notebooks, benchmarks and claims: intervals, verdicts, trends, human ratings.
 
 Values by clip and curves are tensors; what people and seeds give is few, and is taken as arrays or lists.
 C clips, L layers, N tokens, R raters, M methods.
