@@ -42,6 +42,10 @@ def cases():
 # --- transformers serve --------------------------------------------------------------------------
 
 
+#: In the precision in which the model is loaded here.
+ON_THE_CPU = "--device", "cpu", "--dtype", "float32"
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     for needed in ("fastapi", "uvicorn"):
@@ -55,7 +59,7 @@ def served(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            [program, "serve", "--host", "127.0.0.1", "--port", str(port), *ON_THE_CPU],
             stdout=output,
             stderr=output,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
