@@ -164,6 +164,10 @@ def test_clips_that_are_not_described_are_refused(bench, tmp_path, entries, caps
         entries = [good[0], good[0]]
     if entries == "no instruction":
         entries = [good[0] | {"instruction": ""}]
+    if entries == "no question":
+        entries = [good[0], good[1] | {"instruction": "give it a haircut"}]
+    if entries == "a number":
+        entries = [good[0] | {"reference": 5}]
     if entries == "lost":
         entries = [good[0] | {"source": "no.mkv"}]
     (tmp_path / "clips.json").write_text(json.dumps(entries))

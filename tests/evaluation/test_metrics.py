@@ -303,6 +303,20 @@ def test_lpips_says_that_it_cannot_run(tmp_path, monkeypatch):
         learned.LPIPS("resnet")
 
 
+def test_lpips_reads_torchvisions_weights_from_the_cache(tmp_path, monkeypatch):
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    trained = squeezenet1_1()
+    file = tmp_path / "checkpoints" / SqueezeNet1_1_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    file.parent.mkdir()
+    torch.save(trained.state_dict(), file)
+    lpips = learned.LPIPS("squeeze")
+    assert lpips.name == "lpips[squeeze]"
+    first = next(v for k, v in lpips.network.net.state_dict().items() if k.endswith("0.weight"))
+    assert torch.equal(first, trained.state_dict()["features.0.weight"])
+
+
 def test_lpips_of_a_region_is_zero_where_nothing_near_has_changed():
     lpips = learned.LPIPS("squeeze", random=True)
     assert lpips.name == "lpips[squeeze, random weights]"
@@ -400,7 +414,7 @@ def test_videomae_reads_its_own_number_of_frames(tmp_path):
     VideoMAEModel(config).save_pretrained(tmp_path)
     size = {"height": 16, "width": 16}
     VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path)
-    features = distribution.VideoMAEFeatures.from_pretrained(tmp_path)
+    features = learned.VideoMAEFeatures.from_pretrained(tmp_path)
     videos = random(2, 7, 3, 16, 16)
     found = features(videos)
     assert found.shape == (2, 16) and features.name == str(tmp_path)
@@ -411,7 +425,7 @@ def test_videomae_reads_its_own_number_of_frames(tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    [learned.FrameEncoder, distribution.VideoMAEFeatures, VisionLanguageModel],
+    [learned.FrameEncoder, learned.VideoMAEFeatures, VisionLanguageModel],
     ids=lambda k: k.__name__,
 )
 def test_what_is_not_here_is_not_fetched(kind, monkeypatch):

@@ -31,8 +31,12 @@ class Cell:
     def __str__(self) -> str:
         if self.value is None:
             return f"– ({self.valid}/{self.total})"
-        ends = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{half_up(self.value, 2)}{ends} ({self.valid}/{self.total})"
+        shown = str(half_up(self.value, 2))
+        if self.low is not None and self.high is not None:
+            # Six decimals first: a tie must not hang on the last bit.
+            low, high = (half_up(Decimal(f"{end:.6f}"), 2) for end in (self.low, self.high))
+            shown += f" [{low}, {high}]"
+        return f"{shown} ({self.valid}/{self.total})"
 
 
 def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str], dict[str, Cell]]:

@@ -56,6 +56,8 @@ class ServerJudge:
         url: of the server, with its ``/v1``. The key is read from OPENAI_API_KEY, if the server wants one.
         model: as the server calls it.
         timeout: seconds for one reply.
+        retries: of a request that a busy or broken server did not answer, with growing pauses; no attempts of
+            the protocol.
 
     Raises:
         UserError: the client is not installed.
@@ -63,14 +65,14 @@ class ServerJudge:
 
     greedy = False
 
-    def __init__(self, url: str, model: str, timeout: float = 600):
+    def __init__(self, url: str, model: str, timeout: float = 600, retries: int = 3):
         try:
             import openai
         except ImportError as error:
             raise UserError("a judge behind a server needs: pip install 'vera-lite[judge]'.") from error
         self.url, self.model, self.name, self.errors = url, model, revision(model), openai
         key = os.environ.get("OPENAI_API_KEY", "none")
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
 
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
         """Raises UserError if no server answers, or if it refuses the model or the key."""
@@ -90,7 +92,7 @@ class ServerJudge:
             if error.status_code in (401, 403, 404):
                 refusal = f"the server at {self.url} refuses {self.name!r} (HTTP {error.status_code})."
                 raise UserError(refusal) from error
-            return Reply(outcome="transport", reason=f"HTTP {error.status_code}")
+            return Reply(outcome="transport", reason=f"HTTP {error.status_code}: {error.message}"[:200])
         tokens = getattr(found.usage, "completion_tokens", None)
         if not found.choices:
             return Reply(outcome="blocked", reason="no choices", tokens=tokens)
@@ -105,16 +107,19 @@ class LocalJudge:
 
     Args:
         folder: of a transformers model; None: the toy one in the package.
+        device: "auto", "cpu", "cuda" or "mps".
         limit: of a reply, in tokens.
     """
 
     greedy = True
 
-    def __init__(self, folder: str | Path | None = None, limit: int = 512):
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", limit: int = 512):
         from vera_lite.conditioning.vision_language import TOY_VLM, VisionLanguageModel
+        from vera_lite.pipelines import pick_device
 
-        self.vlm, self.name = VisionLanguageModel.from_pretrained(folder), revision(str(folder or TOY_VLM))
-        self.limit = limit
+        self.name, self.limit = revision(str(folder or TOY_VLM)), limit
+        self.vlm = VisionLanguageModel.from_pretrained(folder)
+        self.vlm.model.to(pick_device(device))
 
     @torch.inference_mode()
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:

@@ -16,6 +16,9 @@ _PLACES = "|".join(sorted(PLACES, key=len, reverse=True))
 class ToyVQA(Protocol):
     """One question about the edited clip alone, if it adds an object or changes the background."""
 
+    def check(self, category: str, instruction: str) -> None:
+        question_and_answer(instruction)
+
     def messages(self, case: Case, call: str) -> Messages:
         question, _ = question_and_answer(case.instruction)
         frames = [case.edited[t] for t in self.chosen(len(case.edited), case.fps)]
