@@ -1,6 +1,7 @@
 """Render the clips in data_samples/ and write their checksums: `python scripts/make_data_samples.py`.
 
-`--check` renders into a temporary folder and compares instead.
+`--check` renders into a temporary folder and compares instead; but for the H.264 files, as their encoder does
+not give the same bytes twice.
 """
 
 import argparse
@@ -107,7 +108,9 @@ def main() -> int:
         print(text, end="")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        same = checksums(write(Path(folder))) == (FOLDER / "SHA256SUMS").read_text()
+        texts = checksums(write(Path(folder))), (FOLDER / "SHA256SUMS").read_text()
+        made, kept = ([line for line in t.splitlines() if not line.endswith(".mp4")] for t in texts)
+        same = made == kept
     print("same as committed" if same else "differs from the committed clips")
     return 0 if same else 1
 
