@@ -202,7 +202,7 @@ class _Behind:
         is_seen: whether there is a plate: that share is small enough to be filled from its rims.
     """
 
-    def __init__(self, reader: VideoReader, mask: Tensor, video: Tensor, most_unseen: float = 0.005):
+    def __init__(self, reader: VideoReader, mask: Tensor, video: Tensor, most_unseen: float = 0.01):
         import numpy as np
 
         from vera_lite.apps.files import pick

@@ -195,7 +195,7 @@ class Plate(VeraStage):
     """
 
     room: int = 4
-    most_unseen: float = 0.005
+    most_unseen: float = 0.01
     most_error: float = 0.03
     model: str | None = None
     name, only = "plate", "object_addition"
