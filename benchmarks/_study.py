@@ -23,6 +23,7 @@ from _harness import report_head, write_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vera_lite.evaluation.statistics import seed_interval, verdict
 from vera_lite.media.files import replacing
 from vera_lite.training import EditingModule
 from vera_lite.training.fit import fit
@@ -123,12 +124,14 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
     """
     sign = -1 if lower_is_better else 1
     gains = [sign * (ours[s][metric] - theirs[s][metric]) for s in sorted(ours.keys() & theirs.keys())]
+    low, high = seed_interval(gains)
+    finite = len(gains) > 1  # one seed leaves everything open, which JSON cannot say
     return {
         "case": case,
         "mean_gain": round(fmean(gains), 5),
+        "interval": [round(low, 5), round(high, 5)] if finite else None,
         "gains": [round(g, 5) for g in gains],
-        # Three seeds that agree are all there is; this is no test of significance.
-        "holds": min(gains) > 0,
+        "verdict": verdict(low, high),
     }
 
 

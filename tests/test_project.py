@@ -18,7 +18,9 @@ import notebooks as tool
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
+REQUIREMENTS = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
+#: An extra may ask for another extra of the project itself.
+DIRECT = [requirement for requirement in REQUIREMENTS if requirement.name != PROJECT["name"]]
 
 
 def pinned_versions():

@@ -4,6 +4,7 @@ Figures do not use pyplot: a notebook cell shows one by ending with it, and none
 (Okabe and Ito; cividis) also suit people with colour vision deficiencies.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -73,11 +74,13 @@ def contact_sheet(
         rows: label -> one frame per column, each (1 or 3, H, W) in [0, 1], or None for a gap.
         columns: their headings.
         title: what to see.
-        side: inches of a frame.
+        side: inches of a frame's width.
     """
     label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
-    width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
+    first = next(frame for frames in rows.values() for frame in frames if frame is not None)
+    tall = side * min(1.0, first.shape[-2] / first.shape[-1])
+    width, height = (side + 0.09) * len(columns) + label, (tall + 0.09) * len(rows) + heading
     figure, grid = _grid(list(rows), columns, title, width, height, fontsize=10)
     for axes, frames in zip(grid, rows.values(), strict=True):
         for ax, frame in zip(axes, frames, strict=True):
@@ -266,6 +269,34 @@ def seed_dots(
         _open(ax, xlabel=xlabel)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[0].invert_yaxis()
+    return figure
+
+
+def intervals(
+    rows: Mapping[str, tuple[float, float, float, str]], title: str, xlabel: str, width: int = 52
+) -> Figure:
+    """Effects under each other, with a line at 0: name -> (middle, low, high, group).
+
+    Args:
+        rows: name -> (middle, low, high, group); each group has its colour and mark.
+        title: what to see.
+        xlabel: of the effects.
+        width: of the names, in characters; longer ones are broken.
+    """
+    names = [textwrap.fill(name, width) for name in rows]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = _figure(4.6 + 0.075 * width, 0.21 * (lines + len(rows)) + 1.3, title)
+    ax, groups = figure.subplots(), list(dict.fromkeys(group for *_, group in rows.values()))
+    ax.axvline(0, color="0.45", lw=1.2, ls=(0, (1, 2)))
+    drawn = {}
+    for at, (middle, low, high, group) in enumerate(rows.values()):
+        style = _style(groups.index(group)) | {"ls": "none", "ms": 7}
+        ax.plot([low, high], [at, at], color=style["color"], lw=2)
+        (drawn[group],) = ax.plot([middle], [at], **style)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    _open(ax, xlabel=xlabel)
+    _legend(figure, list(drawn.values()), list(drawn))
     return figure
 
 

@@ -53,7 +53,7 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
             ).execute()
         except CellExecutionError as error:
             raise UserError(f"a cell of {path} fails: {error.ename}: {error.evalue}") from error
-    sizes = _freeze_widgets(notebook, budget_mb)
+    sizes = freeze_widgets(notebook, budget_mb)
     page, _ = _Exporter(raw_template=TEMPLATE, embed_images=True).from_notebook_node(
         notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
     )
@@ -69,7 +69,7 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
     return out
 
 
-def _freeze_widgets(notebook: nbformat.NotebookNode, budget_mb: float) -> dict[str, int]:
+def freeze_widgets(notebook: nbformat.NotebookNode, budget_mb: float) -> dict[str, int]:
     """Turn the views of our widgets into frames; returns the size of each.
 
     Other widgets (sliders, progress bars) keep the text beside their view.

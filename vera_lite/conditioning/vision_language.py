@@ -149,11 +149,12 @@ class VisionLanguageModel:
         kwargs.setdefault("attn_implementation", "sdpa")  # what the attention tap can see
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise UserError(f"{name} is no model folder: it has no config.json.")
+        local = {"local_files_only": not download}
+        # Auto classes look for an adapter first, and ask the network unless told twice.
+        kwargs.setdefault("adapter_kwargs", local)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                name, local_files_only=not download, use_safetensors=True, **kwargs
-            )
-            processor = AutoProcessor.from_pretrained(name, local_files_only=not download)
+            model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **local, **kwargs)
+            processor = AutoProcessor.from_pretrained(name, **local)
         except OSError as error:
             hint = " Pass download=True to fetch it." if not download and not Path(name).is_dir() else ""
             raise UserError(f"cannot load the vision-language model {str(name)!r}.{hint}") from error

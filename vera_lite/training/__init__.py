@@ -1,6 +1,7 @@
 """Training with Lightning: data, modules, optimizer, command line."""
 
 from vera_lite.training.data import LatentCache, StepBatches
+from vera_lite.training.layered import LayeredVideoData
 from vera_lite.training.module import EditingModule
 from vera_lite.training.toy.compositions import SceneCompositionData, ToyCompositionData
 from vera_lite.training.toy.dialogues import DialogueModule, ToyDialogues
@@ -11,6 +12,7 @@ __all__ = [
     "DialogueModule",
     "EditingModule",
     "LatentCache",
+    "LayeredVideoData",
     "SceneCompositionData",
     "SceneData",
     "SceneEditData",
