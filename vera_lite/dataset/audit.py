@@ -114,9 +114,9 @@ def audit(
         names |= set(sample.files.values())
         status = row["status"] if row else "pending"
         ledger.counts[stage.name, sample.category][status] += 1
-        if status in ("rejected", "quarantined"):
+        if row is not None and status != "kept":
             ledger.reasons[stage.name, status, row["reason"]] += 1
-        if status == "quarantined":
+        if row is not None and status == "quarantined":
             ledger.quarantined.append(row)
         after = samples_of(row or {})
         handed_on[stage.name].update(s.category for s in after)

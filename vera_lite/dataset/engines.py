@@ -170,8 +170,9 @@ def _start(worker: Worker) -> None:
     import torch
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
