@@ -148,6 +148,8 @@ def chain(report: Report, folder: Path, rounds: int) -> None:
         if turn < 0:
             timed = [Timed(stage) for stage in stages]
     for stage in timed:
+        if stage.seconds < 1e-3 * stage.calls:  # it has nothing to do when an object is added
+            continue
         report.add(f"{stage.name}, 25 frames of 240x136", stage.calls / stage.seconds, "clips per CPU second")
     report.add_times(f"{CLIPS} clips through all stages", seconds, "ours", "plain loop", "<= 1.20")
 
