@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from PIL import Image
-from small_gencompositor import build, pipeline, randomise
+from small_gencompositor import build, diffusers_cogvideox, pipeline
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
 from vera_lite.apps import composite as module
@@ -303,23 +303,7 @@ def test_export_writes_the_right_kind_of_pipeline(pipe, tmp_path):
 
 def test_the_same_pipeline_runs_on_cogvideoxs_own_parts(tmp_path):
     """Tiny random transformer and VAE of CogVideoX, saved and loaded in the real formats."""
-    torch.manual_seed(0)
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=8,
-        out_channels=4,
-        time_embed_dim=12,
-        text_embed_dim=10,
-        num_layers=2,
-        sample_width=6,
-        sample_height=4,
-        sample_frames=9,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=True,
-        use_learned_positional_embeddings=True,
-    )
-    randomise(transformer).save_pretrained(tmp_path / "transformer")
+    diffusers_cogvideox().save_pretrained(tmp_path / "transformer")
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
         scaling_factor=0.7,

@@ -8,7 +8,7 @@ import small_gencompositor
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from small_gencompositor import SMALL, randomise
+from small_gencompositor import SMALL, diffusers_cogvideox, randomise
 
 import vera_lite.backbone.cogvideox as cogvideox
 from vera_lite.backbone import rotary_table
@@ -61,23 +61,7 @@ def inputs() -> dict:
 
 @pytest.mark.parametrize("table", [False, True], ids=["5B", "I2V-5B"])
 def test_main_stream_equals_diffusers_in_outputs_and_gradients(inputs, table):
-    torch.manual_seed(0)
-    theirs = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=8,
-        out_channels=4,
-        time_embed_dim=12,
-        text_embed_dim=10,
-        num_layers=3,
-        sample_width=6,
-        sample_height=4,
-        sample_frames=9,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=True,
-        use_learned_positional_embeddings=table,
-    )
-    randomise(theirs)
+    theirs = diffusers_cogvideox(table)
     if table:
         own = GenCompositor(GenCompositorConfig(cogvideox.config_of(theirs))).transformer.patch_embed
         # Theirs is float64 until it is added.

@@ -37,6 +37,12 @@ def test_constraints_satisfy_every_direct_requirement(requirement):
     assert any(spec.operator == ">=" for spec in requirement.specifier), "needs a lower bound"
 
 
+@pytest.mark.parametrize("lines", [PROJECT["dependencies"], *EXTRAS.values()], ids=["always", *EXTRAS])
+def test_no_package_is_asked_for_twice(lines):
+    names = [canonicalize_name(Requirement(line).name) for line in lines]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_environment_yml_follows_pyproject():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     python = next(line for line in dependencies if str(line).startswith("python"))

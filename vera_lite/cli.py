@@ -155,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
     add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
+    add(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="where a folder's model runs (default: auto)"
+    )
     add("--out", type=_path, help="folder for replies and table; replies that it holds are not asked again")
     add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
 
