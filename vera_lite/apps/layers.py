@@ -162,7 +162,7 @@ class Layers:
                         pixels, mask, plate, self.width, ClosedForm(margin=3 * self.width)
                     )
                     edit, alpha = with_shadow(foreground(pixels, alpha), alpha, shade)
-                    layers = dict(zip(names, (edit, alpha, plate), strict=False))
+                    layers = {"edit": edit, "alpha": alpha} | ({} if plate is None else {"plate": plate})
                     layers = {name: to_uint8(layer[0].clone()) for name, layer in layers.items()}
                     for file, layer in zip(files, layers.values(), strict=True):
                         file.write(layer)
