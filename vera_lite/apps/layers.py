@@ -93,7 +93,7 @@ class Layers:
         video: a file with constant frame rate.
         out: folder, made if needed.
         subject: see :func:`.parse_subject`.
-        width: pixels on either side of the outline that may be soft; the default grows with the video.
+        width: pixels on either side of the outline that may be soft; 0: as fits the video's size.
         info: what ``video`` holds.
 
     Raises:
@@ -103,7 +103,7 @@ class Layers:
     video: str | Path
     out: str | Path
     subject: str = "person"
-    width: int | None = None
+    width: int = 0
     info: VideoInfo = field(init=False)
 
     def __post_init__(self):
@@ -111,7 +111,7 @@ class Layers:
         self.out = check_out(self.out, self.video)
         self.info = check_source(self.video)
         check_subject(self.subject, self.info)
-        if self.width is None:
+        if self.width == 0:
             self.width = max(3, round(self.info.height / 70))
         if not 1 <= self.width <= self.info.height // 8:
             raise UserError(f"--width lies in [1, {self.info.height // 8}], not {self.width}.")
@@ -162,7 +162,7 @@ class Layers:
                         pixels, mask, plate, self.width, ClosedForm(margin=3 * self.width)
                     )
                     edit, alpha = with_shadow(foreground(pixels, alpha), alpha, shade)
-                    layers = dict(zip(names, (edit, alpha, plate), strict=False))
+                    layers = {"edit": edit, "alpha": alpha} | ({} if plate is None else {"plate": plate})
                     layers = {name: to_uint8(layer[0].clone()) for name, layer in layers.items()}
                     for file, layer in zip(files, layers.values(), strict=True):
                         file.write(layer)
@@ -187,7 +187,7 @@ class Layers:
                 "recomposition_mean_squared_error": error / info.frames if behind.is_seen else None,
             }
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-            written = [self.out / name for name in FILES if (folder / name).exists()]
+            written = [Path(self.out) / name for name in FILES if (folder / name).exists()]
         if not behind.is_seen:
             sentence = "of what is behind the subject no frame shows; plate.mkv is left out"
             warnings.warn(f"{self.video}: {behind.unseen:.0%} {sentence}.", Notice, stacklevel=2)

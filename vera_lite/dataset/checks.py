@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,7 +83,8 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 def on_border(mask: Tensor) -> Tensor:
     """How much of the frame's border a mask (T, 1, H, W) covers, (T,) in [0, 1]."""
     sides = (mask[..., 0, :], mask[..., -1, :], mask[..., 0], mask[..., -1])
-    return sum(side.float().sum((1, 2)) for side in sides) / (2 * sum(mask.shape[-2:]))
+    covered = torch.stack([side.float().sum((1, 2)) for side in sides])
+    return covered.sum(0) / (2 * sum(mask.shape[-2:]))
 
 
 def clean(mask: np.ndarray, width: int, part: float = 0.05) -> np.ndarray:

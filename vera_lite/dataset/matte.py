@@ -180,5 +180,8 @@ def _box(where: np.ndarray, margin: int) -> tuple[slice, slice] | None:
     """The rectangle around the true pixels of (H, W), a margin wider."""
     if not where.any():
         return None
-    spans = (np.flatnonzero(where.any(1 - axis)) for axis in (0, 1))
-    return tuple(slice(max(0, int(s[0]) - margin), int(s[-1]) + margin + 1) for s in spans)
+    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
+    return (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + margin + 1),
+    )

@@ -77,9 +77,10 @@ def _pipeline(kind: str, name: str, download: bool, device: str):
 
     local = {"local_files_only": not download}
     try:
-        if diffusers.DiffusionPipeline.load_config(name, **local)["_class_name"] != kind:
+        pipeline = getattr(diffusers, kind)
+        if dict(pipeline.load_config(name, **local))["_class_name"] != kind:
             raise ValueError("another pipeline")
-        pipe = getattr(diffusers, kind).from_pretrained(name, use_safetensors=True, **local)
+        pipe = pipeline.from_pretrained(name, use_safetensors=True, **local)
     except (OSError, ValueError, KeyError) as error:
         hint = "" if download or Path(name).is_dir() else " Pass download=True to fetch it."
         raise UserError(f"cannot load {name!r} as {kind}.{hint}") from error

@@ -38,7 +38,7 @@ def register(video: Tensor, min_inliers: float = 0.15) -> np.ndarray:
     height, width = grey[0].shape
     key, found = len(grey) // 2, np.tile(np.eye(3), (len(grey), 1, 1))
     corners = _corners(grey[key])
-    frame_corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
+    frame_corners = _corners_of(height, width)
     moved = False
     for frames in (range(key + 1, len(grey)), range(key - 1, -1, -1)):
         guess = np.eye(3)  # from the middle frame to this one
@@ -74,6 +74,11 @@ def _follow(key, frame, corners, guess) -> tuple[np.ndarray, float, float]:
     if good.sum() >= 4 * FEW_CORNERS:  # enough for perspective
         found = cv2.findHomography(here[good], there[good])[0]
     return found, share, explained
+
+
+def _corners_of(height: int, width: int) -> np.ndarray:
+    """The four corners of a frame, as OpenCV takes points: (4, 1, 2)."""
+    return np.array([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]], np.float32)
 
 
 def _corners(grey: np.ndarray, cells: tuple[int, int] = (8, 14), per_cell: int = 4) -> np.ndarray:
@@ -116,8 +121,8 @@ def background(
     """
     chosen = spread(len(video), samples)
     canvas = Canvas(video[chosen], None if mask is None else mask[chosen], chosen, cameras)
-    views = [canvas.view(t) for t in range(len(video))]
-    return tuple(torch.stack(pictures) for pictures in zip(*views, strict=True))
+    plates, unseen = zip(*(canvas.view(t) for t in range(len(video))), strict=True)
+    return torch.stack(plates), torch.stack(unseen)
 
 
 def spread(frames: int, samples: int) -> list[int]:
@@ -148,7 +153,7 @@ class Canvas:
         self.size, self.to_canvas = (width, height), cameras
         self.is_still = is_still(cameras)
         if not self.is_still:
-            corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
+            corners = _corners_of(height, width)
             seen = np.concatenate([cv2.perspectiveTransform(corners, h) for h in cameras])[:, 0]
             low, high = np.floor(seen.min(0)) - 1, np.ceil(seen.max(0)) + 1
             size = tuple(int(side) for side in high - low)

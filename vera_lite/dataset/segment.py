@@ -124,7 +124,7 @@ class BoxSegmenter:
         for frame in rgb8(video):
             outside = state == cv2.GC_BGD
             cv2.setRNGSeed(0)
-            cv2.grabCut(frame, state, None, *models, 4, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(frame, state, (0, 0, 1, 1), *models, 4, cv2.GC_INIT_WITH_MASK)
             mask = clean(np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD)) & ~outside, width=3)
             masks.append(mask)
             reach = max(3, int(0.1 * mask.sum() ** 0.5)) * 2 + 1
