@@ -30,6 +30,7 @@ RATIOS = {
     "adaln",
     "context_tokens",
     "startup",
+    "dataset",
     "metrics",
 }  # written by the harness
 
