@@ -3,8 +3,8 @@
     pip download mediapipe==0.10.21 --no-deps --dest build
     python scripts/extract_person_net.py build/mediapipe-0.10.21-*.whl
 
-Needs `ai-edge-litert` (extra `tests`). Convolutions of the original graph, in the order in which they run, are
-those of PersonNet in the order in which they are defined. The weights stay in half precision, as they are.
+Needs `ai-edge-litert` (extra `tests`). Convolutions of the original graph, in the order in which they run,
+are those of PersonNet in the order in which they are defined. The weights stay in half precision.
 """
 
 import sys

@@ -15,12 +15,12 @@ import skimage.data
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from vera_lite.toy.truth import truth_clip
 
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.files import replacing
 from vera_lite.media.video_writer import write_video
 from vera_lite.toy.edits import EditConfig, render_edits
+from vera_lite.toy.truth import truth_clip
 from vera_lite.toy.world import WorldConfig, render
 
 FOLDER = Path(__file__).parents[1] / "data_samples"

@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForZeroShotObjectDetection,
@@ -20,74 +19,10 @@ from transformers import (
     Sam2VideoProcessor,
 )
 
+from vera_lite.dataset.sam2 import DETECTOR, SEGMENTER, find, load, track
 from vera_lite.errors import UserError
 from vera_lite.media.video import VideoReader
 from vera_lite.media.video_writer import VideoWriter
-
-LOOKS = 8  # frames of a video that the detector sees
-
-
-def load(model_class, processor_class, name: str, download: bool, device: str):
-    """A model and its processor.
-
-    Raises:
-        UserError: they are not on this machine, or of another kind.
-    """
-    try:
-        processor = processor_class.from_pretrained(name, local_files_only=not download)
-        model = model_class.from_pretrained(name, local_files_only=not download, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        hint = "" if download or Path(name).is_dir() else " Pass --download to fetch it."
-        raise UserError(f"cannot load {name!r} as {model_class.__name__}.{hint}") from error
-    return model.to(device), processor
-
-
-@torch.inference_mode()
-def find(video: VideoReader, what: str, detector, processor, threshold: float):
-    """Look for ``what`` on a few frames.
-
-    Returns:
-        The frame of the surest find and its box (left, top, right, bottom) in pixels, or None if no score
-        is above the threshold.
-    """
-    looks = {(2 * i + 1) * len(video) // (2 * LOOKS) for i in range(LOOKS)}
-    best, found = threshold, None
-    for t, frame in enumerate(video):
-        if t not in looks:
-            continue
-        inputs = processor(images=frame, text=[[what]], return_tensors="pt").to(detector.device)
-        boxes = processor.post_process_grounded_object_detection(
-            detector(**inputs), threshold=best, target_sizes=[tuple(frame.shape[-2:])]
-        )[0]
-        if len(boxes["scores"]):
-            score, i = boxes["scores"].max(0)
-            best, found = float(score), (t, boxes["boxes"][i].tolist())
-    return found
-
-
-@torch.inference_mode()
-def track(video: VideoReader, start: int, box: list[float], model, processor, bar: tqdm) -> list[Tensor]:
-    """uint8 masks (1, H, W), 0 or 255, of what is in ``box`` on frame ``start``, one for each frame."""
-    size = (video.info.height, video.info.width)
-    # Frames are prepared one by one and kept on the CPU: 12 MB each, at SAM 2's 1024 x 1024.
-    session = processor.init_video_session(
-        inference_device=model.device,
-        inference_state_device="cpu",
-        video_storage_device="cpu",
-        dtype=model.dtype,
-    )
-    for t, frame in enumerate(video):
-        session.add_new_frame(processor(images=frame, return_tensors="pt").pixel_values, t)
-    processor.add_inputs_to_inference_session(
-        session, frame_idx=start, obj_ids=1, input_boxes=[[box]], original_size=size
-    )
-    masks = {}
-    for reverse in (False, True):
-        for output in model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse):
-            mask = processor.post_process_masks([output.pred_masks], [size])[0][0]
-            bar.update(output.frame_idx not in masks)  # both ways begin at the start
-            masks[output.frame_idx] = mask.cpu().to(torch.uint8) * 255
-    return [masks[t] for t in range(len(video))]
 
 
 def segment(options: argparse.Namespace) -> list[Path]:
@@ -140,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
     parser.add_argument("--what", required=True, help="the thing, such as 'a person'")
     parser.add_argument("--out", type=Path, required=True, help="folder for the masks, made if needed")
-    parser.add_argument("--detector", default="IDEA-Research/grounding-dino-tiny", help="default %(default)s")
-    parser.add_argument("--segmenter", default="facebook/sam2.1-hiera-small", help="default %(default)s")
+    parser.add_argument("--detector", default=DETECTOR, help="default %(default)s")
+    parser.add_argument("--segmenter", default=SEGMENTER, help="default %(default)s")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a find, default 0.3")
     parser.add_argument("--download", action="store_true", help="fetch models that are not on this machine")
     parser.add_argument("--device", default="auto", help="default: CUDA if there is one, else the CPU")

@@ -30,6 +30,7 @@ RATIOS = {
     "adaln",
     "context_tokens",
     "startup",
+    "metrics",
 }  # written by the harness
 
 

@@ -42,6 +42,13 @@ def half(frame, frames):
     return frames.index(frame) // 2
 
 
+def statuses(rows, pending=0):
+    counts = {"kept": 0, "rejected": 0, "quarantined": 0, "pending": pending}
+    for _, status in rows:
+        counts[status] += 1
+    return counts
+
+
 def straight(multiplied, alpha):
     return multiplied / alpha.clamp_min(1e-6)
 
@@ -247,6 +254,35 @@ WRONG = {
         "not the group once": lambda labels: -sum(map(math.log, sizes(labels))) / len(labels),
         "the sign": lambda labels: sum(k * math.log(k) for k in sizes(labels)) / len(labels),
         "but it must be": lambda labels: -1.0,
+    },
+    "count_statuses": {
+        "three inputs, one row each": lambda inputs, rows: statuses([]),
+        "give a dict of four counts": lambda inputs, rows: [status for _, status in rows],
+        "an input without a row is pending": lambda inputs, rows: statuses(dict(rows).items()),
+        "count keys, not rows": lambda inputs, rows: statuses(
+            rows, len(set(inputs) - {key for key, _ in rows})
+        ),
+        "must not hide an input": lambda inputs, rows: statuses(dict(rows).items(), len(inputs) - len(rows)),
+        "leave rows of other keys out": lambda inputs, rows: statuses(
+            dict(rows).items(), len(set(inputs) - {key for key, _ in rows})
+        ),
+        "it is one input": lambda inputs, rows: statuses(
+            [(key, dict(rows)[key]) for key in inputs if key in dict(rows)],
+            len([key for key in inputs if key not in dict(rows)]),
+        ),
+    },
+    "own_colours": {
+        "not finite": lambda frame, plate, alpha: (frame - (1 - alpha) * plate) / alpha,
+        "the clip's own colour": lambda frame, plate, alpha: frame,
+        "premultiplied": lambda frame, plate, alpha: frame - (1 - alpha) * plate,
+        "wrong by up to": lambda frame, plate, alpha: ((frame - plate) / alpha.clamp_min(0.02)).clamp(0, 1),
+        "the result is the plate": lambda frame, plate, alpha: (
+            (frame - (1 - alpha) * plate) / alpha.clamp_min(0.02)
+        ).clamp(0, 1),
+        "clamp it": lambda frame, plate, alpha: torch.where(
+            alpha < 0.02, plate, (frame - (1 - alpha) * plate) / alpha.clamp_min(0.02)
+        ),
+        "but it must be (3, 6, 8)": lambda frame, plate, alpha: frame[:1],
     },
     "per_token_adaln": {
         "upside down": adaln(lambda i, clean: i < clean),

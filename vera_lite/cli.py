@@ -1,4 +1,4 @@
-"""The command line: `vera-lite edit | composite | data | judge | claims | check | fit | validate | export`.
+"""The command line: `vera-lite edit | layers | composite | data | judge | ...`.
 
 A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
 arguments are parsed and their files are known to exist.
@@ -17,7 +17,7 @@ from vera_lite.errors import RANGES, Notice, UserError, check_number
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
 #: Systems of `edit`: the pipeline, and the options that only some systems take.
 SYSTEMS = {
-    "vera": ("VeraPipeline", {"mask", "guidance", "alpha_floor"}),
+    "vera": ("VeraPipeline", {"mask", "subject", "guidance", "alpha_floor"}),
     "rvedit": ("RVEDiTPipeline", set()),
     "mive": ("MiVEPipeline", {"reference"}),
 }
@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_path,
         help="vera: video or picture, white where the object goes, which takes its shape, or on what to keep",
     )
+    add(
+        "--subject",
+        help="vera, instead of --mask: person, moving, moving:X,Y,W,H or X,Y,W,H; found by itself",
+    )
     add("--guidance", type=float, help="vera: follow the prompt harder; 1 is off")
     add("--alpha-floor", type=float, help="vera: alpha below this is 0, and the source stays untouched")
 
@@ -117,6 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--mask-sigma", type=float, help="room around the object, in the model's pixels; 0 for none")
 
+    layers = commands.add_parser(
+        "layers", help="take a subject out of a video: layer, matte, and what is behind"
+    )
+    add = layers.add_argument
+    add("video", type=_path, help="any video file")
+    add(
+        "--subject",
+        default="person",
+        help="person (default); moving; moving:X,Y,W,H, what moves in a box; or "
+        "X,Y,W,H, what is in a box in the first frame of a short clip",
+    )
+    add("--out", type=_path, required=True, help="folder for the results, made if needed")
+    add("--width", type=int, help="pixels of the outline that may be soft, on either side")
+
     for command in (edit, compose):
         add = command.add_argument
         add("--out", type=_path, required=True, help="folder for the results, made if needed")
@@ -137,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
     add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
+    add(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="where a folder's model runs (default: auto)"
+    )
     add("--out", type=_path, help="folder for replies and table; replies that it holds are not asked again")
     add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
 
@@ -230,7 +251,7 @@ def _run(options: dict) -> int:
         warnings.simplefilter("ignore")  # what libraries say to programmers
         warnings.simplefilter("always", Notice)
         warnings.showwarning = lambda message, *_: print(f"vera-lite: {message}", file=sys.stderr)
-        written = (_composite if command == "composite" else _edit)(**options)
+        written = {"composite": _composite, "edit": _edit, "layers": _layers}[command](**options)
     print("\nLook at:")
     for path in written:
         print(f"  {path}")
@@ -288,6 +309,13 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     edit = Edit(**options)
     kinds = (system, "regeneration") if system == "vera" else (system,)
     return edit.run(_load(name, model, kinds, device), **changes)
+
+
+def _layers(**options) -> list[Path]:
+    _check_files(video=options["video"])
+    from vera_lite.apps.layers import Layers
+
+    return Layers(**options).run()
 
 
 def _composite(

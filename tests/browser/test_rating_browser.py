@@ -6,6 +6,7 @@ import pytest
 from evaluation.test_rating import METHODS, darker, grey, make_pairs
 from test_layer_viewer_browser import LOWEST_CONTRAST
 
+from vera_lite.widgets.base import iframe
 from vera_lite.widgets.rating import Pair, RatingPanel
 
 SHOW = """\
@@ -99,6 +100,18 @@ def test_a_reload_goes_on_where_it_was(show):
     page.reload()
     page.locator(".vera-progress").filter(has_text="pair 1 of 4").wait_for()
     assert saved(page) == [] and page.get_by_label("your name or number").input_value() == ""
+
+
+def test_in_an_exported_notebook_answers_can_be_copied(offline, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(iframe(RatingPanel(make_pairs()).to_static(), 620))  # may run scripts, and nothing else
+    offline.goto(path.as_uri())
+    panel = offline.frame_locator("iframe")
+    panel.get_by_role("button", name="no difference").click()
+    panel.locator(".vera-progress").filter(has_text="pair 2 of 4").wait_for()
+    panel.get_by_text("answers as text").click()
+    assert '"answer":0' in panel.get_by_label("answers as text").input_value()
+    assert not panel.get_by_role("link", name="save my answers").is_visible()
 
 
 def test_less_motion_stops_at_the_end(show, page):

@@ -13,8 +13,8 @@ from small_stages import Bright, Cap, Count, Measure, Slow, Triple, Trouble, cli
 
 from vera_lite.dataset import engines
 from vera_lite.dataset.audit import audit
-from vera_lite.dataset.run import Source, add_sources, new_run, run
-from vera_lite.dataset.store import Store, Writer
+from vera_lite.dataset.run import Source, add_samples, add_sources, run
+from vera_lite.dataset.store import Store
 from vera_lite.errors import UserError
 
 HERE = Path(__file__).parent
@@ -48,18 +48,13 @@ def filled(folder, facts):
     for i, given in enumerate(facts):
         path = clip(clips, i, 0.3 + i / 20)
         sources.append(Source(path, path.name, "clip", given))
-    with store.lock():
-        add_sources(store, sources)
+    add_sources(store, sources)
     return store
 
 
 def counted(folder, count):
     store = Store(folder)
-    with store.lock():
-        writer = Writer(store, new_run())
-        for sample in numbers(count):
-            writer.add(sample, sample.key)
-        writer.close()
+    add_samples(store, {sample.key: sample for sample in numbers(count)})
     return store
 
 
@@ -97,11 +92,7 @@ def test_all_engines_give_the_same_bytes(tmp_path, monkeypatch):
         engines["ray"] = {"workers": 1, "executor": "ray"}
     for name, options in engines.items():
         store = filled(tmp_path / name, FACTS)
-        with store.lock():
-            writer = Writer(store, new_run())
-            for sample in numbers(200):  # without a clip: their first stage fails
-                writer.add(sample, sample.key)
-            writer.close()
+        add_samples(store, {s.key: s for s in numbers(200)})  # without a clip: their first stage fails
         ledger = run(store, STAGES, progress=False, **options)
         assert ledger.problems == [] and ledger.pending == 0
         made[name] = contents(store), ledger.table()

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from corpus.bad_files import make_files
 from small_stages import Bright, Cap, Measure, Slow, Triple, Trouble, clip, numbers
 
 from vera_lite.dataset.audit import audit, finished
-from vera_lite.dataset.run import Source, add_sources, manifest_hash, new_run, record_stages, run
+from vera_lite.dataset.run import Source, add_samples, add_sources, manifest_hash, record_stages, run
 from vera_lite.dataset.stage import Choice, Ok, Sample, Stage, digest, task_key
 from vera_lite.dataset.store import DEATHS, Store, Writer, sha256
 from vera_lite.errors import UserError
@@ -18,12 +19,11 @@ def fill(folder, *facts, stages=None, **options):
     """A store with one small clip per dict of facts, run through stages in this process."""
     store, clips = Store(folder / "store"), folder / "clips"
     clips.mkdir(exist_ok=True)
-    with store.lock():
-        sources = [
-            Source(path, path.name, "object_addition", given)
-            for path, given in ((clip(clips, i, 0.5 + i / 20), f) for i, f in enumerate(facts))
-        ]
-        add_sources(store, sources)
+    sources = [
+        Source(path, path.name, "object_addition", given)
+        for path, given in ((clip(clips, i, 0.5 + i / 20), f) for i, f in enumerate(facts))
+    ]
+    add_sources(store, sources)
     stages = [Measure(), Trouble()] if stages is None else stages
     return store, run(store, stages, workers=0, progress=False, **options)
 
@@ -92,14 +92,12 @@ def test_clips_that_are_there_are_not_read_again(tmp_path):
     path = clip(tmp_path, 1)
     store = Store(tmp_path / "store")
     source = Source(path, "a.mkv", "c", {"licence": "CC0"})
-    with store.lock():
-        assert add_sources(store, [source]) == 1
-        assert add_sources(store, [source]) == 0
-        assert add_sources(store, [Source(path, "a.mkv", "c", {"licence": "unknown"})]) == 1
+    assert add_sources(store, [source]) == 1
+    assert add_sources(store, [source]) == 0
+    assert add_sources(store, [Source(path, "a.mkv", "c", {"licence": "unknown"})]) == 1
     assert [s.facts for s in store.inputs()] == [{"licence": "unknown"}]
     path.write_bytes(clip(tmp_path, 2).read_bytes())
-    with store.lock():
-        assert add_sources(store, [source]) == 1
+    assert add_sources(store, [source]) == 1
     assert len(store.inputs()) == 2  # a changed file is another clip
 
 
@@ -107,9 +105,8 @@ def test_the_ledger_adds_up_over_copies_rejections_expansions_and_a_cap(tmp_path
     store = Store(tmp_path / "store")
     paths = [clip(tmp_path, i) for i in range(6)]
     shutil.copy(paths[5], tmp_path / "copy.mkv")
-    with store.lock():
-        names = [*paths, tmp_path / "copy.mkv"]
-        add_sources(store, [Source(path, path.name, "clip") for path in names])
+    names = [*paths, tmp_path / "copy.mkv"]
+    add_sources(store, [Source(path, path.name, "clip") for path in names])
     ledger = run(store, [Measure(), Bright(least=50.0), Triple(), Cap(most=2)], workers=0, progress=False)
     counts = {at: (ledger.inputs[at], dict(count)) for at, count in ledger.counts.items()}
     assert counts == {
@@ -129,12 +126,7 @@ def test_the_ledger_adds_up_over_copies_rejections_expansions_and_a_cap(tmp_path
 def test_a_cap_is_decided_again_when_there_are_more_samples(tmp_path):
     store = Store(tmp_path / "store")
     for count in (3, 5):
-        with store.lock():
-            writer = Writer(store, new_run())
-            for sample in numbers(count):
-                if sample not in store.inputs():
-                    writer.add(sample, sample.key)
-            writer.close()
+        add_samples(store, {sample.key: sample for sample in numbers(count)})
         run(store, [Cap(most=2)], workers=0, progress=False)
         kept = [sample.key for sample in finished(store, [Cap(most=2)])]
         assert kept == sorted(sample.key for sample in numbers(count))[:2]
@@ -274,6 +266,21 @@ def test_deaths_count_within_a_run_and_the_end_of_a_whole_run_counts_for_nobody(
     assert store.deaths("dd") == {"other": 0}
 
 
+def test_a_process_that_ends_while_another_looks_is_no_death(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    with store.lock():
+        for process in (1, 2):
+            (store.folder / "running" / f"aa-host-{process}").write_text("task\n")
+    read = Path.read_text
+
+    def leaving(path, **options):
+        path.with_name("aa-host-2").unlink(missing_ok=True)
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", leaving)
+    assert store.deaths("aa") == {"task": 1}
+
+
 def test_two_runs_cannot_work_on_one_store(tmp_path):
     store = Store(tmp_path / "store")
     with store.lock(), pytest.raises(UserError, match="another run"), Store(tmp_path / "store").lock():
@@ -323,8 +330,7 @@ def test_every_damaged_clip_is_quarantined_with_its_reason(tmp_path):
         (clips / name).write_bytes(content)
     good = clip(clips, 1)
     store = Store(tmp_path / "store")
-    with store.lock():
-        add_sources(store, [Source(path, path.name, "clip") for path in sorted(clips.iterdir())])
+    add_sources(store, [Source(path, path.name, "clip") for path in sorted(clips.iterdir())])
     ledger = run(store, [Measure()], workers=0, progress=False)
     quarantined = {ledger.names[row["key"]]: row for row in ledger.quarantined}
     assert len(files) >= 25 and set(quarantined) == set(files)

@@ -1,6 +1,7 @@
 """Vera's public layout: found under any prefix, what is missing is said, polarity is checked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vera_lite.dataset.audit import finished
 from vera_lite.dataset.layers import CheckLayers, layer_files
 from vera_lite.dataset.stage import LAYERS
 from vera_lite.dataset.store import Store
-from vera_lite.dataset.vera_layout import COLUMNS, PUBLISHED, read_vera, whole_files
+from vera_lite.dataset.vera_layout import COLUMNS, PUBLISHED, read_vera, whole_files, write_vera
 from vera_lite.errors import UserError
 from vera_lite.media.clip import LayeredClip, to_float
 from vera_lite.media.video import read_grey, read_video
@@ -166,6 +167,15 @@ def test_an_export_is_read_back(stored, exported, tmp_path, capsys):
     assert "62 of 62 files" in said and "Recomposition: median" in said and "missing" not in said
     store = Store(tmp_path / "imported")
     assert len(finished(store, [CheckLayers()])) == 12 == len(store.input_rows)
+
+
+def test_what_the_layout_cannot_hold_is_refused(stored, tmp_path):
+    sample = replace(layer_files(stored.folder)[0], category="style")
+    with pytest.raises(UserError, match="style"):
+        list(write_vera([sample], tmp_path / "out", "own"))
+    with pytest.raises(UserError, match="no name for a set"):
+        data.export(stored.folder, tmp_path / "out", name="../own")
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_are_exported_lossless(stored, tmp_path):

@@ -41,7 +41,7 @@ def test_the_whole_audit_is_in_the_ledger():
     assert in_ledger == {row["claim"] for row in audit}
 
 
-def test_reasons_quote_results_and_hold_no_numbers_of_their_own():
+def test_reasons_are_filled_from_results():
     for claim in CLAIMS:
         assert "{" not in ledger.reason(claim)
         effect = ledger.effect(claim)
@@ -74,6 +74,8 @@ def claim_of(name, test, verdict="supported", reason="by {effect:.1f}"):
 
 STUDY = {"result": "study", "ours": {"variant": "full"}, "theirs": {"variant": "less"}, "unit": "points"}
 
+CURVE = ["metrics", "curve", [0, 2]]
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -84,7 +86,7 @@ def project(tmp_path):
     (results / "study.json").write_text(json.dumps(REPORT))
     claims = [
         claim_of("helps", STUDY | {"value": ["metrics", "a/score"]}),
-        claim_of("curve", {"result": "study", "value": ["metrics", "curve", [0, 2]], "unit": ""}),
+        claim_of("curve", {"result": "study", "ours": STUDY["ours"], "value": CURVE, "unit": ""}),
         claim_of("users", None, "not testable here", "no votes"),
     ]
     ledger.write_ledger(ledger.render(claims, tmp_path), tmp_path / "results" / "claims.yaml")
@@ -143,6 +145,13 @@ def test_a_verdict_that_is_edited_alone_is_noticed(project):
     assert len(ledger.problems(claims, project)) == 1
 
 
+def test_a_reason_cannot_quote_what_is_not_there(project):
+    claim = claims_of(project)[0]
+    for wrong in ("by {gain}", "by {}", "by {effect:d}", "by {effect"):
+        with pytest.raises(UserError, match="helps"):
+            ledger.reason(claim | {"reason": wrong})
+
+
 def test_a_ledger_survives_being_written(project):
     path = project / "results" / "claims.yaml"
     before = path.read_text()
@@ -180,6 +189,7 @@ def test_a_broken_ledger_is_one_sentence(project, break_it, capsys):
         STUDY | {"value": ["metrics", "a/score"], "ours": {"variant": "fuller"}},
         STUDY | {"value": ["metrics"]},
         {"result": "lost", "value": ["a"], "unit": ""},
+        {"result": "study", "value": ["metrics", "a/score"], "unit": ""},  # two variants have each seed
     ],
 )
 def test_a_test_that_finds_nothing_is_one_sentence(project, test):
@@ -199,6 +209,10 @@ def test_the_command_lists_filters_and_shows(capsys):
     lines = capsys.readouterr().out.splitlines()[:-2]
     wanted = [c["id"] for c in CLAIMS if c["paper"] == "MiVE" and c["verdict"] == "undecided"]
     assert [line.split()[2] for line in lines] == wanted
+    for option, values in (("--paper", ledger.PAPERS), ("--verdict", ledger.MARKS)):
+        assert all(main(["claims", *path, option, value]) == 0 for value in values)
+    assert main(["claims", *path, "--verdict", "proven"]) == 2
+    capsys.readouterr()
     shown = next(claim for claim in CLAIMS if claim["test"])
     assert main(["claims", shown["id"], *path]) == 0
     assert shown["found"]["command"] in capsys.readouterr().out

@@ -102,11 +102,14 @@ def test_a_second_method_shares_the_table_and_two_protocols_do_not(bench, judged
     first = judging.read_records(judged / "records.jsonl")[0]
     log = judging.Log(tmp_path / "records.jsonl")
     log.add(replace(first, protocol="rvedit", rubric=PROTOCOLS["rvedit"].rubric))
+    before = log.path.read_bytes()
+    assert main(arguments(bench, tmp_path)) == 2  # nothing is asked that could not be counted
+    assert log.path.read_bytes() == before
     assert main(["judge", "--replay", str(tmp_path)]) == 2
     assert "scales and rules differ" in capsys.readouterr().err
     with pytest.raises(UserError, match="rubric old"):
         table([replace(first, rubric="old")], protocols()["toy_vqa"])
-    with pytest.raises(UserError, match="nothing"):
+    with pytest.raises(UserError, match="no records"):
         table([], protocols()["toy_vqa"])
 
 
@@ -161,6 +164,10 @@ def test_clips_that_are_not_described_are_refused(bench, tmp_path, entries, caps
         entries = [good[0], good[0]]
     if entries == "no instruction":
         entries = [good[0] | {"instruction": ""}]
+    if entries == "no question":
+        entries = [good[0], good[1] | {"instruction": "give it a haircut"}]
+    if entries == "a number":
+        entries = [good[0] | {"reference": 5}]
     if entries == "lost":
         entries = [good[0] | {"source": "no.mkv"}]
     (tmp_path / "clips.json").write_text(json.dumps(entries))

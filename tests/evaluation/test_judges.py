@@ -92,6 +92,7 @@ HOSTILE = {
     "words behind": (each(lambda n, v, _: f"{n}: {v}, the ring is there"), FAIL, OK, OK),
     "a number in the words behind": (first(lambda n, v, _: f"{n}: {v} in 12 frames"), FAIL, FAIL, FAIL),
     "two numbers": (first(lambda n, v, _: f"{n}: {v} or 5"), FAIL, FAIL, FAIL),
+    "a letter behind": (first(lambda n, v, _: f"{n}: {v}k"), FAIL, FAIL, FAIL),
     "a span": (first(lambda n, v, _: f"{n}: {v}-5"), FAIL, FAIL, FAIL),
     "a span with a dash": (first(lambda n, v, _: f"{n}: {v}–5"), FAIL, FAIL, FAIL),
     "negative": (first(lambda n, v, _: f"{n}: -{v}"), FAIL, FAIL, FAIL),
@@ -358,6 +359,7 @@ def test_mive_asks_once_for_each_axis():
 def test_rubrics_differ_and_a_changed_one_has_another_name():
     assert len({protocol.rubric for protocol in ALL}) == len(ALL)
     rvedit = PROTOCOLS["rvedit"]
+    assert replace(rvedit, decided="nothing").rubric == rvedit.rubric
     for change in ({"attempts": 9}, {"prompt": rvedit.prompt + "!"}, {"categories": {}}, {"frames": 4}):
         assert replace(rvedit, **change).rubric != rvedit.rubric
 

@@ -111,9 +111,13 @@ def test_flicker_as_vbench_counts_it():
     assert metrics.flicker(video) == pytest.approx((255 - np.mean(steps)) / 255, abs=1e-6)
 
 
+def texture(*size, seed=0, sigma=2.0):
+    ground = ndimage.gaussian_filter(random(3, *size, seed=seed).numpy(), (0, sigma, sigma))
+    return torch.from_numpy((ground - ground.min()) / np.ptp(ground))
+
+
 def pan(frames=4, step=3, size=64):
-    ground = torch.from_numpy(ndimage.gaussian_filter(random(3, size, 2 * size).numpy(), (0, 2, 2)))
-    ground = (ground - ground.min()) / (ground.max() - ground.min())
+    ground = texture(size, 2 * size)
     return torch.stack([ground[:, :, step * t : step * t + size] for t in range(frames)])
 
 
@@ -125,6 +129,15 @@ def test_warping_error_forgives_motion_and_sees_flicker():
     flickering = video * torch.tensor([1.0, 0.8, 1.0, 0.8]).view(-1, 1, 1, 1)
     expected = float((0.2 * video).square().mean())
     assert metrics.warping_error(flickering, motion=video) == pytest.approx(expected, rel=0.2)
+
+
+def test_what_the_next_frame_hides_does_not_count():
+    pytest.importorskip("cv2")
+    video = texture(64, 64, sigma=1.5).repeat(4, 1, 1, 1)
+    for t, frame in enumerate(video):
+        frame[:, 20:44, 8 + 6 * t : 32 + 6 * t] = texture(24, 24, seed=1, sigma=1.5)
+    # 0.21 of the plain difference; 0.36 if hidden pixels counted.
+    assert metrics.warping_error(video) < 0.28 * float(video.diff(dim=0).square().mean())
 
 
 def test_frames_are_warped_as_scipy_warps_them():
@@ -290,6 +303,20 @@ def test_lpips_says_that_it_cannot_run(tmp_path, monkeypatch):
         learned.LPIPS("resnet")
 
 
+def test_lpips_reads_torchvisions_weights_from_the_cache(tmp_path, monkeypatch):
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    trained = squeezenet1_1()
+    file = tmp_path / "checkpoints" / SqueezeNet1_1_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    file.parent.mkdir()
+    torch.save(trained.state_dict(), file)
+    lpips = learned.LPIPS("squeeze")
+    assert lpips.name == "lpips[squeeze]"
+    first = next(v for k, v in lpips.network.net.state_dict().items() if k.endswith("0.weight"))
+    assert torch.equal(first, trained.state_dict()["features.0.weight"])
+
+
 def test_lpips_of_a_region_is_zero_where_nothing_near_has_changed():
     lpips = learned.LPIPS("squeeze", random=True)
     assert lpips.name == "lpips[squeeze, random weights]"
@@ -387,7 +414,7 @@ def test_videomae_reads_its_own_number_of_frames(tmp_path):
     VideoMAEModel(config).save_pretrained(tmp_path)
     size = {"height": 16, "width": 16}
     VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path)
-    features = distribution.VideoMAEFeatures.from_pretrained(tmp_path)
+    features = learned.VideoMAEFeatures.from_pretrained(tmp_path)
     videos = random(2, 7, 3, 16, 16)
     found = features(videos)
     assert found.shape == (2, 16) and features.name == str(tmp_path)
@@ -398,7 +425,7 @@ def test_videomae_reads_its_own_number_of_frames(tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    [learned.FrameEncoder, distribution.VideoMAEFeatures, VisionLanguageModel],
+    [learned.FrameEncoder, learned.VideoMAEFeatures, VisionLanguageModel],
     ids=lambda k: k.__name__,
 )
 def test_what_is_not_here_is_not_fetched(kind, monkeypatch):

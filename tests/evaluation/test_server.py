@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vera_lite.cli import main
 from vera_lite.conditioning.vision_language import TOY_VLM
 from vera_lite.errors import UserError
 from vera_lite.evaluation import judging
 from vera_lite.evaluation.judges import PROTOCOLS, Case, answer_text
 from vera_lite.evaluation.toy.vqa import TOY_VQA
+from vera_lite.media.clip import to_uint8
+from vera_lite.media.video_writer import write_video
 from vera_lite.toy.world import WorldConfig
 
 pytest.importorskip("openai", reason="a judge behind a server needs the extra `judge`")
@@ -39,6 +42,10 @@ def cases():
 # --- transformers serve --------------------------------------------------------------------------
 
 
+#: In the precision in which the model is loaded here.
+ON_THE_CPU = "--device", "cpu", "--dtype", "float32"
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     for needed in ("fastapi", "uvicorn"):
@@ -52,7 +59,7 @@ def served(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            [program, "serve", "--host", "127.0.0.1", "--port", str(port), *ON_THE_CPU],
             stdout=output,
             stderr=output,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -125,6 +132,9 @@ def spoilt():
     server.server_close()
 
 
+GOOD = "Instruction Compliance: 80\nConsistency & Detail Fidelity: 70\nVisual Quality & Stability: 60"
+
+
 def completion(content, finish="stop", **message):
     choice = {
         "index": 0,
@@ -135,7 +145,7 @@ def completion(content, finish="stop", **message):
 
 
 def judge_at(server, **options):
-    return judging.ServerJudge(f"http://127.0.0.1:{server.server_port}/v1", "m", **options)
+    return judging.ServerJudge(f"http://127.0.0.1:{server.server_port}/v1", "m", **{"retries": 0} | options)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +175,12 @@ def test_what_a_server_may_do_instead_of_answering(spoilt, cases, answer, outcom
     assert sent[0]["image_url"]["url"].startswith("data:image/png;base64,")
 
 
+def test_a_busy_server_is_asked_again_by_the_client(spoilt, cases):
+    spoilt.answers = [(429, {"error": {"message": "slower"}}), completion("hello")]
+    reply = judge_at(spoilt, retries=1).ask(TOY_VQA.messages(cases[0], "all"), TOY_VQA)
+    assert reply.text == "hello" and len(spoilt.bodies) == 2
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_of_the_whole_run_ends_it(spoilt, cases, status):
     spoilt.answers = [(status, {"error": {"message": "no"}})]
@@ -181,9 +197,8 @@ def test_no_server_is_one_sentence(cases):
 
 
 def test_a_reply_is_asked_for_again_until_it_parses_and_never_twice(spoilt, cases, tmp_path):
-    good = "Instruction Compliance: 80\nConsistency & Detail Fidelity: 70\nVisual Quality & Stability: 60"
     case = Case("0", "local add", "add a ring", cases[0].source, cases[0].edited)
-    spoilt.answers = [completion("no"), completion(good, "length"), completion(good)]
+    spoilt.answers = [completion("no"), completion(GOOD, "length"), completion(GOOD)]
     log, rvedit = judging.Log(tmp_path / "records.jsonl"), PROTOCOLS["rvedit"]
     judging.judge_clip(case, "a", rvedit, judge_at(spoilt), log)
     assert [r.outcome for r in log.records] == ["parse_fail", "parse_fail", "ok"]
@@ -195,7 +210,7 @@ def test_a_reply_is_asked_for_again_until_it_parses_and_never_twice(spoilt, case
     # Another frame, method or instruction is another question.
     changed = case.edited.clone()
     changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
-    spoilt.answers = [completion(good)] * 3
+    spoilt.answers = [completion(GOOD)] * 3
     judging.judge_clip(
         Case("0", "local add", "add a ring", case.source, changed), "a", rvedit, judge_at(spoilt), log
     )
@@ -204,6 +219,30 @@ def test_a_reply_is_asked_for_again_until_it_parses_and_never_twice(spoilt, case
         Case("0", "local add", "add a dot", case.source, case.edited), "a", rvedit, judge_at(spoilt), log
     )
     assert len(spoilt.bodies) == 6 and len({r.request for r in log.records}) == 4
+
+
+def test_the_command_asks_a_server(spoilt, cases, tmp_path, capsys):
+    for folder, video in (("sources", cases[0].source), ("a", cases[0].edited)):
+        (tmp_path / folder).mkdir()
+        write_video(tmp_path / folder / "0.mkv", to_uint8(video.clone()), 8.0, "lossless")
+    clip = {"id": "0", "category": "local add", "instruction": "add a ring", "source": "sources/0.mkv"}
+    (tmp_path / "clips.json").write_text(json.dumps([clip]))
+    arguments = [str(tmp_path / "clips.json"), f"--method=a={tmp_path / 'a'}", "--protocol=rvedit"]
+    server = ["--server", f"http://127.0.0.1:{spoilt.server_port}/v1", "--model", "m"]
+    spoilt.answers = [completion("no"), completion(GOOD)]
+    assert main(["judge", *arguments, *server, "--out", str(tmp_path / "out")]) == 0
+    assert "| m | a | 70.00 (1/1) |" in capsys.readouterr().out
+    system, user = spoilt.bodies[0]["messages"]
+    assert "add a ring" in system["content"][0]["text"] and spoilt.bodies[0]["max_tokens"] == 2048
+    assert sum(part["type"] == "image_url" for part in user["content"]) == 10
+    # A server that is gone ends the run in one sentence, and what was answered is kept.
+    (tmp_path / "clips.json").write_text(json.dumps([clip, clip | {"id": "1"}]))
+    for folder in ("sources", "a"):
+        shutil.copy(tmp_path / folder / "0.mkv", tmp_path / folder / "1.mkv")
+    server[1] = "http://127.0.0.1:1/v1"
+    assert main(["judge", *arguments, *server, "--out", str(tmp_path / "out")]) == 2
+    assert "start its server" in capsys.readouterr().err
+    assert len(judging.read_records(tmp_path / "out" / "records.jsonl")) == 2
 
 
 def test_what_the_line_lost_is_asked_again_by_the_next_run(spoilt, cases, tmp_path):

@@ -177,7 +177,7 @@ def test_paired_tests_equal_scipy_and_say_how_large_the_effect_is():
     tests = compare_paired(ours, {"worse": ours - rng.random(30), "same": ours, "other": other})
     worse, same, unlike = tests
     assert worse.effect == 1 and worse.gain > 0 and worse.p == stats.wilcoxon(np.arange(1, 31)).pvalue
-    assert (same.effect, same.gain, same.p) == (0, 0, 1)
+    assert (same.effect, same.gain, same.p, same.clips) == (0, 0, 1, 30)
     assert unlike.p == stats.wilcoxon(ours, other).pvalue
     plus = sum(stats.rankdata(abs(ours - other))[ours > other])
     assert unlike.effect == pytest.approx(2 * plus / (30 * 31 / 2) - 1)
@@ -232,6 +232,20 @@ def test_raters_are_drawn_anew_as_well_as_clips():
     values[0, :39] = np.nan
     low, high = crossed_bootstrap(values)
     assert low < np.nanmean(values) < high
+
+
+def test_three_seeds_need_students_interval():
+    rng = np.random.default_rng(0)
+    crossed, students = 0, 0
+    for k in range(200):
+        values = (
+            rng.standard_normal((3, 1)) + 0.3 * rng.standard_normal((1, 64)) + rng.standard_normal((3, 64))
+        )
+        low, high = crossed_bootstrap(values, draws=200, seed=k)
+        crossed += low <= 0 <= high
+        low, high = seed_interval(values.mean(1))
+        students += low <= 0 <= high
+    assert crossed / 200 == pytest.approx(0.77, abs=0.08) and students / 200 == pytest.approx(0.95, abs=0.04)
 
 
 @pytest.mark.parametrize(

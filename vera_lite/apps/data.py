@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,8 +51,7 @@ def run(
         raise UserError("give at least one video or folder of videos.")
     configuration = _configuration(config, store)
     stages = build_stages(configuration)
-    with store.lock():
-        add_sources(store, sources)
+    add_sources(store, sources)
     ledger = run_stages(store, stages, configuration=configuration, **options)
     sheet = contact_sheet(store, stages)
     code = report(ledger)
@@ -62,7 +62,7 @@ def run(
 def audit_store(folder: Path) -> int:
     """Print the ledger of a store; returns 1 if anything is lost, else 0."""
     store = _existing(folder)
-    return report(audit(store, recorded_stages(store)[0]))
+    return report(audit(store, recorded_stages(store)[0], progress=True))
 
 
 def retry(folder: Path, reason: str | None = None, **options: Any) -> int:
@@ -76,13 +76,13 @@ def retry(folder: Path, reason: str | None = None, **options: Any) -> int:
     if configuration is None:
         raise UserError("this store was not made from a configuration: run its stages from Python again.")
     stages = build_stages(configuration)
-    with store.lock():
-        writer = Writer(store, new_run())
+    with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in rows:
             writer.retry(row)
-        writer.close()
         store.forget_deaths(row["task"] for row in rows)
-    return report(run_stages(store, stages, configuration=configuration, **options))
+    ledger = run_stages(store, stages, configuration=configuration, **options)
+    contact_sheet(store, stages)
+    return report(ledger)
 
 
 def export(folder: Path, out: Path, layout: str = "vera", name: str = "own") -> int:
@@ -134,15 +134,13 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     print(f"{there:,} of {wanted:,} files are there; the whole training set has {whole_files():,}.")
     for sentence in found.missing if found.is_published else ():
         print(f"missing: {sentence}")
-    with store.lock():
-        known = {row["given"] for row in store.input_rows}
-        writer = Writer(store, new_run())
+    known = {row["given"] for row in store.input_rows}
+    with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in tqdm(found.rows, "importing", unit="row"):
             if row.name in known or None in row.files.values():
                 continue
             files = {layer: writer.copy(path) for layer, path in row.files.items() if path is not None}
             writer.add(Sample(digest(files), row.category, files, row.facts), row.name)
-        writer.close()
     stages = [CheckLayers()]
     configuration = {"stages": [{"class_path": "vera_lite.dataset.layers.CheckLayers"}]}
     code = report(run_stages(store, stages, configuration=configuration, **options))
@@ -163,6 +161,8 @@ def report(ledger: Ledger) -> int:
         print(f"quarantined by {row['stage']}: {name}: {row['error']}")
     if len(ledger.quarantined) > 20:
         print(f"... and {len(ledger.quarantined) - 20} more")
+    if ledger.quarantined:
+        print("Once the cause is mended, `vera-lite data retry STORE` takes them up again.")
     for note in ledger.notes:
         print(f"note: {note}.")
     for problem in ledger.problems:
@@ -246,6 +246,8 @@ def build_stages(configuration: Any) -> list[Stage | Choice]:
         try:
             kind = getattr(importlib.import_module(module), of)
         except (ImportError, AttributeError, ValueError) as error:
+            if getattr(error, "name", None) in ("cv2", "pymatting", "scenedetect"):
+                raise UserError(f"{error.name} is missing: pip install 'vera-lite[dataset]'.") from error
             raise UserError(f"there is no stage {name}: {error}") from error
         # A class of another kind is not even called: a configuration may come from someone else.
         methods = {method for base in getattr(kind, "__mro__", ()) for method in vars(base)}

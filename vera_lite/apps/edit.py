@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vera_lite.apps.inputs import check_mask, check_out, check_source, read_picture
-from vera_lite.errors import check_number, check_prompt
+from vera_lite.apps.layers import check_subject
+from vera_lite.errors import UserError, check_number, check_prompt
 from vera_lite.media.header import VideoInfo
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Edit:
         prompt: what to do.
         out: see :func:`.apply_to_file`.
         mask: for Vera: a video of the same length, or a picture for all frames. The object takes its shape.
+        subject: for Vera, instead of a mask: what to keep, see :func:`.parse_subject`.
         reference: for MiVE: a picture of the edited first frame, of any size.
         seed: of the noise.
         info: what ``video`` holds.
@@ -36,6 +38,7 @@ class Edit:
     out: str | Path
     mask: str | Path | None = None
     reference: str | Path | None = None
+    subject: str | None = None
     seed: int = 0
     info: VideoInfo = field(init=False)
 
@@ -50,6 +53,10 @@ class Edit:
             read_picture(self.reference, "reference")
         if self.mask is not None:
             check_mask(self.mask, self.info)
+        if self.subject is not None:
+            if self.mask is not None:
+                raise UserError("--mask and --subject both say where: give one of them.")
+            check_subject(self.subject, self.info)
 
     def run(self, pipe: Pipeline, **changes) -> list[Path]:
         """Edit the video and write the results into ``out``.
@@ -69,6 +76,7 @@ class Edit:
         import torch
 
         from vera_lite.apps.files import apply_to_file, read_mask, shrunk
+        from vera_lite.apps.layers import find_matte
         from vera_lite.media.clip import to_float
         from vera_lite.media.video import VideoReader
         from vera_lite.pipelines import frame_choice
@@ -82,7 +90,9 @@ class Edit:
         if self.mask is not None:
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
             inputs.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
-        names = ("video", "prompt", "mask", "reference")
+        if self.subject is not None:
+            inputs.append(shrunk(find_matte(reader, self.subject, pipe.clip_size[0]), pipe.clip_size[1:]))
+        names = ("video", "prompt", "mask", "subject", "reference")
         facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}
         facts["source"] = facts.pop("video")
         return apply_to_file(

@@ -107,7 +107,7 @@ def apply_to_file(
                 if t in moments:
                     rows = [name for name in ("edit", "alpha", "mask", "final") if name in pictures]
                     shown = {"source": frame} | {name: pictures[name] for name in rows}
-                    sheet.append({name: _tile(picture) for name, picture in shown.items()})
+                    sheet.append({name: tile(picture) for name, picture in shown.items()})
         seconds = [t / float(info.fps) for t in moments]
         zoom = sheet[0]["source"].width / info.width
         draw_sheet(sheet, seconds, title, trajectory, zoom).save(folder / "sheet.png")
@@ -261,7 +261,7 @@ def read_mask(path: Path, info: VideoInfo, chosen: Sequence[int]) -> Tensor:
 # --- the contact sheet ---------------------------------------------------------------------------------
 
 
-def _tile(picture: Tensor) -> Image.Image:
+def tile(picture: Tensor) -> Image.Image:
     """A uint8 picture (3 or 1, H, W), at the size of the sheet."""
     height, width = picture.shape[-2:]
     zoom = min(190 / height, 380 / width)

@@ -20,6 +20,7 @@ def judge_files(
     out: Path,
     model: str | None = None,
     server: str | None = None,
+    device: str | None = None,
 ) -> list[Path]:
     """Judge the results of some methods on the same clips. Replies that ``out`` holds are not asked for
     again.
@@ -33,6 +34,7 @@ def judge_files(
         out: folder for the records and the table.
         model: of the server; or a folder, loaded here; None: the toy model in the package.
         server: URL of an OpenAI-compatible server, up to its ``/v1``.
+        device: of a model that is loaded here: "cpu", "cuda" or "mps"; None: the best there is.
 
     Returns:
         The table and the records.
@@ -46,36 +48,37 @@ def judge_files(
 
     from vera_lite.apps.inputs import check_out, read_picture
     from vera_lite.evaluation import judging
-    from vera_lite.evaluation.judge_table import markdown
+    from vera_lite.evaluation.judge_table import check_same, markdown
     from vera_lite.evaluation.judges import Case
     from vera_lite.media.clip import to_float
     from vera_lite.media.video import check_video, read_video
 
     chosen = _protocol(protocol)
-    if server is not None and model is None:
+    if server and model is None:
         raise UserError("--server needs --model: what the server calls the judge.")
     out = check_out(out, clips)
     work = []
     for entry in _read_clips(clips, chosen):
-        reference = entry.pop("reference", None)
+        reference = clips.parent / entry["reference"] if "reference" in entry else None
         if reference is not None:
-            reference = to_float(torch.from_numpy(read_picture(clips.parent / reference, "reference")))
+            read_picture(reference, "reference")
         source = clips.parent / entry["source"]
         results = {method: _result(folder, entry["id"]) for method, folder in methods.items()}
-        fps = [float(check_video(path).fps) for path in (source, *results.values())][0]
-        facts = {k: entry[k] for k in ("id", "category", "instruction")} | {
-            "fps": fps,
-            "reference": reference,
-        }
-        work.append((facts, source, results))
-    judge = judging.LocalJudge(model) if server is None else judging.ServerJudge(server, str(model))
+        fps, *_ = (float(check_video(path).fps) for path in (source, *results.values()))
+        facts = {k: entry[k] for k in ("id", "category", "instruction")} | {"fps": fps}
+        work.append((facts, source, reference, results))
+    judge = judging.ServerJudge(server, str(model)) if server else judging.LocalJudge(model, device or "auto")
     out.mkdir(parents=True, exist_ok=True)
     log = judging.Log(out / RECORDS)
+    check_same(log.records, chosen)
     with tqdm(total=len(work) * len(methods), desc=chosen.name, unit="clip") as bar:
-        for facts, path, results in work:
-            source = to_float(read_video(path)[0])
+        for facts, path, picture, results in work:
+            source, reference = to_float(read_video(path)[0]), None
+            if picture is not None:
+                reference = to_float(torch.from_numpy(read_picture(picture, "reference")))
             for method, result in results.items():
-                case = Case(**facts, source=source, edited=to_float(read_video(result)[0]))
+                edited = to_float(read_video(result)[0])
+                case = Case(**facts, source=source, edited=edited, reference=reference)
                 judging.judge_clip(case, method, chosen, judge, log)
                 bar.update()
     text = markdown(log.records, chosen)
@@ -129,9 +132,10 @@ def _read_clips(path: Path, protocol: "Protocol") -> list[dict]:
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a list of clips with {', '.join(needed)}.")
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) and entry[k] for k in needed):
-            raise UserError(f"clip {number} of {path} needs the texts {', '.join(needed)}.")
-        protocol.check(entry["category"])
+        texts = [*needed, "reference"] if isinstance(entry, dict) and "reference" in entry else needed
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) and entry[k] for k in texts):
+            raise UserError(f"clip {number} of {path} needs the texts {', '.join(texts)}.")
+        protocol.check(entry["category"], entry["instruction"])
     ids = [entry["id"] for entry in entries]
     twice = next((i for i in ids if ids.count(i) > 1), None)
     if twice is not None:

@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
+from tqdm.auto import tqdm
+
 from vera_lite.dataset.chain import samples_of
 from vera_lite.dataset.stage import Choice, Sample, Stage, digest, task_key
 from vera_lite.dataset.store import Store, manifest_row
@@ -91,13 +93,16 @@ def finished(store: Store, stages: Sequence[Stage | Choice]) -> list[Sample]:
     return sorted((s for row in rows for s in samples_of(row)), key=lambda s: (s.category, s.key))
 
 
-def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) -> Ledger:
+def audit(
+    store: Store, stages: Sequence[Stage | Choice], files: bool = True, progress: bool = False
+) -> Ledger:
     """Count what became of every sample, and look for anything lost.
 
     Args:
         store: the store.
         stages: of its last run; names, versions and configurations alone are used.
-        files: read every file that a finished or waiting sample names, and compare its sha256.
+        files: read every file that a sample names, and compare its sha256.
+        progress: show how far the reading is.
     """
     ledger = Ledger()
     _count_inputs(store, ledger)
@@ -132,7 +137,7 @@ def audit(store: Store, stages: Sequence[Stage | Choice], files: bool = True) ->
     ledger.problems += [f"line of the journal that cannot be read: {line}" for line in store.damaged]
     _compare_manifest(store, reached, ledger)
     if files:
-        for name in sorted(names):
+        for name in tqdm(sorted(names), "checking", unit="file", disable=not progress):
             wrong = store.check_file(name)
             if wrong:
                 ledger.problems.append(f"{name} is {wrong}")

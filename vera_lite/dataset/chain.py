@@ -89,9 +89,8 @@ def _attempt(writer: Writer, stage: Stage, sample: Sample) -> dict:
             except UserError as error:  # of our readers: what is wrong with the file
                 return _quarantined("damaged_file", _sentence(writer, sample, error, out))
             except Exception as error:  # a mistake in the stage; the same call would make it again
-                return _quarantined(
-                    "stage_error", _sentence(writer, sample, error, out), traceback.format_exc()
-                )
+                sentence = _sentence(writer, sample, error, out)
+                return _quarantined("stage_error", sentence, traceback.format_exc())
     raise AssertionError("the last pause is None")
 
 

@@ -1,11 +1,13 @@
-"""What makes a clip unfit for a stage, and the checks of masks that all segmenters share."""
+"""What makes a clip unfit for a stage, and what all segmenters do with masks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from vera_lite.errors import UserError
 
@@ -70,7 +72,38 @@ def check_masks(
         raise Rejected("touches_border", f"the mask covers {border:.0%} of the frame's border", border=border)
 
 
+def grow(mask: Tensor, pixels: int) -> Tensor:
+    """A mask (T, 1, H, W), wider by so many pixels on every side."""
+    return F.max_pool2d(
+        F.max_pool2d(mask, (2 * pixels + 1, 1), 1, (pixels, 0)), (1, 2 * pixels + 1), 1, (0, pixels)
+    )
+
+
 def on_border(mask: Tensor) -> Tensor:
     """How much of the frame's border a mask (T, 1, H, W) covers, (T,) in [0, 1]."""
     sides = (mask[..., 0, :], mask[..., -1, :], mask[..., 0], mask[..., -1])
     return sum(side.float().sum((1, 2)) for side in sides) / (2 * sum(mask.shape[-2:]))
+
+
+def clean(mask: np.ndarray, width: int, part: float = 0.05) -> np.ndarray:
+    """A mask (H, W) without specks and holes.
+
+    Args:
+        mask: boolean, or 0 and 1.
+        width: of the morphology, in pixels; 1 for none.
+        part: parts smaller than this share of the largest one go, and holes so small are filled.
+    """
+    mask = mask.astype(np.uint8)
+    if width > 1:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
+    for value in (1, 0):
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(
+            (mask == value).astype(np.uint8), connectivity=8
+        )
+        sizes = stats[:, cv2.CC_STAT_AREA]
+        if value == 1:
+            largest = sizes[1:].max(initial=0)
+        small = [i for i in range(1, count) if sizes[i] < part * largest]
+        mask[np.isin(parts, small)] = 1 - value
+    return mask > 0

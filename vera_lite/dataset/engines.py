@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -128,7 +129,7 @@ def run_local(worker: Worker, samples: Sequence[Sample], workers: int) -> Iterat
 
     waiting = list(reversed(samples))
     idle = [pool() for _ in range(min(workers, len(samples)))]
-    pools, busy, deaths = list(idle), {}, 0
+    pools, busy, deaths = list(idle), {}, Counter()
     try:
         while waiting or busy:
             while idle and waiting:
@@ -140,11 +141,9 @@ def run_local(worker: Worker, samples: Sequence[Sample], workers: int) -> Iterat
                 try:
                     future.result()
                 except BrokenProcessPool:
-                    deaths += 1
-                    if deaths > DEATHS * (len(worker.stages) + 1) * len(samples):
-                        raise RuntimeError(
-                            "processes die before they begin; see the message above."
-                        ) from None
+                    deaths[sample.category, sample.key] += 1
+                    if max(deaths.values()) > DEATHS * (len(worker.stages) + 1):
+                        raise RuntimeError("processes die before they begin; see above.") from None
                     free.shutdown()
                     pools.remove(free)
                     free = pool()

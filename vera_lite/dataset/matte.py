@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vera_lite.dataset.checks import rgb8
+from vera_lite.dataset.checks import clean, rgb8
 from vera_lite.errors import check_tensor
 from vera_lite.media.clip import composite
 
@@ -78,8 +78,9 @@ class ClosedForm:
 
 
 def foreground(video: Tensor, alpha: Tensor) -> Tensor:
-    """The straight colour of what ``alpha`` shows, (T, 3, H, W): at soft pixels without the background's share
-    (Germer et al., arXiv 2006.14970). Elsewhere it is continued, as far as the same pixels go.
+    """The straight colour of what ``alpha`` shows, (T, 3, H, W) (Germer et al., arXiv 2006.14970).
+
+    Soft pixels lose the background's share. Around the object its colour is continued.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
@@ -95,7 +96,35 @@ def foreground(video: Tensor, alpha: Tensor) -> Tensor:
         picture = np.ascontiguousarray(frame[box]).astype(np.float64) / 255
         colour = pymatting.estimate_foreground_ml(picture, matte[box].astype(np.float64))
         out[:, box[0], box[1]] = torch.from_numpy(colour).permute(2, 0, 1).float()
-    return edit.clamp_(0, 1)
+    return torch.where(alpha == 1, video, edit.clamp_(0, 1))
+
+
+def split(
+    video: Tensor, mask: Tensor, plate: Tensor | None, width: int, matter: Matter
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A hard mask of an object with its shadow, taken apart.
+
+    Args:
+        video: (T, 3, H, W) in [0, 1].
+        mask: (T, 1, H, W), 0 or 1.
+        plate: (T, 3, H, W), what is behind; None: no shadow can be told.
+        width: of the unknown band, as for :func:`trimap`.
+        matter: solves the band.
+
+    Returns:
+        The mask of the object alone, its matte and its shadow, each (T, 1, H, W).
+    """
+    shade = torch.zeros_like(mask) if plate is None else shadow(video, plate, mask)
+    if shade.any():
+        parts = [clean((m > s)[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
+        mask = torch.from_numpy(np.stack(parts)).float()[:, None]
+    return mask, matter(video, trimap(mask, width)), shade
+
+
+def with_shadow(colour: Tensor, alpha: Tensor, shade: Tensor) -> tuple[Tensor, Tensor]:
+    """An object's layer and its shadow, which is a black layer below, as one: straight colour and alpha."""
+    whole = alpha + (1 - alpha) * shade
+    return colour * (alpha / whole.clamp_min(1e-4)).clamp_max(1), whole
 
 
 def shadow(video: Tensor, plate: Tensor, mask: Tensor, tolerance: float = 0.045) -> Tensor:

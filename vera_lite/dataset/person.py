@@ -82,7 +82,7 @@ class UpStep(nn.Module):
 
 
 class PersonNet(nn.Module):
-    """Frames (B, 3, 144, 256) in [0, 1], RGB -> how surely each pixel is a person, (B, 1, 144, 256) in [0, 1].
+    """RGB frames (B, 3, 144, 256) -> how surely each pixel is a person (B, 1, 144, 256), all in [0, 1].
 
     Convolutions are defined in the order in which the original graph runs them.
     """

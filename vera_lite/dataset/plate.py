@@ -23,8 +23,8 @@ def register(video: Tensor, min_inliers: float = 0.15) -> np.ndarray:
     """Homographies (T, 3, 3) that map each frame's pixels to the middle frame's.
 
     Corners of the middle frame are looked for in every frame (Lucas-Kanade, from where the frame before had
-    them); RANSAC leaves out those on moving things. All are the identity if the camera stands still, or if the
-    background is too plain to tell.
+    them); RANSAC leaves out those on moving things. All are the identity if the camera stands still, or if
+    the background is too plain to tell.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
@@ -94,17 +94,18 @@ def is_still(cameras: np.ndarray) -> bool:
 
 
 def background(
-    video: Tensor, cameras: np.ndarray, mask: Tensor | None = None, samples: int = 49, min_seen: int = 3
+    video: Tensor, cameras: np.ndarray, mask: Tensor | None = None, samples: int = 49
 ) -> tuple[Tensor, Tensor]:
-    """What the registered frames show behind what moves: the median over frames, without the masked pixels.
+    """What the registered frames show behind what moves.
+
+    With a mask it is the median of the frames, without what is masked. Without one it is what a pixel shows
+    early and late, even if something stands there for half of the clip.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
         cameras: (T, 3, 3), from :func:`register`.
-        mask: (T, 1, H, W), above 0 on what is to be left out; without one, whatever is there less than half
-            of the time vanishes.
+        mask: (T, 1, H, W), above 0 on what is to be left out.
         samples: at most so many frames, evenly spread, enter the median.
-        min_seen: in so many of them a pixel must be seen.
 
     Returns:
         The background in every frame's own view, (T, 3, H, W) in [0, 1], 0 where unseen; and where too few
@@ -113,28 +114,63 @@ def background(
     Raises:
         Rejected: ``camera_moves`` so far that the frames have no common view.
     """
-    frames, _, height, width = video.shape
-    chosen = sorted({round(i) for i in np.linspace(0, frames - 1, min(samples, frames))})
-    hidden = torch.zeros(frames, 1, height, width) if mask is None else (mask > 0).float()
-    pixels = torch.cat([video, hidden], 1)
-    if is_still(cameras):
-        plate, unseen = _masked_median(pixels[chosen], min_seen)
-        return plate.expand(frames, -1, -1, -1), unseen.expand(frames, -1, -1, -1)
-    # A canvas that holds every frame, in the middle frame's view.
-    corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
-    seen = np.concatenate([cv2.perspectiveTransform(corners, h) for h in cameras])[:, 0]
-    low, high = np.floor(seen.min(0)) - 1, np.ceil(seen.max(0)) + 1
-    size = tuple(int(side) for side in high - low)
-    if size[0] * size[1] > 4 * width * height:
-        raise Rejected("camera_moves", "the camera moves too far for one background", canvas=list(size))
-    to_canvas = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ cameras
-    warped = [_warp(pixels[t], to_canvas[t], size, hidden=1.0) for t in chosen]
-    plate, unseen = _masked_median(torch.stack(warped), min_seen)
-    canvas = torch.cat([plate, unseen], 1)[0]
-    views = [_warp(canvas, np.linalg.inv(h), (width, height), hidden=1.0) for h in to_canvas]
-    views = torch.stack(views)
-    unseen = (views[:, 3:] > 1e-3).float()
-    return (views[:, :3] * (1 - unseen)).clamp(0, 1), unseen
+    chosen = spread(len(video), samples)
+    canvas = Canvas(video[chosen], None if mask is None else mask[chosen], chosen, cameras)
+    views = [canvas.view(t) for t in range(len(video))]
+    return tuple(torch.stack(pictures) for pictures in zip(*views, strict=True))
+
+
+def spread(frames: int, samples: int) -> list[int]:
+    """At most ``samples`` of so many frames, evenly spread."""
+    return sorted({round(i) for i in np.linspace(0, frames - 1, min(samples, frames))})
+
+
+class Canvas:
+    """A background that holds the view of every frame; see :func:`background`.
+
+    Args:
+        frames: (S, 3, H, W) in [0, 1], some frames of a clip of T frames.
+        hidden: (S, 1, H, W), above 0 on what is not background; None: unknown.
+        chosen: which frames they are.
+        cameras: (T, 3, 3), of all frames.
+        min_seen: in so many of ``frames`` a pixel must be seen.
+
+    Raises:
+        Rejected: as :func:`background`.
+    """
+
+    def __init__(
+        self, frames: Tensor, hidden: Tensor | None, chosen: list[int], cameras: np.ndarray, min_seen: int = 3
+    ):
+        masked = torch.zeros_like(frames[:, :1]) if hidden is None else (hidden > 0).float()
+        pixels = torch.cat([frames, masked], 1)
+        height, width = frames.shape[-2:]
+        self.size, self.to_canvas = (width, height), cameras
+        self.is_still = is_still(cameras)
+        if not self.is_still:
+            corners = np.float32([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]])
+            seen = np.concatenate([cv2.perspectiveTransform(corners, h) for h in cameras])[:, 0]
+            low, high = np.floor(seen.min(0)) - 1, np.ceil(seen.max(0)) + 1
+            size = tuple(int(side) for side in high - low)
+            if size[0] * size[1] > 4 * width * height:
+                raise Rejected(
+                    "camera_moves", "the camera moves too far for one background", canvas=list(size)
+                )
+            self.to_canvas = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ cameras
+            pixels = torch.stack(
+                [_warp(p, self.to_canvas[t], size) for t, p in zip(chosen, pixels, strict=True)]
+            )
+        if hidden is None:
+            pixels = _without_passers(pixels)
+        self.pixels = torch.cat(_masked_median(pixels, min_seen), 1)[0]
+
+    def view(self, t: int) -> tuple[Tensor, Tensor]:
+        """The background as frame ``t`` sees it, (3, H, W), and where it is unknown, (1, H, W)."""
+        view = self.pixels
+        if not self.is_still:
+            view = _warp(view, np.linalg.inv(self.to_canvas[t]), self.size)
+        unseen = (view[3:] > 1e-3).float()
+        return (view[:3] * (1 - unseen)).clamp(0, 1), unseen
 
 
 def fill(video: Tensor, holes: Tensor, radius: int = 3) -> Tensor:
@@ -153,14 +189,36 @@ def fill(video: Tensor, holes: Tensor, radius: int = 3) -> Tensor:
     return filled
 
 
-def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int], hidden: float) -> Tensor:
-    """Colour and a mask, (4, H, W), seen otherwise; the mask is ``hidden`` where nothing was."""
+def _warp(pixels: Tensor, homography: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Colour and a mask, (4, H, W), seen otherwise; the mask is 1 where nothing was."""
     array = pixels.permute(1, 2, 0).numpy()
     colour = cv2.warpPerspective(
         array[..., :3], homography, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
-    mask = cv2.warpPerspective(np.ascontiguousarray(array[..., 3]), homography, size, borderValue=hidden)
+    mask = cv2.warpPerspective(np.ascontiguousarray(array[..., 3]), homography, size, borderValue=1.0)
     return torch.from_numpy(np.dstack([colour, mask])).permute(2, 0, 1)
+
+
+def _without_passers(pixels: Tensor, tolerance: float = 0.06) -> Tensor:
+    """Mask, in frames with masks (S, 4, H, W), what is not background.
+
+    Of the medians of the beginning, the middle, the end and all frames, a pixel's background is the one that
+    it shows often, and at times that lie far apart.
+    """
+    frames, times = len(pixels), torch.linspace(-1, 1, len(pixels)).view(-1, 1, 1, 1)
+    third = max(1, frames // 3)
+    parts = (pixels, pixels[:third], pixels[third : frames - third], pixels[frames - third :])
+    best, masked = torch.full_like(pixels[:1, :1], -1), pixels[:, 3:]
+    for part in parts:
+        guess = _masked_median(part, 1)[0] if len(part) else pixels[:1, :3]
+        shown = ((pixels[:, :3] - guess).abs().amax(1, keepdim=True) < tolerance) & (pixels[:, 3:] == 0)
+        count = shown.sum(0, keepdim=True).clamp_min(1)
+        mean = (times * shown).sum(0, keepdim=True) / count
+        spread = ((times - mean).square() * shown).sum(0, keepdim=True) / count
+        score = (spread * count).sqrt()
+        masked = torch.where(score > best, (~shown).float(), masked)
+        best = torch.maximum(best, score)
+    return torch.cat([pixels[:, :3], masked], 1)
 
 
 def _masked_median(pixels: Tensor, min_seen: int) -> tuple[Tensor, Tensor]:

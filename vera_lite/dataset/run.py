@@ -6,7 +6,8 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def add_sources(store: Store, sources: Iterable[Source], progress: bool = True) 
 
     Raises:
         OSError: a file cannot be read, or the disk is full.
+        UserError: another run is at the store.
     """
     known = {(row["category"], row["given"], *(row["stamp"] or ())): row for row in store.input_rows}
     new = []
@@ -56,15 +58,23 @@ def add_sources(store: Store, sources: Iterable[Source], progress: bool = True) 
         if row is None or row["facts"] != source.facts:
             new.append((source, [state.st_size, state.st_mtime_ns]))
     if new:
-        writer = Writer(store, new_run())
-        try:
+        with store.lock(), closing(Writer(store, new_run())) as writer:
             for source, stamp in tqdm(new, "reading", unit="clip", disable=not progress):
                 name = writer.copy(source.path)
                 sample = Sample(Path(name).stem, source.category, {"clip": name}, source.facts)
                 writer.add(sample, source.given, stamp)
-        finally:
-            writer.close()
     return len(new)
+
+
+def add_samples(store: Store, samples: Mapping[str, Sample]) -> None:
+    """Write rows of inputs that need no file, or whose files are in the store, by their names there.
+
+    Raises:
+        UserError: another run is at the store.
+    """
+    with store.lock(), closing(Writer(store, new_run())) as writer:
+        for given, sample in samples.items():
+            writer.add(sample, given)
 
 
 def new_run() -> str:
@@ -124,7 +134,7 @@ def run(
         store.forget_deaths(task for _, _, task, row in walk(store, stages) if row is not None)
         shutil.rmtree(store.folder / "tmp")  # of processes that died
         write_manifest(store, manifest_rows(store, stages))
-        return audit(store, stages)
+        return audit(store, stages, progress=progress)
 
 
 def _groups(stages: Sequence[Stage | Choice]) -> list[list]:
@@ -144,8 +154,7 @@ def _choose(store: Store, run: str, choice: Choice, samples: Sequence[Sample]) -
         reasons = choice.choose(samples)
         if set(reasons) - {sample.key for sample in samples}:
             raise ValueError(f"{choice.name} leaves out samples that it was not given.")
-        writer = Writer(store, run)
-        try:
+        with closing(Writer(store, run)) as writer:
             for sample, task in tasks:
                 row = {"task": task, "stage": choice.name, "key": sample.key, "category": sample.category}
                 if sample.key in reasons:
@@ -153,8 +162,6 @@ def _choose(store: Store, run: str, choice: Choice, samples: Sequence[Sample]) -
                 else:
                     row |= {"status": "kept", "samples": [vars(sample)], "bytes": {}}
                 writer.record(row)
-        finally:
-            writer.close()
     return [after for _, task in tasks for after in samples_of(store.outcome(task))]
 
 

@@ -5,7 +5,7 @@ All are callables ``video (T, 3, H, W) in [0, 1] -> mask (T, 1, H, W), 0 or 1``.
 | segmenter | finds | on |
 |---|---|---|
 | :class:`PersonSegmenter` | people | any clip with a person in it |
-| :class:`MovingSegmenter` | what leaves its place | a camera that stands still, or pans over something flat or far |
+| :class:`MovingSegmenter` | what leaves its place | a camera that stands still or pans |
 | :class:`BoxSegmenter` | what is in a box | a few frames |
 | :class:`.Sam2Segmenter` | what is in a box | any clip; needs weights |
 """
@@ -20,14 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vera_lite.dataset.checks import Rejected, check_masks, rgb8
+from vera_lite.dataset.checks import Rejected, check_masks, clean, rgb8
 from vera_lite.dataset.person import person_probability
 from vera_lite.dataset.plate import background, is_still, register
-from vera_lite.errors import UserError
-
-
-#: x, y, width and height in pixels.
-Box = tuple[int, int, int, int]
+from vera_lite.dataset.subject import Box, check_box, parse_subject
 
 
 class Segmenter(Protocol):
@@ -66,7 +62,7 @@ class PersonSegmenter:
 
 @dataclass(frozen=True)
 class MovingSegmenter:
-    """What leaves its place: where a frame differs from the median of all, after the camera's motion is undone.
+    """What leaves its place: where a frame differs from the median of all, without the camera's motion.
 
     What stays where it is for half of the clip becomes background, so a person who stands and waves loses
     all but the hands. Shadows come along.
@@ -85,19 +81,18 @@ class MovingSegmenter:
         cameras = register(video)
         plate, unseen = background(video, cameras)
         # A background that was moved to a frame is off by a fraction of a pixel: edges need a tolerance.
-        reach = 1 if is_still(cameras) else 3
-        masks, counts = [], unseen[:, 0].numpy() == 0
-        if self.box is not None:
-            counts &= _inside(self.box, *video.shape[-2:])
-        for frame, behind, here in zip(rgb8(video), rgb8(plate), counts, strict=True):
-            kernel = np.ones((reach, reach), np.uint8)
+        kernel, masks = np.ones((1, 1) if is_still(cameras) else (3, 3), np.uint8), []
+        for frame, behind, blind in zip(rgb8(video), rgb8(plate), unseen[:, 0].numpy() > 0, strict=True):
             brighter = cv2.subtract(frame, cv2.dilate(behind, kernel))
             darker = cv2.subtract(cv2.erode(behind, kernel), frame)
-            difference = cv2.max(brighter, darker).max(2) * here
-            difference = cv2.GaussianBlur(difference.astype(np.float32) / 255, (0, 0), 0.8)
+            difference = cv2.max(brighter, darker).max(2).astype(np.float32) / 255
+            difference = cv2.GaussianBlur(difference, (0, 0), 0.8) * ~blind
             masks.append(clean(_grown(difference > self.sure, difference > self.likely), width=3))
         mask = _masks(masks)
-        check_masks(mask)
+        x, y, w, h = self.box or (0, 0, *video.shape[:1:-1])
+        if self.box is not None:
+            mask = mask * torch.from_numpy(_inside(self.box, *video.shape[-2:]))
+        check_masks(mask[..., y : y + h, x : x + w])
         return mask
 
 
@@ -111,10 +106,12 @@ class BoxSegmenter:
     Attributes:
         box: x, y, width, height in pixels.
         max_frames: of a clip.
+        max_drift: largest area over the smallest one.
     """
 
     box: Box
     max_frames: int = 16
+    max_drift: float = 1.6
 
     def __call__(self, video: Tensor) -> Tensor:
         frames, _, height, width = video.shape
@@ -139,45 +136,40 @@ class BoxSegmenter:
             state = state.astype(np.uint8)
         mask = _masks(masks)
         check_masks(mask, max_jump=1.6)
+        area = mask.mean((1, 2, 3))
+        drift = float((area.max() / area.min().clamp_min(1e-9)).clamp_max(1e9))
+        if drift > self.max_drift:
+            raise Rejected("area_drifts", f"the mask's area changes {drift:.1f}-fold in all", drift=drift)
         return mask
 
 
-def segmenter(subject: str, scale: float = 1.0) -> Segmenter:
-    """A segmenter by what a person types: "person", "moving", "moving:X,Y,W,H" (what moves in a box) or "X,Y,W,H"
-    (what is in a box in the first frame).
+def segmenter(subject: str, scale: float = 1.0, download: bool = False) -> Segmenter:
+    """The segmenter for what a person types, see :func:`.parse_subject`.
 
     Args:
-        subject: see above.
+        subject: see there.
         scale: of the video against the one in whose pixels the box is given.
+        download: fetch SAM 2 if it is not on this machine.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is nothing known.
     """
-    kind, _, numbers = subject.rpartition(":")
-    if subject == "person":
+    kind, box = parse_subject(subject)
+    if isinstance(box, tuple):
+        box = tuple(round(scale * number) for number in box)
+    if kind == "sam2":
+        from vera_lite.dataset.sam2 import Sam2Segmenter
+
+        return Sam2Segmenter(box, download=download)
+    if kind == "person":
         return PersonSegmenter()
-    if subject == "moving":
-        return MovingSegmenter()
-    try:
-        x, y, w, h = (round(scale * float(number)) for number in numbers.split(","))
-    except ValueError:
-        kind = "unknown"
-    if kind not in ("", "moving"):
-        raise UserError(
-            f"the subject is person, moving, moving:X,Y,W,H or X,Y,W,H in pixels, not {subject!r}."
-        )
-    return MovingSegmenter(box=(x, y, w, h)) if kind else BoxSegmenter((x, y, w, h))
+    return MovingSegmenter(box=box) if kind == "moving" else BoxSegmenter(box)
 
 
 def _inside(box: Box, height: int, width: int) -> np.ndarray:
-    """Boolean (H, W), true inside a box.
-
-    Raises:
-        UserError: it is no part of the frame.
-    """
+    """Boolean (H, W), true inside a box."""
+    check_box(box, height, width)
     x, y, w, h = box
-    if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
-        raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")
     inside = np.zeros((height, width), bool)
     inside[y : y + h, x : x + w] = True
     return inside
@@ -191,27 +183,3 @@ def _grown(seeds: np.ndarray, likely: np.ndarray) -> np.ndarray:
     """The connected parts of ``likely`` (H, W) that hold a seed."""
     _, parts = cv2.connectedComponents(likely.astype(np.uint8))
     return np.isin(parts, np.unique(parts[seeds & likely])) & likely
-
-
-def clean(mask: np.ndarray, width: int, part: float = 0.05) -> np.ndarray:
-    """A mask (H, W) without specks and holes.
-
-    Args:
-        mask: boolean, or 0 and 1.
-        width: of the morphology, in pixels; 1 for none.
-        part: parts smaller than this share of the largest one go, and holes so small are filled.
-    """
-    mask = mask.astype(np.uint8)
-    if width > 1:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-        mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
-    for value in (1, 0):
-        count, parts, stats, _ = cv2.connectedComponentsWithStats(
-            (mask == value).astype(np.uint8), connectivity=8
-        )
-        sizes = stats[:, cv2.CC_STAT_AREA]
-        if value == 1:
-            largest = sizes[1:].max(initial=0)
-        small = [i for i in range(1, count) if sizes[i] < part * largest]
-        mask[np.isin(parts, small)] = 1 - value
-    return mask > 0

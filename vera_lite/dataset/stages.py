@@ -26,13 +26,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vera_lite.dataset.backgrounds import new_background
-from vera_lite.dataset.checks import Rejected, on_border
-from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, shadow, trimap
+from vera_lite.dataset.checks import Rejected, grow, on_border
+from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, split, with_shadow
 from vera_lite.dataset.plate import background, fill, register
-from vera_lite.dataset.segment import clean, segmenter
+from vera_lite.dataset.segment import segmenter
 from vera_lite.dataset.stage import Fail, Ok, Reject, Sample, digest
 from vera_lite.media.clip import composite, to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_grey, read_video
@@ -68,6 +67,15 @@ class VeraStage:
         raise NotImplementedError
 
 
+def weights(model: str | None) -> dict[str, str]:
+    """Which weights a stage's model has, for its ``config``; nothing if it has no model."""
+    if model is None:
+        return {}
+    from vera_lite.dataset.models import revision
+
+    return {"weights": revision(model)}
+
+
 def load(inputs: Inputs, *names: str) -> list[Tensor]:
     """Videos of a sample as float32 (T, 3 or 1, H, W) in [0, 1]."""
     read = {"mask": read_grey, "alpha": read_grey}
@@ -82,19 +90,12 @@ def save(sample: Sample, out: Path, videos: dict[str, Tensor], **facts: Any) -> 
     return Ok(replace(sample, files=files, facts=sample.facts | facts))
 
 
-def grow(mask: Tensor, pixels: int) -> Tensor:
-    """A mask (T, 1, H, W), wider by so many pixels on every side."""
-    return F.max_pool2d(
-        F.max_pool2d(mask, (2 * pixels + 1, 1), 1, (pixels, 0)), (1, 2 * pixels + 1), 1, (0, pixels)
-    )
-
-
 @dataclass
 class Select(VeraStage):
     """Decodes the clip once, whole, and takes the beginning of its longest shot as ``composite``.
 
-    The fact ``seconds``, from and to, limits what is taken. A clip of another category becomes two samples, one
-    of each of :data:`CATEGORIES`.
+    The fact ``seconds``, from and to, limits what is taken. A clip of another category becomes two samples,
+    one of each of :data:`CATEGORIES`.
 
     Attributes:
         frames: at most so many, 1 + 4n of them.
@@ -166,7 +167,7 @@ class Segment(VeraStage):
     """Finds the subject: ``mask``.
 
     Attributes:
-        subject: of each category, as :func:`.segmenter` takes it; the fact ``subject`` of a sample goes first.
+        subject: of each category, see :func:`.segmenter`; the fact ``subject`` of a sample goes first.
     """
 
     subject: dict[str, str] = dataclasses.field(
@@ -187,28 +188,41 @@ class Plate(VeraStage):
 
     Attributes:
         room: pixels around the mask that are replaced, too.
-        most_unseen: share of the replaced pixels that no frame shows; so few are inpainted, with more the clip
-            is rejected as ``unseen_background``.
+        most_unseen: share of the replaced pixels that no frame shows; so few are inpainted, with more the
+            clip is rejected as ``unseen_background``.
         most_error: mean difference between plate and clip around the object, of values in [0, 1].
+        model: folder or name of a Wan VACE that invents what no frame shows; then nothing is rejected for it.
     """
 
     room: int = 4
     most_unseen: float = 0.005
     most_error: float = 0.03
+    model: str | None = None
     name, only = "plate", "object_addition"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject:
         video, mask = load(inputs, "composite", "mask")
         hidden = grow(mask, self.room)
         plate, unseen = background(video, register(video), hidden)
         share = float((unseen * hidden).sum() / hidden.sum())
-        if share > self.most_unseen:
+        if share > self.most_unseen and self.model is None:
             raise Rejected("unseen_background", f"{share:.1%} of what is behind is never seen", unseen=share)
         around = grow(hidden, 6) - hidden
         error = float(((plate - video).abs().mean(1, keepdim=True) * around).sum() / around.sum())
         if error > self.most_error:
             raise Rejected("background_changes", "the background changes behind the object", error=error)
-        source = torch.where(hidden > 0, fill(plate, unseen * hidden), video)
+        if share > self.most_unseen:
+            from vera_lite.dataset.models import WanVideo
+
+            remover = WanVideo(str(self.model), "the empty scene, without the object")
+            plate = remover.remove(torch.where(hidden > 0, plate, video), unseen * hidden)
+        else:
+            plate = fill(plate, unseen * hidden)
+        source = torch.where(hidden > 0, plate, video)
         return save(sample, out, {"source": source}, unseen=round(share, 5), plate_error=round(error, 5))
 
 
@@ -232,7 +246,7 @@ class Matte(VeraStage):
 
     @property
     def config(self) -> dict[str, Any]:
-        return super().config | ({} if self.model is None else {"weights": self.matter().revision})
+        return super().config | weights(self.model)
 
     def matter(self) -> Matter:
         """What solves the unknown band."""
@@ -246,11 +260,8 @@ class Matte(VeraStage):
         video, mask = load(inputs, "composite", "mask")
         removes = "source" in sample.files
         (plate,) = load(inputs, "source") if removes else (None,)
-        shade = shadow(video, plate, mask) if removes else torch.zeros_like(mask)
-        if shade.any():
-            parts = [clean((m > s)[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
-            mask = torch.from_numpy(np.stack(parts)).float()[:, None]
-        alpha, facts = self.matter()(video, trimap(mask, self.width)), {}
+        mask, alpha, shade = split(video, mask, plate, self.width, self.matter())
+        facts = {}
         if removes:
             hard, soft = misfit(video, plate, mask, (mask, alpha), self.width)
             facts = {"misfit_hard": round(hard, 5), "misfit_soft": round(soft, 5)}
@@ -262,8 +273,7 @@ class Matte(VeraStage):
         if not removes:
             layers = {"edit": foreground(video, 1 - alpha), "alpha": 1 - alpha}
         else:
-            whole = alpha + (1 - alpha) * shade  # a shadow is a black layer
-            layers = {"edit": subject * (alpha / whole.clamp_min(1e-4)), "alpha": whole}
+            layers = dict(zip(("edit", "alpha"), with_shadow(subject, alpha, shade), strict=True))
         return save(sample, out, layers | {"subject": subject, "mask": mask}, **facts)
 
 
@@ -273,14 +283,33 @@ class Background(VeraStage):
 
     Attributes:
         seed: which of the backgrounds a clip gets depends on this and its key.
+        model: folder or name of a Wan text-to-video model; without one see :mod:`.backgrounds`.
+        prompts: what it shows; a clip's key chooses one.
     """
 
     seed: int = 0
+    model: str | None = None
+    prompts: tuple[str, ...] = (
+        "a quiet beach in the morning",
+        "a busy street at night",
+        "a meadow in spring",
+    )
     name, only = "background", "background_change"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
         video, subject, alpha = load(inputs, "composite", "subject", "alpha")
-        pixels, words = new_background(digest(self.seed, sample.key), video)
+        key = digest(self.seed, sample.key)
+        if self.model is None:
+            pixels, words = new_background(key, video)
+        else:
+            from vera_lite.dataset.models import WanVideo
+
+            words = self.prompts[int(key[:8], 16) % len(self.prompts)]
+            pixels = WanVideo(self.model, words, seed=int(key[8:15], 16)).background(video)
         source = composite(subject, 1 - alpha, pixels)
         return save(sample, out, {"source": source}, background=words)
 
@@ -290,8 +319,8 @@ class Inspect(VeraStage):
     """Rejects what the stages before could not see.
 
     Attributes:
-        most_flicker: mean jump of the mask's area against the frames before and after, as a share of it, while it is
-            wholly in view.
+        most_flicker: mean jump of the mask's area against the frames before and after, as a share of it,
+            while it is wholly in view.
         most_residue: share of the object's pixels that look the same in the plate, so that it is still there.
     """
 
@@ -321,8 +350,8 @@ class Inspect(VeraStage):
 class Caption(VeraStage):
     """Writes ``source_caption``, ``target_caption`` and ``instruction`` from facts, in fixed sentences.
 
-    The fact ``label`` says what the subject is, such as "a brown dog"; without one it is "a person" or "a moving
-    object". :class:`.VLMCaption` looks at the clip instead.
+    The facts ``label`` and ``scene`` say what is seen, such as "a brown dog" and "a quiet street"; without
+    them the sentences stay general. :class:`.VLMCaption` looks at the clip instead.
     """
 
     name = "caption"

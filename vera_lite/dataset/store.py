@@ -153,8 +153,7 @@ class Store:
         earlier run the last of them does not count: there the whole run may have been killed.
         """
         per_run: Counter[tuple[str, str]] = Counter()
-        for marker in self._markers():
-            task = marker.read_text(errors="replace").partition("\n")[0]
+        for marker, task, _ in self._markers():
             per_run[marker.name.partition("-")[0], task] += 1
         counts: Counter[str] = Counter()
         for (name, task), count in per_run.items():
@@ -163,18 +162,21 @@ class Store:
 
     def last_words(self, task: str) -> str:
         """The trace that the last process to die of a task has left, if it could."""
-        texts = [marker.read_text(errors="replace").partition("\n") for marker in self._markers()]
-        return next((words.strip() for key, _, words in texts if key == task and words.strip()), "")
+        return next((words for _, key, words in self._markers() if key == task and words), "")
 
-    def _markers(self) -> list[Path]:
+    def _markers(self) -> Iterator[tuple[Path, str, str]]:
+        """What each process is at, and its trace if it died: marker, task, trace."""
         folder = self.folder / "running"
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        for marker in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with suppress(FileNotFoundError):  # its process has just ended, as it should
+                task, _, words = marker.read_text(errors="replace").partition("\n")
+                yield marker, task, words.strip()
 
     def forget_deaths(self, tasks: Iterable[str]) -> None:
         """Remove what is left of processes that died of these tasks."""
         tasks = set(tasks)
-        for marker in self._markers():
-            if marker.read_text(errors="replace").partition("\n")[0] in tasks | {""}:
+        for marker, task, _ in self._markers():
+            if task in tasks or not task:
                 marker.unlink(missing_ok=True)
 
     @contextmanager

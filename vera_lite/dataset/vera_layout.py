@@ -10,6 +10,7 @@ exactly 0.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -184,11 +185,22 @@ def write_vera(samples: Iterable[LayerFiles], folder: Path, name: str) -> Iterat
         samples: finished ones.
         folder: root of the dataset.
         name: of the set, such as "own": its lists are ``own-bg-change.jsonl`` and ``own-obj-add.jsonl``.
+
+    Raises:
+        UserError: the name is no plain word, or the layout has no place for a sample's category.
     """
     from vera_lite.media.video import VideoReader
     from vera_lite.media.video_writer import write_video
 
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"{name!r} is no name for a set: take letters, digits, - and _.")
     ends = {category: end for end, category in CATEGORIES.items()}
+    samples = list(samples)
+    strange = {sample.category for sample in samples} - ends.keys()
+    if strange:
+        raise UserError(
+            f"Vera's layout has no place for the category {min(strange)}; export as clips instead."
+        )
     lists: dict[Path, list[str]] = {}
     for sample in samples:
         readers = {layer: VideoReader(sample.files[layer], KINDS[layer]) for layer in COLUMNS}

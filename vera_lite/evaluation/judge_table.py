@@ -31,27 +31,27 @@ class Cell:
     def __str__(self) -> str:
         if self.value is None:
             return f"– ({self.valid}/{self.total})"
-        ends = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{half_up(self.value, 2)}{ends} ({self.valid}/{self.total})"
+        shown = str(half_up(self.value, 2))
+        if self.low is not None and self.high is not None:
+            # Six decimals first: a tie must not hang on the last bit.
+            low, high = (half_up(Decimal(f"{end:.6f}"), 2) for end in (self.low, self.high))
+            shown += f" [{low}, {high}]"
+        return f"{shown} ({self.valid}/{self.total})"
 
 
 def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str], dict[str, Cell]]:
     """(judge, method) -> column -> cell.
 
-    Columns: overall; each category; each axis; and overall of the clips that are valid for all methods, since
-    drops that differ would favour a method.
+    Columns: overall; each category and each axis, if there are several; and overall of the clips that are
+    valid for all methods, since drops that differ would favour a method.
 
     Raises:
         UserError: there are no records, or they are of several protocols or rubrics.
     """
     records = [read_reply(protocol, r) for r in records]
-    kinds = {(r.protocol, r.rubric) for r in records}
-    if kinds != {(protocol.name, protocol.rubric)}:
-        found = ", ".join(sorted(f"{name} (rubric {rubric})" for name, rubric in kinds)) or "nothing"
-        raise UserError(
-            f"a table of {protocol.name} (rubric {protocol.rubric}) cannot be made of {found}: their scales "
-            "and rules differ."
-        )
+    check_same(records, protocol)
+    if not records:
+        raise UserError("there are no records to make a table of.")
     items = {r.item: r.category for r in records}
     judges, methods = sorted({r.judge for r in records}), list(dict.fromkeys(r.method for r in records))
     rows = {}
@@ -61,7 +61,8 @@ def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str]
         for method, found in scores.items():
             whole = {item: protocol.score(by_axis) for item, by_axis in found.items()}
             row = {"overall": _cell(whole, items, protocol.macro)}
-            for category in dict.fromkeys(items.values()):
+            categories = dict.fromkeys(items.values())
+            for category in categories if len(categories) > 1 else ():
                 members = {item: c for item, c in items.items() if c == category}
                 row[category] = _cell(whole, members, False)
             for axis in protocol.axes if len(protocol.axes) > 1 else ():
@@ -69,6 +70,17 @@ def table(records: Iterable[Record], protocol: Protocol) -> dict[tuple[str, str]
             row["valid for all"] = _cell({i: whole[i] for i in shared}, items, protocol.macro)
             rows[" + ".join(group), method] = row
     return rows
+
+
+def check_same(records: Iterable[Record], protocol: Protocol) -> None:
+    """UserError if records are of another protocol, or of another rubric of this one."""
+    others = {(r.protocol, r.rubric) for r in records} - {(protocol.name, protocol.rubric)}
+    if others:
+        found = ", ".join(sorted(f"{name} (rubric {rubric})" for name, rubric in others))
+        raise UserError(
+            f"{protocol.name} (rubric {protocol.rubric}) cannot share a table with {found}: their scales and "
+            "rules differ."
+        )
 
 
 def _scores(records: Sequence[Record], protocol: Protocol, judges: Sequence[str]) -> Scores:

@@ -107,11 +107,12 @@ class Protocol:
     @property
     def rubric(self) -> str:
         """Hash of everything that a score depends on beside clip, judge and parser."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
+        told = ("read", "source", "decided")  # the parser, and words for people
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in told}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
-    def check(self, category: str) -> None:
-        """UserError if the protocol does not know a category."""
+    def check(self, category: str, instruction: str) -> None:
+        """UserError if the protocol cannot judge such a clip."""
         if self.categories and category not in self.categories:
             raise UserError(
                 f"{self.name} has no category {category!r}; it has {', '.join(map(repr, self.categories))}."
@@ -126,7 +127,7 @@ class Protocol:
 
         The instruction is put in word for word, and last, as it may hold braces itself.
         """
-        self.check(case.category)
+        self.check(case.category, case.instruction)
         rubric = self.prompt.strip().replace("{category}", self.categories.get(case.category, "").strip())
         rubric = rubric.replace("{axis}", self.asked.get(call, "")).replace("{code}", call)
         rubric = rubric.replace("{edit_prompt}", case.instruction)

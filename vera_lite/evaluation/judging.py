@@ -11,6 +11,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class ServerJudge:
         url: of the server, with its ``/v1``. The key is read from OPENAI_API_KEY, if the server wants one.
         model: as the server calls it.
         timeout: seconds for one reply.
+        retries: of a request that a busy or broken server did not answer, with growing pauses; no attempts of
+            the protocol.
 
     Raises:
         UserError: the client is not installed.
@@ -62,20 +65,23 @@ class ServerJudge:
 
     greedy = False
 
-    def __init__(self, url: str, model: str, timeout: float = 600):
+    def __init__(self, url: str, model: str, timeout: float = 600, retries: int = 3):
         try:
             import openai
         except ImportError as error:
             raise UserError("a judge behind a server needs: pip install 'vera-lite[judge]'.") from error
         self.url, self.model, self.name, self.errors = url, model, revision(model), openai
         key = os.environ.get("OPENAI_API_KEY", "none")
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
 
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
         """Raises UserError if no server answers, or if it refuses the model or the key."""
-        sent: Any = written(
-            messages, protocol, lambda data: {"type": "image_url", "image_url": {"url": data}}
-        )
+
+        def image(data: bytes, kind: str) -> dict:
+            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            return {"type": "image_url", "image_url": {"url": url}}
+
+        sent: Any = written(messages, protocol, image)
         try:
             found = self.client.chat.completions.create(model=self.model, messages=sent, **protocol.options)
         except self.errors.APITimeoutError:
@@ -86,7 +92,7 @@ class ServerJudge:
             if error.status_code in (401, 403, 404):
                 refusal = f"the server at {self.url} refuses {self.name!r} (HTTP {error.status_code})."
                 raise UserError(refusal) from error
-            return Reply(outcome="transport", reason=f"HTTP {error.status_code}")
+            return Reply(outcome="transport", reason=f"HTTP {error.status_code}: {error.message}"[:200])
         tokens = getattr(found.usage, "completion_tokens", None)
         if not found.choices:
             return Reply(outcome="blocked", reason="no choices", tokens=tokens)
@@ -101,23 +107,31 @@ class LocalJudge:
 
     Args:
         folder: of a transformers model; None: the toy one in the package.
+        device: "auto", "cpu", "cuda" or "mps".
         limit: of a reply, in tokens.
     """
 
     greedy = True
 
-    def __init__(self, folder: str | Path | None = None, limit: int = 512):
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", limit: int = 512):
         from vera_lite.conditioning.vision_language import TOY_VLM, VisionLanguageModel
+        from vera_lite.pipelines import pick_device
 
-        self.vlm, self.name = VisionLanguageModel.from_pretrained(folder), revision(str(folder or TOY_VLM))
-        self.limit = limit
+        self.name, self.limit = revision(str(folder or TOY_VLM)), limit
+        self.vlm = VisionLanguageModel.from_pretrained(folder)
+        self.vlm.model.to(pick_device(device))
 
     @torch.inference_mode()
     def ask(self, messages: Messages, protocol: Protocol) -> Reply:
-        """What `transformers serve` does."""
+        """As `transformers serve` does it."""
+        from PIL import Image
+
+        def image(data: bytes, kind: str) -> dict:
+            return {"type": "image", "image": Image.open(io.BytesIO(data)).convert("RGB")}
+
         processor, model = self.vlm.processor, self.vlm.model
         inputs = processor.apply_chat_template(
-            written(messages, protocol, lambda data: {"type": "image", "url": data}),
+            written(messages, protocol, image),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -143,14 +157,13 @@ def revision(model: str) -> str:
     return f"{folder.name}@{digest.hexdigest()[:12]}"
 
 
-def written(messages: Messages, protocol: Protocol, image) -> list[dict]:
-    """Messages as chat templates and servers take them; ``image`` makes a part of a frame's data URL."""
+def written(messages: Messages, protocol: Protocol, image: Callable[[bytes, str], dict]) -> list[dict]:
+    """Messages as servers and chat templates take them; ``image`` makes a part of a frame's file and kind."""
 
     def part(part: str | Tensor) -> dict:
         if isinstance(part, str):
             return {"type": "text", "text": part}
-        data, kind = encoded(part, protocol.side, protocol.quality)
-        return image(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+        return image(*encoded(part, protocol.side, protocol.quality))
 
     return [{"role": role, "content": [part(p) for p in parts]} for role, parts in messages]
 

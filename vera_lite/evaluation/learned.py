@@ -1,10 +1,11 @@
-"""Metrics that need trained weights: LPIPS, and CLIP's and DINO's view of a video.
+"""Metrics that need trained weights: LPIPS, and what CLIP, DINO and VideoMAE see in a video.
 
 Nothing is downloaded unless ``download=True``: without its weights each says in one sentence that it cannot
 run. Videos are (T, 3, H, W) in [0, 1].
 """
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -64,22 +65,15 @@ class LPIPS:
         return float(self.map(edited, source)[erode(keep, radius)].mean())
 
 
-class FrameEncoder:
-    """One feature vector per frame, and with CLIP one per sentence.
-
-    Args:
-        model: transformers' ``CLIPModel``, or any vision model whose first token stands for the image (DINO).
-        processor: its ``AutoProcessor`` or image processor.
-        name: where it comes from; belongs beside every number.
-    """
+class Encoder:
+    """A network of transformers with its processor; ``name`` belongs beside every number."""
 
     def __init__(self, model, processor, name: str):
         self.model, self.processor, self.name = model.eval(), processor, name
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, download: bool = False):
-        """A local folder or a model of the Hub: VBench's are "facebook/dino-vitb16" for the subject and
-        "openai/clip-vit-base-patch32" for the background.
+    def from_pretrained(cls, name: str | Path, download: bool = False) -> Self:
+        """A local folder or a model of the Hub.
 
         Raises:
             UserError: it is not on this machine, and may not be fetched.
@@ -97,6 +91,14 @@ class FrameEncoder:
                 "fetch them."
             ) from error
         return cls(model, processor, str(name))
+
+
+class FrameEncoder(Encoder):
+    """One vector for each frame, and with CLIP one for a sentence. Any vision model will do whose first token
+    stands for the image.
+
+    VBench asks "facebook/dino-vitb16" about the subject, "openai/clip-vit-base-patch32" about the background.
+    """
 
     @torch.inference_mode()
     def frames(self, video: Tensor) -> Tensor:
@@ -117,6 +119,18 @@ class FrameEncoder:
         tokens = self.processor.tokenizer(text, return_tensors="pt", truncation=True)
         found = self.model.get_text_features(**tokens)
         return F.normalize(getattr(found, "pooler_output", found)[0], dim=-1)
+
+
+class VideoMAEFeatures(Encoder):
+    """Mean token of a VideoMAE such as "MCG-NJU/videomae-base": the features of content-debiased FVD (Ge et
+    al. 2024). Videos (B, T, 3, H, W) in [0, 1] -> (B, D); frames are spread evenly over each."""
+
+    @torch.inference_mode()
+    def __call__(self, videos: Tensor) -> Tensor:
+        chosen = torch.linspace(0, videos.shape[1] - 1, self.model.config.num_frames).round().long()
+        clips = [list(video[chosen]) for video in videos]
+        pixels = self.processor(clips, do_rescale=False, return_tensors="pt").pixel_values
+        return self.model(pixels).last_hidden_state.mean(1)
 
 
 def clip_score(encoder: FrameEncoder, video: Tensor, text: str) -> float:

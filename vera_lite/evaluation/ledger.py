@@ -165,7 +165,10 @@ def _values(runs: list[dict], case: dict, path: Sequence[str | list[int]]) -> di
             found = found[part if isinstance(part, str) else slice(*part)]
         return fmean(found) if isinstance(found, list) else found
 
-    return {run.get("seed", i): value(run) for i, run in enumerate(runs) if case.items() <= run.items()}
+    found = [(run.get("seed", i), value(run)) for i, run in enumerate(runs) if case.items() <= run.items()]
+    if len(dict(found)) < len(found):
+        raise KeyError(f"{case} has several runs of one seed")
+    return dict(found)
 
 
 def problems(claims: Sequence[dict], root: Path) -> list[str]:
@@ -208,11 +211,16 @@ def render(claims: Sequence[dict], root: Path) -> list[dict]:
 
 
 def reason(claim: dict) -> str:
-    """The reason, with numbers of the result in place of their names in braces."""
+    """The reason, with numbers of the result in place of names in braces; UserError if it has none such."""
     found = claim.get("found") or {}
     low, high = found.get("interval") or (None, None)
     numbers = {"effect": found.get("effect"), "low": low, "high": high} | found.get("facts", {})
-    return claim["reason"].format(**numbers)
+    try:
+        return claim["reason"].format(**numbers)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError(
+            f"the reason of {claim['id']} quotes what its result does not hold: {error}."
+        ) from error
 
 
 def effect(claim: dict) -> str:

@@ -1,4 +1,4 @@
-"""How certain a number is, for every notebook, benchmark and claim: intervals, verdicts, trends, human ratings.
+"""How certain a number is, for notebooks, benchmarks and claims: intervals, verdicts, trends, human ratings.
 
 Values by clip and curves are tensors; what people and seeds give is few, and is taken as arrays or lists.
 C clips, L layers, N tokens, R raters, M methods.
@@ -301,7 +301,9 @@ def crossed_bootstrap(
 ) -> tuple[float, float]:
     """Interval of the mean over raters (or seeds) and clips, both drawn anew, each with replacement.
 
-    Drawing clips alone would take the raters for all raters there are.
+    Drawing clips alone would take the raters for all raters there are. With few it is too narrow: asked for
+    0.95, it covers the truth in 0.93 of cases for 12 raters, in 0.86 for 5, in 0.77 for 3. For three seeds
+    give the means by seed to :func:`seed_interval`.
 
     Args:
         values: (R, C), nan where there is none.

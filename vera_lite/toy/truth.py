@@ -1,7 +1,7 @@
 """Ground truth for the dataset pipeline: sprites over photographs, filmed as a camera films, layer by layer.
 
-Six kinds of clips, one difficulty each (:data:`KINDS`). The layers are exact; the filmed clip carries the noise
-of a sensor and 8 bits, as a video file does.
+Six kinds of clips, one difficulty each (:data:`KINDS`). The layers are exact; the filmed clip carries the
+noise of a sensor and 8 bits, as a video file does.
 """
 
 import math
@@ -42,8 +42,8 @@ def truth_clip(index: int, frames: int = 49, size: tuple[int, int] = (270, 480))
 
     Returns:
         The addition of an object: ``source`` is the clean plate, ``edit`` and ``alpha`` the object with its
-        shadow, ``mask`` the object alone, ``composite`` what the camera films. ``attributes`` has the kind, the
-        noun and the background.
+        shadow, ``mask`` the object alone, ``composite`` what the camera films. ``attributes`` has the kind,
+        the noun and the background.
     """
     random = np.random.Generator(np.random.Philox(key=[18, index]))
     kind, turn = KINDS[index % len(KINDS)], index // len(KINDS)

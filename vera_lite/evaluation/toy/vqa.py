@@ -16,6 +16,9 @@ _PLACES = "|".join(sorted(PLACES, key=len, reverse=True))
 class ToyVQA(Protocol):
     """One question about the edited clip alone, if it adds an object or changes the background."""
 
+    def check(self, category: str, instruction: str) -> None:
+        question_and_answer(instruction)
+
     def messages(self, case: Case, call: str) -> Messages:
         question, _ = question_and_answer(case.instruction)
         frames = [case.edited[t] for t in self.chosen(len(case.edited), case.fps)]
@@ -35,7 +38,7 @@ def read(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[st
 TOY_VQA = ToyVQA(
     name="toy_vqa",
     read=read,
-    source="the toy world",
+    source="A question of the toy world",
     decided="2 frames, as the toy model reads pictures in pairs of frames; 1 attempt",
     axes={"words": "right words"},
     scale=(0, 1),

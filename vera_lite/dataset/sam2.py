@@ -1,0 +1,147 @@
+"""SAM 2 (Ravi et al., arXiv 2408.00714) of transformers: masks of what a box holds or words name.
+
+A zero-shot detector turns words into a box. Both default models are under Apache-2.0. They are not part of
+the package; ``download=True`` fetches them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vera_lite.dataset.checks import Rejected, check_masks
+from vera_lite.dataset.subject import Box, check_box
+from vera_lite.errors import UserError
+
+DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam2.1-hiera-small"
+LOOKS = 8  # frames of a video that the detector sees
+
+
+class Frames(Protocol):
+    """uint8 frames (3, H, W): a list, or a :class:`.VideoReader`."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Sam2Segmenter:
+    """What a box holds in the first frame, or words name in any, tracked to both ends of the clip.
+
+    Attributes:
+        prompt: x, y, width and height in pixels; or a phrase such as "a brown dog".
+        segmenter, detector: folder or name on the Hub; the detector is only for words.
+        threshold: least score of what the detector finds.
+        download, device: see :func:`load`.
+    """
+
+    prompt: Box | str
+    segmenter: str = SEGMENTER
+    detector: str = DETECTOR
+    threshold: float = 0.3
+    download: bool = False
+    device: str = "cpu"
+
+    def __call__(self, video: Tensor) -> Tensor:
+        """A mask as of :class:`.Segmenter`."""
+        from transformers import (
+            AutoModelForZeroShotObjectDetection,
+            AutoProcessor,
+            Sam2VideoModel,
+            Sam2VideoProcessor,
+        )
+
+        frames = list((video * 255).round().clamp(0, 255).byte())
+        options = {"download": self.download, "device": self.device}
+        if isinstance(self.prompt, str):
+            kinds = AutoModelForZeroShotObjectDetection, AutoProcessor
+            found = find(frames, self.prompt, *load(*kinds, self.detector, **options), self.threshold)
+            if found is None:
+                raise Rejected("nothing_found", f"there is no {self.prompt!r} in the clip")
+        else:
+            check_box(self.prompt, *video.shape[-2:])
+            x, y, w, h = self.prompt
+            found = 0, [x, y, x + w, y + h]
+        model = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
+        mask = torch.stack(track(frames, *found, *model)).float() / 255
+        check_masks(mask)
+        return mask
+
+
+def load(model_class, processor_class, name: str, download: bool = False, device: str = "cpu"):
+    """A model and its processor.
+
+    Args:
+        model_class, processor_class: of transformers.
+        name: a folder, or a name on the Hub.
+        download: fetch what is not on this machine; without it nothing touches the network.
+        device: where the model goes.
+
+    Raises:
+        UserError: they are not on this machine, or of another kind.
+    """
+    try:
+        processor = processor_class.from_pretrained(name, local_files_only=not download)
+        model = model_class.from_pretrained(name, local_files_only=not download, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        hint = "" if download or Path(name).is_dir() else " Pass --download to fetch it."
+        raise UserError(f"cannot load {name!r} as {model_class.__name__}.{hint}") from error
+    return model.to(device), processor
+
+
+@torch.inference_mode()
+def find(video: Frames, what: str, detector, processor, threshold: float):
+    """Look for ``what`` on a few frames.
+
+    Returns:
+        The frame of the surest find and its box (left, top, right, bottom) in pixels, or None if no score
+        is above the threshold.
+    """
+    looks = {(2 * i + 1) * len(video) // (2 * LOOKS) for i in range(LOOKS)}
+    best, found = threshold, None
+    for t, frame in enumerate(video):
+        if t not in looks:
+            continue
+        inputs = processor(images=frame, text=[[what]], return_tensors="pt").to(detector.device)
+        boxes = processor.post_process_grounded_object_detection(
+            detector(**inputs), threshold=best, target_sizes=[tuple(frame.shape[-2:])]
+        )[0]
+        if len(boxes["scores"]):
+            score, i = boxes["scores"].max(0)
+            best, found = float(score), (t, boxes["boxes"][i].tolist())
+    return found
+
+
+@torch.inference_mode()
+def track(
+    video: Frames, start: int, box: Sequence[float], model, processor, bar: tqdm | None = None
+) -> list[Tensor]:
+    """uint8 masks (1, H, W), 0 or 255, of what is in ``box`` on frame ``start``, one for each frame."""
+    size = tuple(next(iter(video)).shape[-2:])
+    # Frames are prepared one by one and kept on the CPU: 12 MB each, at SAM 2's 1024 x 1024.
+    session = processor.init_video_session(
+        inference_device=model.device,
+        inference_state_device="cpu",
+        video_storage_device="cpu",
+        dtype=model.dtype,
+    )
+    for t, frame in enumerate(video):
+        session.add_new_frame(processor(images=frame, return_tensors="pt").pixel_values, t)
+    processor.add_inputs_to_inference_session(
+        session, frame_idx=start, obj_ids=1, input_boxes=[[list(box)]], original_size=size
+    )
+    masks = {}
+    for reverse in (False, True):
+        for output in model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse):
+            mask = processor.post_process_masks([output.pred_masks], [size])[0][0]
+            if bar is not None:
+                bar.update(output.frame_idx not in masks)  # both ways begin at the start
+            masks[output.frame_idx] = mask.cpu().to(torch.uint8) * 255
+    return [masks[t] for t in range(len(video))]

@@ -1,0 +1,41 @@
+"""How a person says what the subject of a clip is. Nothing here needs torch or OpenCV."""
+
+from vera_lite.errors import UserError
+
+#: x, y, width and height in pixels.
+Box = tuple[int, int, int, int]
+
+
+def parse_subject(text: str) -> tuple[str, Box | str | None]:
+    """Read a subject.
+
+    ``person``; ``moving``; ``moving:X,Y,W,H``, what moves in a box; ``X,Y,W,H``, what is in it at first; or,
+    by SAM 2, ``sam2:X,Y,W,H``, the same in longer clips, and ``sam2:WORDS``, what the words name.
+
+    Returns:
+        "person", "moving", "box" or "sam2"; and the box or the words, if there are some.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ("person", "moving"):
+        return text, None
+    kind, _, numbers = text.rpartition(":")
+    try:
+        x, y, w, h = (int(number) for number in numbers.split(","))
+    except ValueError:
+        if kind == "sam2" and numbers.strip(" ."):
+            return kind, numbers.strip(" .")
+        kind = "unknown"
+    if kind not in ("", "moving", "sam2"):
+        raise UserError(
+            f"the subject is person, moving, moving:X,Y,W,H, X,Y,W,H in pixels, or sam2:WORDS, not {text!r}."
+        )
+    return kind or "box", (x, y, w, h)
+
+
+def check_box(box: Box, height: int, width: int) -> None:
+    """UserError unless a box is a part of a frame, and not all of it."""
+    x, y, w, h = box
+    if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
+        raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")
