@@ -42,7 +42,7 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_v
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.diffusion.infonce import info_nce
-from vera_lite.errors import UserError, check_choices
+from vera_lite.errors import check_choices
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ class RVEDiT(nn.Module):
         self.attended: list[Tensor] | None = None
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
-            self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
+            with torch.device("cpu"):  # the rest may be built without memory; a VLM is loaded
+                self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
             # The frozen VLM is not a submodule, so checkpoints do not contain it. Its adapters are: the same
             # modules as inside the VLM. In float32 even on a half-precision VLM, or small steps would be
             # rounded away.
@@ -207,15 +208,8 @@ class RVEDiT(nn.Module):
         """Let the VLM read videos (T, 3, H, W) in [0, 1] of ``fps`` frames per second and one text for each.
 
         Raises:
-            UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
+            UserError: as :meth:`EditingTokens.prompt` and its reading.
         """
-        from torch.distributed.tensor import DTensor  # slow to import
-
-        if isinstance(self.tokens.queries, DTensor):
-            raise UserError(
-                "RVEDiT cannot be sharded (FSDP2), as its tokens and adapters are used before the denoiser "
-                "gathers its weights: train with the strategy ddp."
-            )
         vlm, videos = self.vlm, list(videos)
         if self.readings is not None:
             if self._adapted is not None:

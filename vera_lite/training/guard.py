@@ -19,9 +19,10 @@ from torch import nn
 from vera_lite.errors import UserError
 from vera_lite.media.files import replacing
 from vera_lite.systems import describe_system
+from vera_lite.training.data import data_rank
 
 #: May change at a resume: where and how long a training runs, not what is learned.
-_FREE = ("workers", "validation_clips", "cache_dir", "readings", "compile")
+_FREE = ("workers", "validation_clips", "cache_dir", "readings", "compile", "parallel")
 _KEY = "vera_lite_settings"
 
 
@@ -176,7 +177,7 @@ def _settings(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict]:
             learned[f"system.{name}"] = _plain(value)
     clips = learned.pop("data.batch_size", None)
     if clips is not None:
-        learned["clips per step"] = clips * trainer.world_size * every
+        learned["clips per step"] = clips * data_rank(trainer)[1] * every
     return {"learned": learned, "free": free}
 
 
