@@ -128,6 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
+    plan = commands.add_parser("plan", help="say what the training of a configuration needs: memory, days")
+    add = plan.add_argument
+    add("config", type=_path, help="of `vera-lite fit`")
+    add("--gpus", type=int, help="all GPUs (default: those of the configuration)")
+    add("--memory", type=float, default=141, help="of a GPU, in GB (default 141, an H200)")
+    add("--device", default="H200", help="whose speed is assumed: A100, H100, H200 (default) or B200")
+    add("--rate", type=float, help="price of a GPU per hour")
+    add("--inference", action="store_true", help="plan the editing of one clip instead")
+
     export = commands.add_parser(
         "export", help="turn a checkpoint into a pipeline folder, or a notebook into an offline page"
     )
@@ -144,6 +153,11 @@ def _run(options: dict) -> int:
         from vera_lite.apps.check import check
 
         return check()
+    if command == "plan":
+        from vera_lite.apps.plan import plan
+
+        print(plan(**options))
+        return 0
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0

@@ -2,6 +2,7 @@
 
 import re
 from argparse import ArgumentError
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,22 @@ class _TrainingCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
+        model = self._get(self.config, "model")
+        parallel = model.get("init_args", {}).get("parallel") or {}
         try:
-            super().instantiate_classes()
+            # What is filled from files later needs no memory now, on any rank.
+            with torch.device("meta") if parallel.get("weights") else nullcontext():
+                super().instantiate_classes()
         except UserError:
             raise
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the configuration cannot be used: {_one_line(error)}") from error
+            raise UserError(f"the configuration cannot be used: {one_line(error)}") from error
         for callback in self.trainer.callbacks:
             if isinstance(callback, RunGuard):
                 callback.override = self._get(self.config, "override", default=False)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What is wrong; jsonargparse wraps it in a list of all types that an option might have had."""
     text = str(error)
     reasons = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", text, re.M)
@@ -69,7 +74,7 @@ def train(arguments: list[str]) -> None:
             },
         )
     except ArgumentError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
+from vera_lite.backbone.context import gather
 from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
 from vera_lite.conditioning.readings import Readings
@@ -269,7 +270,8 @@ class RVEDiT(nn.Module):
                 if self.config.reference_noise == "own":  # the second of two independent draws
                     x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, answer)
-            bound, rank = info_nce(ours.features, theirs.features, self.config.temperature)
+            features = (gather(x.features, self.transformer.context_group) for x in (ours, theirs))
+            bound, rank = info_nce(*features, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
         return losses
 

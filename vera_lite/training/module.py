@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from vera_lite.codecs import describe_codec
 from vera_lite.conditioning.readings import Readings
@@ -97,10 +98,15 @@ class EditingModule(L.LightningModule):
         """Use the devices as ``parallel`` says; under :class:`.sharded.Sharded` shard over all of them."""
         if getattr(self, "_configured", False):
             return
-        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        mesh = group = None
+        if self.device_mesh is not None:
+            device = self.device_mesh.device_type
+            mesh = init_device_mesh(device, (self.trainer.world_size,))  # shards lie on all devices
+            sharing = self.device_mesh["tensor_parallel"]
+            group = sharing.get_group() if sharing.size() > 1 else None
         on_meta = next(self.system.parameters()).is_meta
         for system in (self.system, self.ema):
-            parallelize(system, self.parallel, mesh)
+            parallelize(system, self.parallel, mesh, group)
         if on_meta:
             if self.parallel.weights is None:
                 raise ValueError("a system on the meta device needs weights.")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -28,7 +29,8 @@ class Parallel:
 
     Attributes:
         weights: folder of the transformer that the paper starts from, as diffusers saves it (Wan, CogVideoX),
-            which is streamed into the shards. The system is then built without memory. None: fresh weights.
+            or ``last.ckpt`` of an earlier sharded training, whose average is taken. It is streamed into the
+            shards; the system itself is built without memory. None: fresh weights.
         checkpointing: what a backward pass keeps, see :func:`vera_lite.backbone.checkpointing.run_block`.
         compile: compile block by block.
         dtype: of the weights in computing under FSDP2, and of activations. Master weights, gradients' sums,
@@ -92,8 +94,32 @@ def shard(system: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> None:
     register_fsdp_forward_method(system, "training_losses")
 
 
-def parallelize(system: nn.Module, parallel: Parallel, mesh: DeviceMesh | None) -> None:
-    """Checkpointing, compilation and sharding, in this order. Without a mesh nothing is sharded."""
+def share_tokens(system: nn.Module, group: ProcessGroup) -> None:
+    """Let a group of devices share the tokens of their clips (context parallelism).
+
+    Raises:
+        ValueError: this system cannot.
+    """
+    if isinstance(system, MiVE | GenCompositor):
+        raise ValueError(f"{type(system).__name__} has no context parallelism: set its size to 1.")
+    for module in system.modules():
+        if hasattr(module, "context_group"):
+            module.context_group = group
+
+
+def parallelize(
+    system: nn.Module, parallel: Parallel, mesh: DeviceMesh | None, group: ProcessGroup | None = None
+) -> None:
+    """Checkpointing, compilation and sharding, in this order. Without a mesh nothing is sharded.
+
+    Args:
+        system: see :class:`vera_lite.training.EditingModule`.
+        parallel: how.
+        mesh: all devices, along one axis.
+        group: those that share the tokens of a clip, if any do.
+    """
+    if group is not None:
+        share_tokens(system, group)
     set_checkpointing(system, parallel.checkpointing)
     if parallel.compile and mesh is not None:
         compile_blocks(system)
@@ -120,10 +146,16 @@ def materialise(system: nn.Module, weights: str | Path, device: torch.device | s
     from torch.distributed.checkpoint import load
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    folder = Path(weights)
+    if (folder / "meta.pt").is_file():
+        system.to_empty(device=device)
+        own = {f"ema.{name}": value for name, value in system.state_dict().items()}
+        load({"state_dict": own}, checkpoint_id=folder, no_dist=_no_dist())
+        return
     fresh = _shallow(system, seed).state_dict()
     system.to_empty(device=device)
     own = system.state_dict()
-    folder, passes, changed = Path(weights), pretrained_names(system), _changed(system)
+    passes, changed = pretrained_names(system), _changed(system)
     found = _tensor_files(folder)
     filled = set(changed)
     for names in passes:

@@ -378,8 +378,8 @@ def describe(plan: Plan, memory: float, rate: float | None = None, device: str =
     slow, fast = (plan.seconds(mfu, peak) for mfu in MFU)
     days = [s * job.steps / 86400 for s in (fast, slow)]
     lines += [
-        f"a step takes                      {fast:>9.1f} to {slow:.1f} s at {MFU[1]:.0%} to {MFU[0]:.0%} MFU of "
-        f"{peak / 1e12:.0f} TFLOP/s ({device}, reckoned, not measured)",
+        f"a step takes                      {fast:>9.1f} to {slow:.1f} s at {MFU[1]:.0%} to {MFU[0]:.0%} "
+        f"MFU of {peak / 1e12:.0f} TFLOP/s ({device}, reckoned, not measured)",
         f"the training takes                {days[0]:>9.1f} to {days[1]:.1f} days",
     ]
     if rate is not None:
