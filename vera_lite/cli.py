@@ -1,4 +1,4 @@
-"""The command line: `vera-lite edit | composite | check | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | check | plan | encode | fit | validate | export`.
 
 A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
 before the arguments are read and the files that they name are known to be there.
@@ -137,6 +137,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, help="price of a GPU per hour")
     add("--inference", action="store_true", help="plan the editing of one clip instead")
 
+    encode = commands.add_parser(
+        "encode", help="turn the clips of a table into latents and text features, once, for training"
+    )
+    add = encode.add_argument
+    add("table", type=_path, help="JSON lines; `docs/full_scale.md` lists the columns")
+    add("--out", type=_path, required=True, help="folder for the encoded clips")
+    add("--system", required=True, choices=("vera", "gencompositor", "rvedit", "mive"))
+    add("--config", type=_path, required=True, help="of `vera-lite fit`; its clip size is used")
+    add("--vae", type=_path, required=True, help="folder of the VAE")
+    add("--text", type=_path, help="folder with tokenizer and text_encoder (vera, gencompositor)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
     export = commands.add_parser(
         "export", help="turn a checkpoint into a pipeline folder, or a notebook into an offline page"
     )
@@ -157,6 +169,12 @@ def _run(options: dict) -> int:
         from vera_lite.apps.plan import plan
 
         print(plan(**options))
+        return 0
+    if command == "encode":
+        _check_files(table=options["table"], configuration=options["config"])
+        from vera_lite.apps.encode import encode_table
+
+        print(encode_table(**options))
         return 0
     if command == "export":
         print(f"wrote {_export(**options)}")

@@ -82,14 +82,19 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     averaged weights, or a vision-language model in transformers' layout.
 
     Args:
-        checkpoint: a single-file ``.ckpt`` of this project's training; only tensors and plain
-            values are read from it.
+        checkpoint: ``.ckpt`` of this project's training, a single file or the folder of a sharded one; only
+            tensors and plain values are read from it.
         folder: where to write.
         half: store weights as float16.
 
     Raises:
         UserError: the file is missing or no such checkpoint.
     """
+    if checkpoint.is_dir():
+        from vera_lite.training.sharded import export_sharded
+
+        export_sharded(checkpoint, folder, torch.bfloat16 if half else torch.float32)
+        return
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint file {checkpoint}; check the path.")
     try:

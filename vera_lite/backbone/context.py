@@ -46,9 +46,11 @@ def gather(x: Tensor, group: ProcessGroup | None, dim: int = 1) -> Tensor:
     """All devices' tokens, in order."""
     if group is None:
         return x
-    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+    from torch.distributed import _functional_collectives as collectives
 
-    return all_gather_tensor_autograd(x.contiguous(), dim, group)
+    # Before torch 2.14 only the second has a backward pass; from there on it has another name.
+    all_gather = getattr(collectives, "all_gather_single", collectives.all_gather_tensor_autograd)
+    return all_gather(x.contiguous(), dim, group)
 
 
 def ulysses(attend, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vera_lite.conditioning.multiscale import Reading
@@ -80,7 +81,7 @@ def random_clips(system: nn.Module, clip: Clip, clips: int) -> dict[str, Any]:
         frames, *pixels = clip.vlm_size
         if isinstance(system, MiVE):
             hidden = torch.randn(clips, clip.vlm_tokens, config.vlm_dim)
-            words = torch.ones(clips, clip.vlm_tokens, dtype=torch.bool)
+            words = torch.ones(clips, clip.vlm_tokens, dtype=torch.bool, device="cpu")  # looked into
             batch["reference"] = latents(frames=1)
             batch["reading"] = Reading((hidden,) * len(config.vlm_layers), words, ~words)
         else:
@@ -116,6 +117,7 @@ class EncodedFolder(Dataset):
             raise UserError(f"{folder} is not a finished folder of encoded clips: run `vera-lite encode`.")
         saved = json.loads(index.read_text())
         self.names, self.codec = saved["clips"], saved["codec"]
+        self.text_tokens = saved["clip"]["text_tokens"]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -124,17 +126,19 @@ class EncodedFolder(Dataset):
         with safe_open(self.folder / f"{self.names[i]}.safetensors", framework="pt") as file:
             clip: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             clip |= {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
+        if "text" in clip:  # Wan and CogVideoX read padding, too
+            clip["text"] = F.pad(clip["text"], (0, 0, 0, self.text_tokens - len(clip["text"])))
         return clip
 
 
 def collate(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of clips: tensors stacked, text filled up with zeros, what a VLM read padded at its end."""
+    """One batch of clips: tensors stacked, what a VLM read padded at its end."""
     batch: dict[str, Any] = {}
     for name, value in clips[0].items():
         values = [clip[name] for clip in clips]
         if not isinstance(value, Tensor):
             batch[name] = values
-        elif name == "text" or name.startswith("reading."):
+        elif name.startswith("reading."):
             batch[name] = padded(values)
         elif value.dtype == torch.uint8:
             batch[name] = torch.stack(values).float() / 255
@@ -191,10 +195,15 @@ class BucketBatches(Dataset):
 class RandomBatches(Dataset):
     """Item ``step``: the same batch of noise, in the shapes of a system; for dry runs."""
 
-    def __init__(self, system: nn.Module, clip: Clip, batch_size: int):
+    def __init__(self, system: nn.Module, clip: Clip, batch_size: int, rank: int = 0, ranks: int = 1):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
-            self.batch = random_clips(system, clip, batch_size)
+            batch = random_clips(system, clip, batch_size * ranks)
+        part = slice(rank * batch_size, (rank + 1) * batch_size)
+        if "reading" in batch:
+            layers, *masks = batch["reading"]
+            batch["reading"] = Reading(tuple(x[part] for x in layers), *(x[part] for x in masks))
+        self.batch = {name: v if name == "reading" else v[part] for name, v in batch.items()}
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         return {**self.batch, "step": step}
@@ -239,7 +248,8 @@ class EncodedClips(StepData):
         rank, ranks = self.ranks
         if self.folders is None:
             system = self.trainer.lightning_module.system
-            self.train = self.validation = RandomBatches(system, self.clip, self.batch_size)
+            self.train = RandomBatches(system, self.clip, self.batch_size, rank, ranks)
+            self.validation = self.train
             self.validation_steps = 1
             return
         buckets = [EncodedFolder(folder) for folder in self.folders]

@@ -204,8 +204,12 @@ def _put_rates(checkpoint: dict, module: L.LightningModule) -> None:
     """Lightning restores the checkpoint's learning rates and weight decay; put in the module's own."""
     configured: Any = module.configure_optimizers()
     fresh = configured["optimizer"].param_groups
-    [state], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-    groups = [g for part in state.get("parts", [state]) for g in part["param_groups"]]
+    [schedule] = checkpoint["lr_schedulers"]
+    if "optimizer_states" in checkpoint:
+        [state] = checkpoint["optimizer_states"]
+        groups = [g for part in state.get("parts", [state]) for g in part["param_groups"]]
+    else:  # a sharded one is read already
+        groups = module.trainer.optimizers[0].param_groups
     for group, new in zip(groups, fresh, strict=True):
         base = new["initial_lr"]
         group["lr"] = group["lr"] * base / group["initial_lr"] if group["initial_lr"] else base

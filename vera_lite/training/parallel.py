@@ -174,7 +174,7 @@ def materialise(system: nn.Module, weights: str | Path, device: torch.device | s
         for name, (theirs, change) in changed.items():  # few and small: read whole
             if theirs not in found:
                 raise UserError(f"{folder} has no tensor {theirs}: give the transformer of the paper.")
-            _put(own[name], change(_read(folder, found[theirs], theirs), own[name].shape))
+            _put(own[name], change(_read(folder, found[theirs], theirs), fresh[name]))
 
 
 def pretrained_names(system: nn.Module) -> list[Names]:
@@ -199,30 +199,34 @@ def _without(names: Iterable[str], prefix: str, left_out: tuple[str, ...]) -> Na
 
 
 def _changed(system: nn.Module) -> dict[str, tuple[str, Any]]:
-    """Parameters that are made of one in the files: theirs, and (theirs, our shape) -> ours."""
+    """Parameters that are made of one in the files: theirs, and (theirs, our fresh one) -> ours."""
 
-    def widened(tensor: Tensor, shape) -> Tensor:  # new input channels say nothing yet
-        return torch.cat([tensor, tensor.new_zeros(len(tensor), shape[1] - tensor.shape[1], *shape[2:])], 1)
+    def widened(theirs: Tensor, ours: Tensor) -> Tensor:  # new input channels say nothing yet
+        new = theirs.new_zeros(len(theirs), ours.shape[1] - theirs.shape[1], *ours.shape[2:])
+        return torch.cat([theirs, new], 1)
 
-    def noisy(tensor: Tensor, shape) -> Tensor:  # the columns of the noisy latents
-        return tensor[:, : shape[1]]
+    def first(theirs: Tensor, ours: Tensor) -> Tensor:  # the columns of the noisy latents
+        return theirs[:, : ours.shape[1]]
 
-    def branch(tensor: Tensor, shape) -> Tensor:  # noisy latents, background, mask
-        half = tensor[:, : shape[1] // 2]
-        return widened(torch.cat([half, half], 1), shape)
+    def branch(theirs: Tensor, ours: Tensor) -> Tensor:  # noisy latents, background, mask
+        noisy = theirs[:, : ours.shape[1] // 2]
+        return widened(torch.cat([noisy, noisy], 1), ours)
+
+    def extended(theirs: Tensor, ours: Tensor) -> Tensor:  # positions of the foreground follow
+        return torch.cat([theirs, ours[:, theirs.shape[1] :].to(theirs)], 1)
 
     if isinstance(system, MiVE):
         return {"transformer.patch_embedding.weight": ("patch_embedding.weight", widened)}
-    if isinstance(system, GenCompositor):
-        changed = {"branch.patch_embed.proj.weight": ("patch_embed.proj.weight", branch)}
-        if system.branch is None:
-            changed = {}
-        if system.transformer.patch_embed.fg_proj is not None:
-            fg = "transformer.patch_embed.fg_proj."
-            changed[fg + "weight"] = ("patch_embed.proj.weight", noisy)
-            changed[fg + "bias"] = ("patch_embed.proj.bias", lambda tensor, _shape: tensor)
-        return changed
-    return {}
+    if not isinstance(system, GenCompositor):
+        return {}
+    made = {"branch.patch_embed.proj.weight": ("patch_embed.proj.weight", branch)} if system.branch else {}
+    own = "transformer.patch_embed."
+    if system.transformer.patch_embed.fg_proj is not None:
+        made[own + "fg_proj.weight"] = ("patch_embed.proj.weight", first)
+        made[own + "fg_proj.bias"] = ("patch_embed.proj.bias", lambda theirs, _: theirs)
+    if system.config.backbone.use_learned_positional_embeddings:
+        made[own + "pos_embedding"] = ("patch_embed.pos_embedding", extended)
+    return made
 
 
 def _shallow(system: nn.Module, seed: int) -> nn.Module:

@@ -1,14 +1,25 @@
 """FSDP2 with Lightning: sizes that are said, and checkpoints that are written while training goes on."""
 
+import inspect
+import json
 import os
 import shutil
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from vera_lite.errors import UserError
+from vera_lite.media.files import read_json, replacing
+from vera_lite.systems import Vera, build_system
+from vera_lite.systems.vera import LAYERS
+from vera_lite.training.parallel import pretrained_names
 
 
 class Sharded(ModelParallelStrategy):
@@ -29,15 +40,13 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, data_parallel_size: int, context_parallel_size: int = 1, timeout_minutes: float = 30):
         if min(data_parallel_size, context_parallel_size) < 1:
             raise ValueError("data_parallel_size and context_parallel_size must be positive.")
-        # Checkpoints in the background talk over a backend of the CPU.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None
         super().__init__(
             data_parallel_size,
             context_parallel_size,
-            process_group_backend=backend,
             timeout=timedelta(minutes=timeout_minutes),
         )
         self._writing: tuple[Any, Path, Path] | None = None
+        self._group: Any = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath, storage_options: Any = None) -> None:
         self.finish_writing()
@@ -51,7 +60,10 @@ class Sharded(ModelParallelStrategy):
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(checkpoint, folder / "meta.pt")
         self.barrier()
-        self._writing = dcp.async_save(state, checkpoint_id=folder), folder, link
+        if self._group is None:  # of its own: collectives of the training must not come between
+            self._group = torch.distributed.new_group(backend="gloo")
+        future = dcp.async_save(state, checkpoint_id=folder, process_group=self._group)
+        self._writing = future, folder, link
 
     def finish_writing(self) -> None:
         """Wait until the present checkpoint is whole, and let the link point at it."""
@@ -73,3 +85,76 @@ class Sharded(ModelParallelStrategy):
     def teardown(self) -> None:
         self.finish_writing()
         super().teardown()
+
+
+def export_sharded(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """The average of a sharded training as safetensors.
+
+    ``folder`` gets ``system.json`` and the weights with our names, which :func:`load_exported` reads; of Vera
+    also one folder per branch in diffusers' layout, which ``diffusers.WanTransformer3DModel`` reads.
+
+    Raises:
+        UserError: the folder is no checkpoint of a sharded training.
+    """
+    saved = read_meta(checkpoint)
+    with torch.device("meta"):
+        system = build_system(saved)
+    names = {name: value.shape for name, value in system.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(system, Vera):
+        _export_branches(checkpoint, system, names, folder, dtype)
+    tensors = _average(checkpoint, names, dtype)
+    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+    with replacing(folder / "system.json") as path:
+        path.write_text(json.dumps({"system": saved["system"], "config": saved["config"]}, indent=1) + "\n")
+
+
+def load_exported(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16):
+    """The system of a folder that :func:`export_sharded` wrote, on ``device``; it is built without memory.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    saved = read_json(folder / "system.json")
+    with torch.device("meta"):
+        system = build_system(saved)
+    system = system.to(dtype).to_empty(device=device)
+    own = system.state_dict()
+    dcp.load(own, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return system.eval()
+
+
+def read_meta(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's weights are weights of.
+
+    Raises:
+        UserError: it is no checkpoint of a sharded training.
+    """
+    try:
+        return torch.load(checkpoint / "meta.pt", map_location="cpu", weights_only=True)["vera_lite"]
+    except (OSError, KeyError, RuntimeError, UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} is no checkpoint of a sharded training: give its last.ckpt."
+        ) from error
+
+
+def _average(checkpoint: Path, names: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in names.items()}
+    wanted = {"state_dict": {f"ema.{name}": tensor for name, tensor in tensors.items()}}
+    dcp.load(wanted, checkpoint_id=checkpoint, no_dist=True)
+    return tensors
+
+
+def _export_branches(checkpoint: Path, system: Vera, names: dict, folder: Path, dtype: torch.dtype) -> None:
+    import diffusers
+
+    passes = pretrained_names(system)
+    known = set(inspect.signature(diffusers.WanTransformer3DModel.__init__).parameters)
+    config = {k: v for k, v in asdict(system.config.backbone).items() if k in known}
+    for layer, own in zip(LAYERS, passes, strict=False):
+        theirs = passes[0] | own  # what a branch shares is the first one's
+        tensors = _average(checkpoint, {ours: names[ours] for ours in theirs.values()}, dtype)
+        with torch.device("meta"):
+            model = diffusers.WanTransformer3DModel(**config)
+        model.load_state_dict({n: tensors[ours] for n, ours in theirs.items()}, assign=True)
+        model.save_pretrained(folder / layer)
