@@ -23,9 +23,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vera_lite.backbone.float32 import Float32Linear
+from vera_lite.codecs import PatchCodec
 from vera_lite.diffusion.draws import StepRandom
+from vera_lite.media.clip import LAYERS, LayeredClip
 from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera
+from vera_lite.toy.phrases import toy_encoder
+from vera_lite.toy.world import render
 from vera_lite.training import EditingModule, EncodedClips, Sharded
+from vera_lite.training.encode import Encoders, encode
+from vera_lite.training.encoded import Clip, EncodedFolder
 from vera_lite.training.guard import RunGuard
 from vera_lite.training.parallel import (
     Parallel,
@@ -35,6 +41,7 @@ from vera_lite.training.parallel import (
     parallelize,
     pretrained_names,
 )
+from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 FOLDER = Path(sys.argv[1])
 TOLERANCE = 1e-5  # of the largest gradient of a parameter: sums are taken in another order
@@ -289,6 +296,36 @@ def resumed_equals_uninterrupted_on_any_number_of_ranks(rank, mesh):
         assert [p.name for p in stopped.glob("last.ckpt.*")] == ["last.ckpt.4"]  # the newest alone is kept
 
 
+def two_ranks_encode_what_one_encodes(rank, mesh):
+    """Layered clips of the toy world; one of them is damaged."""
+    clips, out = FOLDER / "clips", FOLDER / "encoded"
+    if rank == 0:
+        made = render(7, range(5))
+        for i in range(5):
+            layers = {name: getattr(made, name)[i] for name in LAYERS}
+            LayeredClip(**layers, instruction=made.instruction[i], fps=8).save(clips / str(i))
+        (clips / "4" / "edit.mkv").write_bytes(b"no video")
+    dist.barrier()
+    vocabulary = toy_encoder()
+    encoders = Encoders(PatchCodec.load(SHIPPED_CODEC), vocabulary)
+    clip = Clip(5, 32, 32, text_tokens=20)
+    encode(clips, out, "vera", clip, encoders, rank, 2)
+    own = {p.name for p in out.glob("*.safetensors")}
+    dist.barrier()
+    if rank == 0:
+        assert encode(clips, FOLDER / "alone", "vera", clip, encoders) == (4, 1)
+        whole = {p.name: p.read_bytes() for p in (FOLDER / "alone").glob("*")}
+        both = {p.name: p.read_bytes() for p in out.glob("*")}
+        assert both.keys() == whole.keys() and len(own) <= 4
+        assert {n: b for n, b in both.items() if n.endswith("safetensors")}.items() <= whole.items()
+        found = EncodedFolder(out)
+        assert len(found) == 4 and found[0]["edit"].shape == (24, 2, 8, 8)
+        assert found[0]["text"].shape == (20, vocabulary.text_dim)
+        before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors")}
+        encode(clips, out, "vera", clip, encoders)
+        assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors")}
+
+
 CHECKS = [
     sharded_equals_ddp_equals_alone,
     every_parameter_is_cut_in_two,
@@ -297,6 +334,7 @@ CHECKS = [
     in_bfloat16_islands_stay_in_float32,
     weights_stream_into_shards,
     resumed_equals_uninterrupted_on_any_number_of_ranks,
+    two_ranks_encode_what_one_encodes,
 ]
 
 

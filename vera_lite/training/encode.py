@@ -1,9 +1,9 @@
 """Clips -> latents, text features and VLM readings, once and before training.
 
-A table (JSON lines) names the files of each clip. Each clip becomes one safetensors file, written whole or not
-at all, named by a digest of everything that it depends on. So an interrupted run goes on where it stopped, and
-any number of processes share the work: process r of n takes the clips whose digest is r modulo n. The last one
-to finish writes ``index.json``; no process waits for another.
+A table (JSON lines) names the files of each clip. Each clip becomes one safetensors file, written whole or
+not at all, named by a digest of everything that it depends on. So an interrupted run goes on where it
+stopped, and any number of processes share the work: process r of n takes the clips whose digest is r modulo
+n. The last one to finish writes ``index.json``; no process waits for another.
 """
 
 import hashlib
@@ -67,7 +67,8 @@ def encode(
     """Encode this process's part of a table.
 
     Args:
-        table: JSON lines with the columns of :data:`COLUMNS`; paths are relative to it.
+        table: JSON lines with the columns of :data:`COLUMNS`, whose paths are relative to it; or for Vera a
+            folder of layered clips.
         out: folder, made if needed.
         system: whose training the clips are for.
         clip: size that the videos are brought to: their first frames, resampled.
@@ -90,7 +91,7 @@ def encode(
         if path.is_file():
             continue
         try:
-            tensors = encode_clip(row, table.parent, system, clip, encoders)
+            tensors = encode_clip(row, table if table.is_dir() else table.parent, system, clip, encoders)
         except UserError as error:  # one bad file is no reason to lose the rest
             failed.write_text(f"{error}\n")
             continue
@@ -116,9 +117,11 @@ def read_table(table: Path, system: str) -> list[dict]:
     """
     if system not in COLUMNS:
         raise UserError(f"clips are encoded for {', '.join(COLUMNS)}, not for {system!r}.")
+    videos, sentences = COLUMNS[system]
+    if table.is_dir() and system == "vera":
+        return _layered_clips(table)
     if not table.is_file():
         raise UserError(f"there is no table {table}; check the path.")
-    videos, sentences = COLUMNS[system]
     rows = []
     for number, line in enumerate(table.read_text().splitlines(), 1):
         if not line.strip():
@@ -133,6 +136,19 @@ def read_table(table: Path, system: str) -> list[dict]:
         rows.append(row)
     if not rows:
         raise UserError(f"{table} holds no clip.")
+    return rows
+
+
+def _layered_clips(folder: Path) -> list[dict]:
+    """The rows of all clips that :meth:`vera_lite.media.clip.LayeredClip.save` wrote below a folder."""
+    names = dict(zip(COLUMNS["vera"][0], ("source", "edit", "alpha", "mask", "composite"), strict=True))
+    rows = []
+    for facts in sorted(folder.rglob("clip.json")):
+        place = facts.parent.relative_to(folder)
+        row = {column: str(place / f"{layer}.mkv") for column, layer in names.items()}
+        rows.append(row | {"edit_instruction": json.loads(facts.read_text())["instruction"]})
+    if not rows:
+        raise UserError(f"{folder} holds no layered clip.")
     return rows
 
 
