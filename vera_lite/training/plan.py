@@ -9,6 +9,7 @@ A plan reckons; it does not measure. Kernels' own work space and the allocator's
 why a plan is refused above 92 % of a device's memory.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -107,8 +108,10 @@ def fused_attention():
         F.scaled_dot_product_attention = plain
 
 
-def step_cost(kind: type[nn.Module], config: Any, clip: Clip, clips: int, parallel: Parallel) -> Cost:
-    """The cost of a training step of a system of this config, at full depth.
+def step_cost(
+    kind: type[nn.Module], config: Any, clip: Clip, clips: int, parallel: Parallel, memory: bool = True
+) -> Cost:
+    """The cost of a training step of a system of this config.
 
     Args:
         kind: class of the system.
@@ -116,6 +119,7 @@ def step_cost(kind: type[nn.Module], config: Any, clip: Clip, clips: int, parall
         clip: size of a clip.
         clips: per rank.
         parallel: its checkpointing and dtype count.
+        memory: add up bytes, too; else they are 0.
     """
     system = on_meta(kind, config, parallel.dtype)
     set_checkpointing(system, parallel.checkpointing)
@@ -132,17 +136,20 @@ def step_cost(kind: type[nn.Module], config: Any, clip: Clip, clips: int, parall
         return torch.stack([v for n, v in losses.items() if n not in skipped]).sum(0).mean()
 
     # One after the other: the counter keeps what a checkpointed block computes again.
+    kept = peak = 0
     with fused_attention():
-        with Alive([*system.parameters(), *system.buffers()]) as alive:
-            loss = forward()
-            kept = alive.now
-            loss.backward()
+        if memory:
+            with Alive([*system.parameters(), *system.buffers()]) as alive:
+                loss = forward()
+                kept = alive.now
+                loss.backward()
+            peak = alive.peak
         with FlopCounterMode(display=False) as counter:
             forward().backward()
     counts = counter.get_flop_counts().get("Global", {})
     backward = [v for op, v in counts.items() if "attention" in str(op) and "backward" in str(op)]
     # Fused kernels do 5 matrix products backward, of which 1 is Q K^T once more.
-    return Cost(counter.get_total_flops(), sum(backward) / 5, kept, alive.peak)
+    return Cost(counter.get_total_flops(), sum(backward) / 5, kept, peak)
 
 
 def on_meta(kind: type[nn.Module], config: Any, dtype: str) -> Any:
@@ -179,6 +186,14 @@ def full_depth(cost: Any, config: Any) -> Cost:
         return cost(config)
     one, two = (cost(shallow_config(config, n)) for n in (step, 2 * step))
     return Cost(*(a + (b - a) * (depth - step) / step for a, b in zip(one, two, strict=True)))
+
+
+@functools.lru_cache(maxsize=256)
+def reckon(
+    kind: type[nn.Module], config: Any, clip: Clip, clips: int, parallel: Parallel, memory: bool = True
+) -> Cost:
+    """:func:`step_cost` at full depth; each question is answered once per process."""
+    return full_depth(lambda shallow: step_cost(kind, shallow, clip, clips, parallel, memory), config)
 
 
 # --- a plan --------------------------------------------------------------------------------------
@@ -227,7 +242,6 @@ class Plan:
     parameters: int
     trained: int
     memory: dict[str, float]  #: bytes by kind
-    activations: dict[str, float]  #: most bytes of activations, by checkpointing mode
     model_flops: float  #: that the mathematics of one pass over a rank's clips needs (MFU)
     hardware_flops: float  #: that are computed, some of them a second time (HFU)
     passes: int  #: of a rank per optimizer step
@@ -266,29 +280,36 @@ def make_plan(job: Job) -> Plan:
     }
     if job.vlm_online:
         memory["vision-language model, bfloat16"] = 2 * VLM_PARAMETERS.get(str(job.config.vlm), 0)
-    modes = {}
-    for mode in ("none", "attention", "full"):
-        parallel = replace(job.parallel, checkpointing=mode)
-        modes[mode] = full_depth(
-            lambda c, p=parallel: step_cost(job.kind, c, job.clip, job.micro_batch, p), job.config
-        )
+    what = job.kind, job.config, job.clip, job.micro_batch
+    cost = reckon(*what, plain(job.parallel))
+    needed = reckon(*what, replace(plain(job.parallel), checkpointing="none"), memory=False)
     share = job.context  # each of these devices holds its part of the tokens
-    activations = {mode: cost.peak / share for mode, cost in modes.items()}
-    memory["activations"] = activations[job.parallel.checkpointing]
+    memory["activations"] = cost.peak / share
     count = sum(p.numel() for p in system.parameters())
     return Plan(
         job,
         count,
         sum(p.numel() for p in system.parameters() if p.requires_grad),
         memory,
-        activations,
-        model_flops=(modes["none"].flops - modes["none"].repeated) / share,
-        hardware_flops=modes[job.parallel.checkpointing].flops / share,
+        model_flops=(needed.flops - needed.repeated) / share,
+        hardware_flops=cost.flops / share,
         passes=max(1, round(job.batch * share / (job.gpus * job.micro_batch))),
         host=2 * (8 * everything + 8 * trained),  # what is there, and its copy while a checkpoint is written
         checkpoint=8 * count + 8 * sum(p.numel() for p in system.parameters() if p.requires_grad),
         problems=tuple(_problems(job)),
     )
+
+
+def plain(parallel: Parallel) -> Parallel:
+    """What of it a step's cost depends on."""
+    return Parallel(checkpointing=parallel.checkpointing, dtype=parallel.dtype)
+
+
+def activations_by_mode(job: Job) -> dict[str, float]:
+    """Most bytes of activations on a device, for each kind of checkpointing."""
+    what, parallel = (job.kind, job.config, job.clip, job.micro_batch), plain(job.parallel)
+    modes = ("none", "attention", "full")
+    return {m: reckon(*what, replace(parallel, checkpointing=m)).peak / job.context for m in modes}
 
 
 def shard_sizes(system: nn.Module, ranks: int, trained: bool = False) -> int:
@@ -348,6 +369,46 @@ def smallest_change(job: Job, memory: float) -> tuple[str, Plan] | None:
     return None
 
 
+def inference_cost(job: Job) -> Cost:
+    """One network call for one clip, without gradients: FLOPs, and most bytes alive beside the weights."""
+
+    def cost(config: Any) -> Cost:
+        system = on_meta(job.kind, config, "bfloat16")
+        with torch.device("meta"):
+            batch = random_clips(system, job.clip, 1)
+        _stand_in(system, job.clip, 1)
+        sigma = config.objective.sample_sigma(StepRandom(0, 0, 1)).to("meta")
+        with torch.no_grad(), fused_attention():
+            # The loss adds next to nothing; alignment's reference pass is no part of an edit.
+            system.config = (
+                replace(config, alignment_weight=0) if hasattr(config, "alignment_weight") else config
+            )
+            with Alive([*system.parameters(), *system.buffers()]) as alive:
+                system.training_losses(batch, sigma, StepRandom(0, 0, 1))
+            with FlopCounterMode(display=False) as counter:
+                system.training_losses(batch, sigma, StepRandom(0, 0, 1))
+        return Cost(counter.get_total_flops(), 0, 0, alive.peak)
+
+    return full_depth(cost, job.config)
+
+
+def describe_inference(job: Job, device: str = "H200", steps: int = 50) -> str:
+    """What one edit needs, as a text; text encoder, VLM and VAE run before and after, and can be elsewhere."""
+    cost, clip = inference_cost(job), job.clip
+    weights = 2 * sum(p.numel() for p in on_meta(job.kind, job.config, "bfloat16").parameters())
+    slow, fast = (steps * cost.flops / (mfu * PEAKS[device]) for mfu in MFU)
+    return "\n".join(
+        [
+            f"{job.name}: one edit of {clip.frames} frames, {clip.width} x {clip.height} pixels, in bfloat16",
+            f"  {'weights':<32}{weights / GB:>9.1f} GB",
+            f"  {'activations':<32}{cost.peak / GB:>9.1f} GB",
+            f"  {'in all':<32}{(weights + cost.peak) / GB:>9.1f} GB",
+            f"{steps} network calls take {fast:.0f} to {slow:.0f} s at {MFU[1]:.0%} to {MFU[0]:.0%} MFU on "
+            f"one {device} (reckoned, not measured); guidance doubles it",
+        ]
+    )
+
+
 # --- in words ------------------------------------------------------------------------------------
 
 
@@ -368,7 +429,7 @@ def describe(plan: Plan, memory: float, rate: float | None = None, device: str =
         *(f"  {kind:<32}{size / GB:>9.1f} GB" for kind, size in plan.memory.items()),
         f"  {'in all':<32}{plan.total / GB:>9.1f} GB  ({plan.total / memory:.0%})",
         "activations with checkpointing "
-        + ", ".join(f"{mode} {size / GB:.1f} GB" for mode, size in plan.activations.items()),
+        + ", ".join(f"{mode} {size / GB:.1f} GB" for mode, size in activations_by_mode(job).items()),
         "",
         f"host memory                       {plan.host / GB:>9.1f} GB per GPU, while a checkpoint is written",
         f"disk                              {plan.checkpoint / GB:>9.1f} GB per checkpoint",

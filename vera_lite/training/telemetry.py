@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vera_lite.systems.vera import LAYERS
 from vera_lite.training.encoded import CODECS, Clip, EncodedClips
-from vera_lite.training.plan import PEAKS, full_depth, step_cost
+from vera_lite.training.plan import PEAKS, plain, reckon
 
 
 class Telemetry(L.Callback):
@@ -98,13 +98,11 @@ class Telemetry(L.Callback):
             kind = next(
                 c for c in type(system).__mro__ if c.__name__ == type(system).__name__.removeprefix("FSDP")
             )
-            costs = []
-            for mode in ("none", pl_module.parallel.checkpointing):
-                parallel = replace(pl_module.parallel, checkpointing=mode)
-                costs.append(
-                    full_depth(lambda c, p=parallel: step_cost(kind, c, clip, len(latents), p), system.config)
-                )
-            self._costs[key] = costs[0].flops - costs[0].repeated, costs[1].flops
+            what = kind, system.config, clip, len(latents)
+            chosen = plain(pl_module.parallel)
+            needed = reckon(*what, replace(chosen, checkpointing="none"), memory=False)
+            computed = reckon(*what, chosen, memory=False)
+            self._costs[key] = needed.flops - needed.repeated, computed.flops
         return self._costs[key]
 
 
