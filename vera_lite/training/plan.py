@@ -393,7 +393,7 @@ def inference_cost(job: Job) -> Cost:
 
 
 def describe_inference(job: Job, device: str = "H200", steps: int = 50) -> str:
-    """What one edit needs, as a text; text encoder, VLM and VAE run before and after, and can be elsewhere."""
+    """What one edit needs, as a text. Text encoder, VLM and VAE run before and after, perhaps elsewhere."""
     cost, clip = inference_cost(job), job.clip
     weights = 2 * sum(p.numel() for p in on_meta(job.kind, job.config, "bfloat16").parameters())
     slow, fast = (steps * cost.flops / (mfu * PEAKS[device]) for mfu in MFU)
