@@ -1,5 +1,6 @@
 """What a run tells about itself: use of the device, throughput, gradients, memory, waiting for data."""
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.systems.vera import LAYERS
-from vera_lite.training.encoded import CODECS, Clip, EncodedClips
+from vera_lite.training.encoded import CODECS, EncodedClips
 from vera_lite.training.plan import PEAKS, plain, reckon
 
 
@@ -19,7 +20,7 @@ class Telemetry(L.Callback):
 
     - ``speed/mfu``: model FLOPs utilisation, the FLOPs that the mathematics needs per second, over the
       device's dense peak; ``speed/hfu`` counts also what is computed again. Both come from
-      :func:`vera_lite.training.plan.step_cost`, with attention's S^2.
+      :func:`vera_lite.training.plan.step_cost`, with attention's S^2; of :class:`.EncodedClips` alone.
     - ``speed/seconds``, ``speed/clips``, ``speed/tokens``: of a step, and per second over all ranks.
     - ``speed/data_wait``: share of the time spent waiting for the loader.
     - ``memory/peak_gb``: most memory of this rank's device.
@@ -57,8 +58,7 @@ class Telemetry(L.Callback):
         self._model, self._hardware = self._model + model, self._hardware + hardware
         ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         self._clips += clips * ranks
-        p, q, r = getattr(pl_module.system.config.backbone, "patch_size", 2) or (1, 2, 2)
-        self._tokens += clips * ranks * latents[0, 0].numel() // (p * q * r)
+        self._tokens += clips * ranks * math.prod(pl_module.system.config.backbone.grid(latents.shape))
         if not trainer.fit_loop._should_accumulate():
             self._steps += 1
         if self._due(trainer, 0) and self._steps:
@@ -73,9 +73,10 @@ class Telemetry(L.Callback):
             "speed/clips": self._clips / seconds,
             "speed/tokens": self._tokens / seconds,
             "speed/data_wait": self._waited / seconds,
-            "speed/mfu": self._model / context / seconds / self._peak,
-            "speed/hfu": self._hardware / context / seconds / self._peak,
         }
+        if self._model:
+            values["speed/mfu"] = self._model / context / seconds / self._peak
+            values["speed/hfu"] = self._hardware / context / seconds / self._peak
         if pl_module.device.type == "cuda":
             values["memory/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         values |= {f"gradient/{name}": norm for name, norm in self._norms.items()}
@@ -91,7 +92,9 @@ class Telemetry(L.Callback):
         key = tuple(latents.shape)
         if key not in self._costs:
             data, system = trainer.datamodule, pl_module.system
-            clip = data.clip if isinstance(data, EncodedClips) else Clip()
+            if not isinstance(data, EncodedClips):  # a toy's codec has strides of its own
+                return 0.0, 0.0
+            clip = data.clip
             _, frames, pixels = CODECS[clip.codec]
             t, h, w = latents.shape[-3:]
             clip = replace(clip, frames=1 + (t - 1) * frames, height=h * pixels, width=w * pixels)
