@@ -22,7 +22,7 @@ from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera
 from vera_lite.training import EncodedClips
 from vera_lite.training.encode import Encoders, encode, read_table
 from vera_lite.training.encoded import BucketBatches, Clip, EncodedFolder, collate
-from vera_lite.training.telemetry import gradient_norms
+from vera_lite.training.telemetry import draw, gradient_norms, sheet
 from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,8 @@ def test_a_run_tells_its_use_of_the_device(tmp_path):
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=2, logger=logger, callbacks=[Telemetry()],
         log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, accumulate_grad_batches=2,
+        enable_model_summary=False, limit_val_batches=0,
+        use_distributed_sampler=False, accumulate_grad_batches=2,
     )  # fmt: skip
     module = EditingModule(build(Vera), warmup_steps=0, parallel=Parallel(checkpointing="full"))
     trainer.fit(module, EncodedClips(None, CLIPS[Vera], batch_size=2))
@@ -205,6 +206,20 @@ def test_a_run_tells_its_use_of_the_device(tmp_path):
     assert last["speed/tokens"] == pytest.approx(8 * last["speed/clips"], rel=0.01)  # 2 x 2 x 2 a clip
     assert last["speed/clips"] * last["speed/seconds"] == pytest.approx(4, rel=0.01)
     assert 0 <= last["speed/data_wait"] < 1 and last["gradient/edit"] > 0
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_contact_sheet_shows_what_is_drawn_beside_the_truth(kind):
+    system = build(kind)
+    clips = batch(system, 2)
+    sample = draw(system, clips, 2, 3.0)
+    layers = 3 if kind is Vera else 1
+    assert sample.shape == (layers, *CLIPS[kind].latents) and sample.isfinite().all()
+    figure = sheet(sample, sample[:, None], ("edit", "alpha", "composite")[:layers], 7)
+    rows = {ax.get_ylabel() for ax in figure.axes} - {""}
+    assert len(rows) == 2 * layers
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert (shown[0] == shown[sample.shape[2]]).all()  # drawn, and the same as the truth
 
 
 # --- the benchmark -------------------------------------------------------------------------------

@@ -90,8 +90,10 @@ def shard(system: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> None:
         # The backward pass begins with the last block: to free it would be to gather it at once again.
         fully_shard(block, reshard_after_forward=block is not blocks[-1], **how)
     fully_shard(system, **how)
-    # Losses read editing tokens and adapters before the denoiser runs: the whole step gathers the rest.
+    # Editing tokens and adapters are read before the denoiser runs: the whole step gathers the rest.
     register_fsdp_forward_method(system, "training_losses")
+    if isinstance(system, RVEDiT):
+        register_fsdp_forward_method(system, "context")
 
 
 def share_tokens(system: nn.Module, group: ProcessGroup) -> None:

@@ -3,13 +3,21 @@
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from vera_lite import viz
+from vera_lite.conditioning.multiscale import Reading
+from vera_lite.diffusion.sampling import denoise
+from vera_lite.media.files import replacing
+from vera_lite.systems import GenCompositor, RVEDiT, Vera
 from vera_lite.systems.vera import LAYERS
 from vera_lite.training.encoded import CODECS, EncodedClips
 from vera_lite.training.plan import PEAKS, plain, reckon
@@ -143,3 +151,81 @@ def device_peak(device: torch.device) -> float:
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+class ContactSheets(L.Callback):
+    """Draws what the average makes of one clip of the data, every so many steps, as a PNG.
+
+    A full-size VAE does not fit beside a training, so the sheet shows latents: their first three channels as
+    red, green and blue. Layout and motion can be judged from that, colours and detail cannot.
+
+    Args:
+        folder: for ``000500.png`` and so on.
+        every_n_steps: optimizer steps.
+        sampling_steps: network calls per sheet.
+        shift: of the sampler, for flow matching.
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 500, sampling_steps: int = 12, shift: float = 3.0):
+        self.folder, self.every = Path(folder), every_n_steps
+        self.steps, self.shift = sampling_steps, shift
+        self._last = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        step = trainer.global_step
+        if step == self._last or step % self.every:
+            return
+        self._last = step
+        sample = draw(pl_module.ema, batch, self.steps, self.shift)  # all ranks: weights are gathered
+        if trainer.is_global_zero:
+            target = torch.stack([batch[n] for n in LAYERS]) if "edit" in batch else None
+            if target is None:
+                target = batch["composite" if "composite" in batch else "target"][None]
+            names = LAYERS if len(sample) == len(LAYERS) else ("edited video",)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / f"{step:06d}.png") as path:
+                sheet(sample, target, names, step).savefig(path, format="png")
+
+
+@torch.no_grad()
+def draw(system: Any, batch: dict, steps: int, shift: float) -> Tensor:
+    """Latents that a system draws for the first clip of a training batch, (layers, C, t, h, w)."""
+    first = {n: v[:1] for n, v in batch.items() if isinstance(v, Tensor | list)}
+    if isinstance(system, Vera):
+        like = torch.stack([first[n] for n in LAYERS])
+        given = {n: first[n] for n in ("text", "source", "mask")}
+    elif isinstance(system, GenCompositor):
+        like, given = first["composite"], {n: first[n] for n in ("masked_background", "mask", "foreground")}
+        if system.config.backbone.text_embed_dim is not None:
+            given["text"] = first["text"]
+    else:
+        like, given = first["target"], {"source": first["source"]}
+        if isinstance(system, RVEDiT):
+            given["context"] = system.context(first["source_video"], first["instruction"])
+        else:
+            read = batch.get("reading")
+            if read is None:
+                seen = first["source_video"], first["instruction"], first["reference_image"]
+                read = system.read(*seen)
+            given["reading"] = Reading(tuple(x[:1] for x in read.layers), read.text[:1], read.visual[:1])
+            given["reference"] = first["reference"]
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    prediction = system.config.objective.prediction
+    latents = denoise(lambda x, s: system(x, 1000 * s, **given), noise, steps, shift, prediction)
+    return latents[:, 0] if latents.ndim == 6 else latents
+
+
+def sheet(sample: Tensor, target: Tensor, names: Sequence[str], step: int) -> Figure:
+    """The first three channels of drawn and of true latents, (layers, C, t, h, w) each, over time."""
+    target = target[:, 0] if target.ndim == 6 else target
+    low, high = target[:, :3].amin(), target[:, :3].amax()
+
+    def frames(latents: Tensor) -> list[Tensor]:
+        colours = (latents[:3].float().cpu() - low.cpu()) / (high - low).cpu().clamp_min(1e-6)
+        return list(colours.clamp(0, 1).unbind(1))
+
+    rows = {}
+    for drawn, true, name in zip(sample, target, names, strict=True):
+        rows |= {f"{name}, drawn": frames(drawn), f"{name}, true": frames(true)}
+    columns = [f"latent {t}" for t in range(sample.shape[2])]
+    return viz.contact_sheet(rows, columns, f"Step {step}: what the average draws (latents as colours)")
