@@ -18,7 +18,7 @@ NBVAL     := --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
              --nbval-sanitize-with notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test notebooks lab lint constraints clean
+.PHONY: help setup run test notebooks book lab lint constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,12 +48,16 @@ lint: $(STAMP)  ## ruff, types, import contracts, notebook hygiene
 notebooks: $(STAMP)  ## execute every notebook into build/notebooks
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py run
 
+book: $(STAMP)  ## build the website of notebooks, cards and API into build/book/html
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[book]'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python scripts/book.py
+
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 constraints:  ## resolve the newest versions anew and pin them
 	$(PYTHON) -m venv --clear build/constraints
-	build/constraints/bin/python -m pip install -e '.[notebooks,tests]'
+	build/constraints/bin/python -m pip install -e '.[notebooks,tests,book]'
 	build/constraints/bin/python -m pip freeze --exclude-editable > build/constraints.txt
 	{ echo '# Exact versions for Linux. Made by `make constraints`, see CONTRIBUTING.md.'; \
 	  cat build/constraints.txt; } > constraints.txt

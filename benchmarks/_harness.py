@@ -1,9 +1,9 @@
-"""What every benchmark shares: fair timing of two things side by side, a table, a JSON report.
+"""Shared by all benchmarks: fair timing of two things side by side, a table, a JSON report.
 
-Times are CPU seconds of this process on one thread; wall clock would also count what other programs do on a
-shared machine. CPU time still feels them a little (caches, clock rate). So all sides take turns within a
-round, every second round in reverse order, and each round gives a ratio. The report keeps the median ratio,
-the lowest and the highest.
+Times are CPU seconds of this process on one thread; wall clock would also count other programs on a shared
+machine. Other programs still change CPU time a little (caches, clock rate). So all sides take turns within a
+round, every second round in reverse order, and each round gives a ratio. The report has the median, lowest
+and highest ratio.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 
 from vera_lite.media.files import replacing
 
-#: Seconds that one sample should at least last; faster functions are called several times.
+#: The shortest sample in seconds; faster functions are called several times.
 SAMPLE_SECONDS = 0.02
 
 _COMPARISONS = {
@@ -88,12 +88,12 @@ class Result:
     Attributes:
         case: what was measured, at which size.
         value: ours, in ``unit``.
-        peer: what it is compared with, if anything.
+        peer: the other side of the comparison, if any.
         peer_value: the peer's value, in ``unit``.
         ratio: ours / peer. For times the median over rounds, so not exactly value / peer_value.
         goal: what the ratio should meet, such as ``"<= 1.10"``; None: the row is context.
         holds: whether it does.
-        spread: lowest and highest ratio of the rounds; None for what was measured once.
+        spread: lowest and highest ratio of the rounds; None for a single measurement.
     """
 
     case: str
@@ -189,7 +189,7 @@ class Report:
 
 
 def report_head(name: str, *packages: str) -> dict:
-    """What every JSON begins with: name, date, machine, versions of Python and the packages."""
+    """The start of every JSON: name, date, machine, versions of Python and the packages."""
     return {
         "name": name,
         "date": date.today().isoformat(),
@@ -226,8 +226,8 @@ def machine() -> dict:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory.
 
-    Otherwise some allocations get fresh pages from the system again and again. That costs as much as a pass
-    over the data, and it is luck which side's allocations it hits.
+    Otherwise some allocations repeatedly get new pages from the system. That costs as much as a pass over the
+    data, and hits one side or the other by chance.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h

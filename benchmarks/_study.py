@@ -1,4 +1,4 @@
-"""What ablations share: every case trained with every seed, kept as JSON, resumed, and compared.
+"""Shared by all ablations: train every case with every seed, keep the results as JSON, resume, and compare.
 
 A script says what its cases are, how one is measured, and how the runs become a table. It ends in
 
@@ -23,6 +23,7 @@ from _harness import report_head, write_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vera_lite.evaluation.statistics import seed_interval, verdict
 from vera_lite.media.files import replacing
 from vera_lite.training import EditingModule
 from vera_lite.training.fit import fit
@@ -88,7 +89,7 @@ def train(
 
 
 def remembered(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``compute`` gives, kept in a file. All runs see the same clips: a frozen model reads each once."""
+    """The result of ``compute``, kept in a file: a frozen model reads each clip once for all runs."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
@@ -123,12 +124,14 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
     """
     sign = -1 if lower_is_better else 1
     gains = [sign * (ours[s][metric] - theirs[s][metric]) for s in sorted(ours.keys() & theirs.keys())]
+    low, high = seed_interval(gains)
+    finite = len(gains) > 1  # one seed leaves everything open, which JSON cannot say
     return {
         "case": case,
         "mean_gain": round(fmean(gains), 5),
+        "interval": [round(low, 5), round(high, 5)] if finite else None,
         "gains": [round(g, 5) for g in gains],
-        # Three seeds that agree are all there is; this is no test of significance.
-        "holds": min(gains) > 0,
+        "verdict": verdict(low, high),
     }
 
 
@@ -191,16 +194,16 @@ def main(
 ) -> None:
     """Measure what is missing, if asked, and print the table.
 
-    Several processes may measure at once: each takes what no other has begun.
+    Several processes may measure at once: each takes cases that no other has begun.
 
     Args:
         doc: the script's docstring.
         name: of the benchmark, its JSON and its folder of training runs.
-        cases: what tells one case from another, such as {"variant": "full"}.
+        cases: the parameters of each case, such as {"variant": "full"}.
         measure: called as measure(**case, seed=seed, folder=folder) right after seeding torch. It trains in
             ``folder``, or continues there, and returns what it found: at least "metrics".
-        settings: what a run's numbers depend on. Runs with other settings are measured anew, but training
-            continues from what is in their folders: after a change to training use --fresh.
+        settings: everything that a run's numbers depend on. Runs with other settings are measured again, but
+            training continues from their folders: after a change to training use --fresh.
         summarise: runs -> the report's "results".
         table: report -> text.
         seeds: of the runs.

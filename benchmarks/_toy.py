@@ -1,4 +1,4 @@
-"""What the scripts that measure shipped toy models share: command line, report, facts of a training, card."""
+"""Shared by the scripts that measure shipped toy models: command line, report, facts of a training, card."""
 
 import argparse
 import csv
@@ -26,7 +26,7 @@ RUN = "  vera-lite fit --config vera_lite/configs/"
 
 
 def training_facts(run: Path, shipped: Path) -> dict:
-    """What the files of a finished run tell about it.
+    """Facts of a finished run, from its files.
 
     Args:
         run: its folder.
@@ -98,7 +98,7 @@ def includes(whole: dict, part: dict) -> bool:
 
 
 def weights(report: dict, parts: str = "the", vlm: str = "") -> str:
-    """What the files of a pipeline hold: part of a card's list."""
+    """The contents of a pipeline's files, for a card's list."""
     return listed(
         f"**Weights**: `system.safetensors`, {report['parameters'] / 1e6:.2f} M parameters in "
         f"float16, {parts} "
@@ -108,7 +108,7 @@ def weights(report: dict, parts: str = "the", vlm: str = "") -> str:
 
 
 def training_sentence(report: dict, unit: str = "clips") -> str:
-    """How much training, and on what machine: part of a card's list."""
+    """How much training on which machine, for a card's list."""
     t, m = report["training"], report["machine"]
     return listed(
         f"**Training**: {t['steps']:,} steps of {t['batch_size']} clips = {t['samples']:,} {unit}, "
@@ -125,7 +125,7 @@ def listed(text: str) -> str:
 def fit_commands(
     config: str, stages: list[list[int]], start: str = "", worlds: Sequence[tuple[int, dict]] = ()
 ) -> str:
-    """The calls of `vera-lite fit` that a training consisted of, one per line.
+    """The `vera-lite fit` calls of a training, one per line.
 
     Args:
         config: name of the configuration.
@@ -170,7 +170,7 @@ def category_table(report: dict) -> str:
 
 
 def codec_only(pipe, edits: ToyEdits) -> Tensor:
-    """The true edit through the codec and back: what a perfect network would get."""
+    """The true edit through the codec and back: the score of a perfect network."""
     return pipe.codec.decode(pipe.codec.encode(edits.target))
 
 

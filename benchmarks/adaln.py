@@ -1,11 +1,11 @@
-"""Per-token AdaLN from two modulation vectors against the dense form with one vector a token.
+"""Per-token AdaLN from two modulation vectors, against the dense form with one vector per token.
 
-In MiVE the tokens of context and reference are modulated as at t = 0, all others as at the present t. The
-dense form embeds a timestep for every token and hands each block (S, 6 D) numbers; ours embeds two, and each
-block applies them run by run. Both go through the same block, with the same weights.
+In MiVE the tokens of context and reference are modulated with t = 0, all others with the current t. The dense
+form embeds a timestep for every token and gives each block (S, 6 D) numbers. Ours embeds two timesteps, and
+each block applies them run by run. Both use the same block with the same weights.
 
-Memory is that of the embedded timesteps which every block is handed; the dense form makes as much once more
-in each block, when it adds the block's own table. Full sizes are on the "meta" device: shapes alone.
+Memory is that of the embedded timesteps that every block gets. The dense form needs the same again in each
+block, when it adds the block's own table. Full sizes run on the "meta" device, which has only shapes.
 
 python benchmarks/adaln.py [--json OUT]
 """
@@ -43,7 +43,7 @@ def parts(config: WanConfig) -> tuple[ConditionEmbedder, WanBlock]:
 
 
 def adaln(x: Tensor, given: Tensor, runs: list[int]) -> Tensor:
-    """What AdaLN does in one half of a block: modulate, and add what comes back with its gate."""
+    """AdaLN in one half of a block: modulate, then add the update with its gate."""
     shift, scale, gate = given.float().unbind(-2)[:3]
     return gated_residual(x, modulated_norm(x, shift, scale, runs, 1e-6), gate, runs)
 

@@ -1,13 +1,13 @@
-"""What it costs to watch attention: the rows of all words of the text, in all layers of a Qwen3-VL.
+"""The cost of watching attention: the rows of all words of the text, in all layers of a Qwen3-VL.
 
-One video prompt runs in three ways: plain (SDPA, unwatched), tapped (the same under a :class:`Tap` with
-a plan) and eager (transformers' ``output_attentions=True``, which builds and keeps every matrix). The
-language model has the proportions of Qwen3-VL-8B at an eighth of its width, and four layers, so that
-eager at 8k tokens takes 11 GiB. Weights are random: time and memory do not depend on them.
+One video prompt runs in three ways: plain (SDPA, not watched), tapped (the same under a :class:`Tap` with a
+plan) and eager (transformers' ``output_attentions=True``, which builds and keeps every matrix). The language
+model has the proportions of Qwen3-VL-8B at an eighth of its width, and four layers, so that eager at 8k
+tokens takes 11 GiB. Weights are random: time and memory do not depend on them.
 
-Memory is that of one run in a process of its own, above what the process held before, less plain's. The
-peak can grow by less than the capture keeps: the model's own may lie in an early layer, before most rows
-are there. Linux only: it alone tells a process its peak.
+Memory is the growth during one run in its own process, minus that of plain. The peak can grow by less than
+the size of the capture, because the model's own peak may be in an early layer, before most rows exist. Linux
+only, where a process can read its peak.
 
 python benchmarks/capture.py [--json OUT]
 """
@@ -77,7 +77,7 @@ class Watched:
 
 
 def memory(field: str) -> float:
-    """MiB of this process: VmHWM is the most so far, VmRSS what it holds, RssAnon that without files."""
+    """MiB of this process: VmHWM is its peak, VmRSS its size, RssAnon its size without files."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 

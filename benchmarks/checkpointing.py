@@ -1,13 +1,13 @@
-"""What a backward pass costs when blocks compute their activations again.
+"""The cost of a backward pass in which blocks compute their activations again.
 
-"none" keeps every activation, "full" only what enters a block, "attention" also what attention puts
-out. With joint attention over long videos attention is nearly the whole cost of a block, and its
-output a small part of the activations, so "attention" should be nearly as fast as "none" and nearly
-as lean as "full". The size is chosen such that self-attention has the share that it has in
-Vera-1.3B on 81 frames at 480p: 87 percent of the FLOPs.
+"none" keeps every activation, "full" only the inputs of a block, "attention" also the outputs of attention.
+In joint attention over long videos, attention is nearly the whole cost of a block, and its output a small
+part of the activations. So "attention" should be nearly as fast as "none" and need little more memory than
+"full". At this size, self-attention has the same share of the FLOPs as in Vera-1.3B on 81 frames at 480p: 87
+percent.
 
-Bytes are those that a forward pass allocates and does not free, counted by torch's profiler.
-Saved-tensor hooks would miss the attention outputs, which selective checkpointing keeps elsewhere.
+Bytes are those that a forward pass allocates and does not free, counted by torch's profiler. Hooks on saved
+tensors would miss the attention outputs, which selective checkpointing keeps elsewhere.
 """
 
 import torch

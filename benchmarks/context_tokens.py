@@ -1,8 +1,8 @@
-"""What MiVE's context tokens cost: FLOPs predicted and counted, and CPU time beside both.
+"""The cost of MiVE's context tokens: predicted FLOPs, counted FLOPs, and CPU time.
 
-Full-size models run on the "meta" device: shapes without numbers. N_c is the whole length of the VLM's
-prompt, which the paper does not print; its clips are 81 frames of 720 x 1280 pixels, which are 22 latent
-frames with the reference.
+Full-size models run on the "meta" device, which has only shapes. N_c is the whole length of the VLM's prompt,
+which the paper does not state. The paper's clips are 81 frames of 720 x 1280 pixels, 22 latent frames with
+the reference.
 
 python benchmarks/context_tokens.py [--json OUT]
 """

@@ -1,10 +1,10 @@
-"""What a frame of a video file costs: `vera-lite edit` from file to files.
+"""The cost of a frame of a video file: `vera-lite edit` from file to files.
 
     python benchmarks/edit_file.py --json benchmarks/results/edit_file.json
 
-A frame's cost is the difference between a long and a short video of the same size, so that starting and the
-model, which draws nine frames of either, fall out of it. It is held against an older commit, which is checked
-out for the time of the run. Memory is the peak of a whole process, at 1080p, for a short and a long video.
+The cost of a frame is the difference between a long and a short video of the same size. This leaves out the
+start of the program, and the model, which draws nine frames of both. The peer is an older commit, which is
+checked out during the run. Memory is the peak of a whole process, at 1080p, for a short and a long video.
 """
 
 import subprocess

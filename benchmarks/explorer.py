@@ -1,10 +1,10 @@
-"""The attention explorer: how long a click takes, and how much a notebook saves.
+"""The attention explorer: how long a click takes, and how many bytes a notebook saves.
 
-A click is answered as in a notebook: the request arrives at the widget, a row or column of A of every
-head is computed, quantised and made into a message; what the browser and the connection add is not in it.
-Its peer is the least that any answer needs: the product of one token's query (or key) with all keys (or
-queries) of every head in float32. The stored layer has the size of Wan2.1-1.3B at 480p, 81 frames. Its
-numbers are random, and maximum and total are made up; the time depends on neither.
+A click is answered as in a notebook: the request arrives at the widget, which computes a row or column of A
+of every head, quantises it and makes a message. The browser and the connection are not included. The peer is
+the least work for any answer: the product of one token's query (or key) with all keys (or queries) of every
+head in float32. The stored layer has the size of Wan2.1-1.3B at 480p, 81 frames. Its numbers are random, and
+so are maximum and total; the time does not depend on them.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The closed form of a forward pass's FLOPs against those that torch counts: equal to the last one.
+"""The formula for the FLOPs of a forward pass against torch's count: they are exactly equal.
 
-Full-size models run on the "meta" device: shapes without numbers. The last rows give what joint
-attention makes of three branches, at Wan's own clip size: 81 frames of 480 x 832 pixels.
+Full-size models run on the "meta" device, which has only shapes. The last rows show the effect of joint
+attention over three branches at Wan's own clip size: 81 frames of 480 x 832 pixels.
 """
 
 import math

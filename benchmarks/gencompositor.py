@@ -1,11 +1,11 @@
-"""What GenCompositor's second video costs, and what ERoPE costs.
+"""The cost of GenCompositor's second video, and of ERoPE.
 
-The foreground's tokens join the noisy ones in every block: linear layers do twice the work, attention four
-times. The first rows compare the measured ratio (with and without foreground) with the ratio that FLOPs
-predict: the nearer to 1, the better the prediction. The rows "FLOPs" check the prediction itself by counting.
+The foreground's tokens join the noisy tokens in every block: linear layers do twice the work, attention four
+times. The first rows compare the measured ratio (with and without foreground) with the ratio of the FLOPs:
+the closer to 1, the better the prediction. The rows "FLOPs" check the prediction itself by counting.
 
-ERoPE only puts other numbers into the rotary table. Its rows compare one forward pass under each reading with
-one under shared positions; 1.05 leaves room for the noise between machines (up to 1.03 was seen).
+ERoPE only changes the numbers in the rotary table. Its rows compare one forward pass under each reading with
+one under shared positions. The goal 1.05 allows for noise between machines (up to 1.03 was seen).
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ RELEASED = (1, (13, 60, 90), 48, 42)  # GenCompositor's own, counted without com
 
 
 def build(latent_size: tuple[int, int, int], heads: int, blocks: int) -> GenCompositor:
-    """The main stream alone, with weights that let every branch of the computation matter."""
+    """The main stream alone, with random weights in every part."""
     backbone = CogVideoXConfig(
         num_attention_heads=heads,
         num_layers=blocks,

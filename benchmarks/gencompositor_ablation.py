@@ -1,13 +1,13 @@
-"""GenCompositor's ablations: which parts does the toy need, and do positions tell two videos apart?
+"""GenCompositor's ablations: which parts does the toy need, and do positions distinguish two videos?
 
     python benchmarks/gencompositor_ablation.py --report    print the committed tables
     python benchmarks/gencompositor_ablation.py --run       measure them anew (resumes where it was stopped)
 
-Two studies. "parts" takes one part away at a time, as the paper's table does. "positions" compares readings
-of ERoPE where position alone tells which video a token belongs to: both videos have one input projection,
-there is no background branch, and a token is one latent cell. Within a study every run sees the same clips in
-the same order for the same number of steps; the seed changes weights and noise. All are judged on the same
-unseen clips, whose foregrounds have their own light.
+There are two studies. "parts" removes one part at a time, as the paper's table does. "positions" compares
+readings of ERoPE in a model where only the position shows which video a token belongs to: both videos have
+one input projection, there is no background branch, and a token is one latent cell. Within a study every run
+sees the same clips in the same order for the same number of steps; the seed changes weights and noise. All
+are judged on the same unseen clips, whose foregrounds have their own light.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How well the shipped toy GenCompositor composes clips that it never saw.
+"""How well the shipped toy GenCompositor composes unseen clips.
 
 python benchmarks/gencompositor_toy.py                     print the table (about 2 minutes)
 python benchmarks/gencompositor_toy.py --json OUT          also write it
@@ -34,7 +34,7 @@ def cut_and_paste(batch: ToyCompositions) -> Tensor:
 
 
 def codec_only(pipe: GenCompositorPipeline, batch: ToyCompositions) -> Tensor:
-    """The true composite through the codec and back: what a perfect network would get."""
+    """The true composite through the codec and back: the score of a perfect network."""
     return pipe.codec.decode(pipe.codec.encode(batch.composite))
 
 

@@ -1,10 +1,10 @@
 """InfoNCE over all positions in chunks, against the plain formula with its S x S logits.
 
 Both directions, forward and backward, at the temperature of the paper. Chunks stay in the cache, but their
-logits are computed twice: four matrix products (three with a fixed reference) against three (two). With many
-channels those decide.
+logits are computed twice: four matrix products (three with a fixed reference) against three (two), which
+matters with many channels.
 
-Memory is the peak of a process of its own above what it held before: it includes the gradients. Linux only.
+Memory is the growth to the peak in a separate process, including the gradients. Linux only.
 
 python benchmarks/infonce.py [--json OUT]
 """
@@ -53,7 +53,7 @@ def step(way: str, inputs: list[Tensor], fixed: bool = False) -> list[Tensor]:
 
 
 def memory(field: str) -> float:
-    """MiB of this process: VmHWM is the most so far, VmRSS what it holds."""
+    """MiB of this process: VmHWM is the peak so far, VmRSS the current size."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 

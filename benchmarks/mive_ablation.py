@@ -1,4 +1,4 @@
-"""MiVE's ablations: does it matter how the context reaches the video, and from which VLM layers it comes?
+"""MiVE's ablations: do the way of conditioning and the choice of VLM layers matter?
 
     python benchmarks/mive_ablation.py --report    print the committed tables
     python benchmarks/mive_ablation.py --run       measure them anew (resumes where it was stopped)
@@ -7,17 +7,17 @@ Conditioning: unified self-attention, and the three kinds of cross-attention of 
 decoupled encoders are the VLM's own halves, not T5 and CLIP). Layers: first, last, both, as in Table 4, and a
 middle one, which the paper did not try.
 
-All variants start from one video transformer, our stand-in for Wan: it was trained without words to carry an
+All variants start from one video transformer, in place of Wan: it was trained without words to continue an
 edited first frame through a clip. All see the same clips in the same order for the same number of steps, and
 are judged on the same unseen clips, from 1 to 100. The seed changes the new weights, noise and noise levels.
-Unlike in the shipped model, words are not summed into the time embedding: they act through the conditioning
-that is compared, and through nothing else.
+Unlike in the shipped model, words are not summed into the time embedding: they act only through the
+conditioning that is compared.
 
-The reference frame also reaches every variant through the latents, so what it shows is no test of
+The reference frame also reaches every variant through the latents, so what it shows does not test the
 conditioning. It does not show how an added object moves. So variants are trained and judged on added objects:
 "motion" counts those that move as the words say, "other words" those that do so when every clip is edited by
-the next clip's sentence. Layers are compared under fused cross-attention, since self-attention hardly learns
-to use the words within these steps.
+the next clip's sentence. Layers are compared under fused cross-attention, because self-attention hardly
+learns to use the words within these steps.
 """
 
 from dataclasses import replace

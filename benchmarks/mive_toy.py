@@ -1,4 +1,4 @@
-"""How well the shipped toy MiVE follows instructions and edited first frames that it never saw.
+"""How well the shipped toy MiVE follows unseen instructions and edited first frames.
 
 python benchmarks/mive_toy.py                     print the table (a few minutes)
 python benchmarks/mive_toy.py --json OUT          also write it
@@ -34,22 +34,22 @@ CONFIG = CONFIGS / "mive_toy.yaml"
 
 
 def other_sentence(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
-    """Each clip edited by the next clip's sentence: what the words add to the reference."""
+    """Each clip edited by the next clip's sentence, to measure the effect of the words."""
     return redraw(pipe, exchanged(edits))
 
 
 def unedited_reference(pipe: MiVEPipeline, edits: ToyEdits) -> Tensor:
-    """The source's own first frame as reference: what the reference adds to the words."""
+    """The source's own first frame as reference, to measure the effect of the reference."""
     return pipe.generate(edits.source, edits.instruction, edits.source[:, 0]).final
 
 
 def still(edits: ToyEdits) -> Tensor:
-    """The reference, held: no motion is followed."""
+    """The reference in every frame, without any motion."""
     return edits.target[:, :1].expand_as(edits.target)
 
 
 def measure(pipe: MiVEPipeline) -> dict:
-    """The model beside what it does without words, without reference, and its limits."""
+    """The model, the model without words or reference, and its limits."""
     ways = {
         "MiVE": partial(redraw, pipe),
         "another clip's sentence": partial(other_sentence, pipe),

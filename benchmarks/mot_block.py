@@ -1,10 +1,10 @@
 """A Mixture-of-Transformers block against diffusers' dense Wan block on the same 3S tokens.
 
-Ours holds three plain Wan blocks and runs three branches of S tokens, joined in self-attention.
-diffusers' ``WanTransformerBlock`` holds one set of weights and runs all 3S tokens through it. The matrix
-products have the same size in total, but ours are three where theirs is one.
+Ours has three plain Wan blocks and runs three branches of S tokens, joined in self-attention. diffusers'
+``WanTransformerBlock`` has one set of weights and runs all 3S tokens through it. The matrix products have the
+same total size, but ours are three where theirs is one.
 
-The rows "loop" are the peer that does the same work: three diffusers blocks that meet in one attention.
+In the rows "loop" the peer does the same work: three diffusers blocks that meet in one attention.
 """
 
 import torch
@@ -58,12 +58,12 @@ def loop(blocks: list[WanTransformerBlock], x: Tensor, text: Tensor, time: Tenso
 
 
 def with_backward(function, parameters: list[Tensor]):
-    """``function`` and its backward pass, from no gradients, as a training step begins."""
+    """``function`` and its backward pass, starting without gradients, as in a training step."""
 
     def run():
         for parameter in parameters:
             parameter.grad = None
-        # Ones, because attention refuses the zero-stride gradient that ``sum`` would send.
+        # Ones, because attention refuses the gradient of ``sum``, which has stride zero.
         out = function()
         out.backward(torch.ones_like(out))
 

@@ -1,5 +1,4 @@
-"""The paper's main comparison: does pasting layers over the source preserve it, and which ingredient of Vera
-matters?
+"""Vera's main comparison: does pasting layers over the source preserve it, and which part of Vera matters?
 
     python benchmarks/preservation.py --report      print the committed table
     python benchmarks/preservation.py --run         measure it anew (resumes where it was stopped)
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from _study import by_seed, main, train
+from _study import by_seed, compare, main, train
 
 from vera_lite.backbone import WanConfig
 from vera_lite.diagnostics.flops import counted_flops
@@ -88,32 +87,20 @@ def values_of(runs: list[dict], variant: str, case: str, metric: str) -> list[fl
 
 
 def summarise(runs: list[dict]) -> list[dict]:
-    """Mean over seeds of each variant against Vera, with the spread, as the benchmark's results."""
+    """Vera against each variant, paired by seed; positive differences favour Vera."""
     results = []
     for case in runs[0]["metrics"]:
-        for metric, unit, _ in SHOWN:
-            mean = {}
-            for variant in VARIANTS:
-                if values := values_of(runs, variant, case, metric):
-                    mean[variant] = (fmean(values), max(values) - min(values))
-            for variant, (value, spread) in mean.items():
-                if variant == "Vera" or "Vera" not in mean:
-                    continue
-                ours, our_spread = mean["Vera"]
-                results.append(
-                    {
-                        "case": f"{case}: {metric}",
-                        "value": round(ours, 4),
-                        "spread": round(our_spread, 4),
-                        "unit": unit,
-                        "peer": variant,
-                        "peer_value": round(value, 4),
-                        "peer_spread": round(spread, 4),
-                        "ratio": round(ours / value, 4) if value else None,
-                        "goal": "Vera above the peer by more than either spread",
-                        "holds": ours - value > max(spread, our_spread),
-                    }
-                )
+        by_variant = {
+            variant: {seed: metrics[case] for seed, metrics in by_seed(runs, variant=variant).items()}
+            for variant in VARIANTS
+        }
+        ours = by_variant.pop("Vera")
+        for variant, theirs in by_variant.items():
+            for metric, _, _ in SHOWN:
+                paired = [seed for seed in ours.keys() & theirs.keys() if metric in theirs[seed]]
+                if paired:
+                    found = {seed: theirs[seed] for seed in paired}
+                    results.append(compare(f"{case}: Vera against {variant}: {metric}", ours, found, metric))
     return results
 
 

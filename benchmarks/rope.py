@@ -1,9 +1,9 @@
 """Rotary positions: ours against diffusers', both in real numbers.
 
-diffusers writes even and odd channels one after the other, each with a stride, and lets autograd walk back
-through every step. Ours swaps the two channels of each pair once, multiplies and adds without strides, and
-its backward pass is the rotation back. The rows "one pass" time ``x * 2``, which reads and
-writes as much and computes next to nothing: the floor of any such operation.
+diffusers writes even and odd channels one after the other, each with a stride, and autograd goes back through
+every step. Ours swaps the two channels of each pair once, multiplies and adds without strides, and its
+backward pass is the inverse rotation. The rows "one pass" time ``x * 2``, which reads and writes as much and
+computes almost nothing: the minimum for any such operation.
 """
 
 from unittest import mock

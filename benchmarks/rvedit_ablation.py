@@ -3,8 +3,8 @@
     python benchmarks/rvedit_ablation.py --report    print the committed tables
     python benchmarks/rvedit_ablation.py --run       measure what is missing, in one process or several
 
-As in the paper, all start from a first stage that follows instructions already: X_e alone for every block, no
-alignment. Every run sees the same clips in the same order for the same number of steps; the seed changes
+As in the paper, all start from a first stage that already follows instructions: X_e alone for every block,
+no alignment. Every run sees the same clips in the same order for the same number of steps; the seed changes
 noise, noise levels and aligned depths. All are judged on the same unseen clips, by category, on the paper's
 scale of 1 to 100. One variant is a control that the paper lacks: every token for every block (L_s = 0).
 """

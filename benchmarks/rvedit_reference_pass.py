@@ -1,4 +1,4 @@
-"""What a training step of RVEDiT costs with reference-anchored alignment, against one without.
+"""The cost of a training step of RVEDiT with reference-anchored alignment, against one without.
 
 Forward and backward of the transformer are three units; the reference's forward, without gradient, is a
 fourth: 4/3. That is the prediction for the transformer's passes, by FLOPs and by time. InfoNCE and the

@@ -1,4 +1,4 @@
-"""How well the shipped toy RVEDiT follows instructions that it never saw.
+"""How well the shipped toy RVEDiT follows unseen instructions.
 
 python benchmarks/rvedit_toy.py                     print the table (about 3 minutes)
 python benchmarks/rvedit_toy.py --json OUT          also write it

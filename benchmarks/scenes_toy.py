@@ -1,9 +1,9 @@
-"""How good a toy model of the world of things on places is, on clips that it never saw.
+"""How good a toy model of the world of things on places is, on unseen clips.
 
 python benchmarks/scenes_toy.py vera|gencompositor|rvedit|mive|vlm FOLDER [--clips N] [--json OUT]
 
-FOLDER is what `vera-lite export` made of a checkpoint. Held-out pairs, of noun and colour, place or motion,
-have rows of their own, and so have trivial answers: codec alone, unedited source, held first frame.
+FOLDER is the output of `vera-lite export` for a checkpoint. Held-out pairs (noun and colour, place or motion)
+have their own rows, and so have trivial answers: codec alone, unedited source, frozen first frame.
 """
 
 import argparse

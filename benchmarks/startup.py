@@ -1,10 +1,10 @@
-"""What starting costs: CPU seconds of whole processes, imports included.
+"""The cost of starting: CPU seconds of whole processes, including imports.
 
     python benchmarks/startup.py --json benchmarks/results/startup.json
 
-`import vera_lite.pipelines` is held against `import torch`, and `vera-lite edit` on a sample clip against
-that of an older commit, which is checked out for the time of the run. Both sides take turns, every second
-round in reverse order.
+`import vera_lite.pipelines` is compared with `import torch`, and `vera-lite edit` on a sample clip with that
+of an older commit, which is checked out during the run. Both sides take turns, every second round in reverse
+order.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""How fast the toy worlds render on one core: against reading clips from files, and clip by clip.
+"""How fast the toy worlds render on one core: against reading clips from files, and against clip by clip.
 
-The data modules of things on places are timed as well, from pixels to latents and tokens.
-
-The files hold one layer of the five that are rendered, losslessly coded.
+The data modules of things on places are timed too, from pixels to latents and tokens. The files hold only one
+of the five rendered layers, losslessly coded.
 
 python benchmarks/toyworld.py [--json OUT]
 """
@@ -28,7 +27,7 @@ CLIPS = 32  # per call
 
 
 def measure(report: Report, rounds: int) -> None:
-    """One batch of 32 against other ways to come by 32 clips, and against what follows: encoding them."""
+    """One batch of 32 clips against other ways to get 32 clips, and against encoding them."""
     clips, codec = render(0, range(CLIPS)), PatchCodec.load(SHIPPED_CODEC)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "clip.mkv")

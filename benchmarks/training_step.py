@@ -2,11 +2,11 @@
 
     python benchmarks/training_step.py --json benchmarks/results/training_step.json
 
-Both sides train the shipped toy configurations through Lightning: rendering, the step, the optimizer, the
-average. The first release comes from git into a temporary folder. Ours may use the trainer's options:
-compiled systems, kept readings of the vision-language model (whose clips come again), and larger batches.
-Each side is a process of its own; they take turns, in reverse order every second round. Before that, both
-take the same steps with the same batches, and their losses are compared.
+Both sides train the shipped toy configurations with Lightning: rendering, the step, the optimizer, the
+average. The first release is checked out from git into a temporary folder. Ours may use the trainer's
+options: compiled systems, kept readings of the vision-language model (with clips that repeat), and larger
+batches. Each side is a separate process; they take turns, in reverse order every second round. Before that,
+both take the same steps with the same batches, and their losses are compared.
 """
 
 import json

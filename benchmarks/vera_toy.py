@@ -1,4 +1,4 @@
-"""How good the shipped toy Vera is, on clips that it never saw.
+"""How good the shipped toy Vera is on unseen clips.
 
 python benchmarks/vera_toy.py                     print the table (about 2 minutes)
 python benchmarks/vera_toy.py --json OUT          also write it

@@ -1,4 +1,4 @@
-"""How good the shipped toy Qwen3-VL is at clips that it never saw, against chance.
+"""How good the shipped toy Qwen3-VL is on unseen clips, against chance.
 
 python benchmarks/vlm_toy.py                      print the table (about 2 minutes)
 python benchmarks/vlm_toy.py --json OUT           also write it

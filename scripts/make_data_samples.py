@@ -5,11 +5,17 @@
 
 import argparse
 import hashlib
+import json
+import math
 import sys
 import tempfile
 from pathlib import Path
 
+import skimage.data
+import torch
 from PIL import Image
+from torch.nn import functional as F
+from vera_lite.toy.truth import truth_clip
 
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.files import replacing
@@ -23,6 +29,9 @@ SEED, FPS = 77, 8
 CLIPS = {"clouds": 5, "coffee": 7, "triangle": 12}  # name -> index in the world
 MASKS = ("triangle",)
 SQUARE = 1014  # of the world of edits: "make the blue square green"
+#: Clips for `vera-lite data run`, of ground truth by their numbers.
+RAW = {"dog": 0, "cat": 5, "car": 1, "bird": 4}
+RAW_SIZE, RAW_FRAMES, RAW_FPS = (136, 240), 25, 16
 
 
 def write(folder: Path) -> list[Path]:
@@ -40,12 +49,51 @@ def write(folder: Path) -> list[Path]:
     written += [folder / "square.mkv", folder / "square_reference.png"]
     write_video(written[-2], to_uint8(square.source[0]), FPS, "lossless")
     Image.fromarray(to_uint8(square.target[0, 0]).permute(1, 2, 0).numpy()).save(written[-1])
+    return written + write_raw(folder / "raw")
+
+
+def write_raw(folder: Path) -> list[Path]:
+    """Write raw clips, one of them cut short, and the list that says what they are."""
+    folder.mkdir(exist_ok=True)
+    written, rows = [], []
+    for name, number in RAW.items():
+        truth = truth_clip(number, RAW_FRAMES, RAW_SIZE)
+        written.append(folder / f"{name}.mp4")
+        write_video(written[-1], to_uint8(truth.composite), RAW_FPS, "preview")
+        rows.append(
+            {"file": written[-1].name, "category": "object_addition", "licence": "MIT, sprites OFL-1.1"}
+        )
+        rows[-1] |= {"source": "scripts/make_data_samples.py", "label": f"a {truth.attributes['noun']}"}
+    written.append(folder / "astronaut.mp4")
+    write_video(written[-1], astronaut(), RAW_FPS, "preview")
+    rows.append({"file": "astronaut.mp4", "category": "background_change", "licence": "public domain"})
+    rows[-1] |= {"source": "NASA, with scikit-image", "label": "the astronaut"}
+    written.append(folder / "cut_short.mp4")
+    whole = written[0].read_bytes()
+    written[-1].write_bytes(whole[: len(whole) * 3 // 5])
+    rows.append(rows[0] | {"file": "cut_short.mp4"})
+    written.append(folder / "clips.jsonl")
+    written[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     return written
+
+
+def astronaut() -> torch.Tensor:
+    """A camera that moves over a photograph of Eileen Collins: uint8 (T, 3, H, W)."""
+    picture = torch.from_numpy(skimage.data.astronaut().copy()).permute(2, 0, 1)[None].float()
+    frames = []
+    for t in range(RAW_FRAMES):
+        x, y = 30 + t, round(2 + 2 * math.sin(t / 6))
+        frames.append(F.interpolate(picture[..., y : y + 227, x : x + 400], RAW_SIZE, mode="area"))
+    noise = torch.randn(RAW_FRAMES, 3, *RAW_SIZE, generator=torch.Generator().manual_seed(SEED))
+    return (torch.cat(frames) + 1.2 * noise).round().clamp(0, 255).byte()
 
 
 def checksums(paths: list[Path]) -> str:
     """Lines as `sha256sum -c` reads them."""
-    return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in paths)
+    folder = paths[0].parent
+    return "".join(
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder).as_posix()}\n" for p in paths
+    )
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 python scripts/notebooks.py check            hygiene rules of CONTRIBUTING.md
 python scripts/notebooks.py run [NAME ...]   execute into build/notebooks
-python scripts/notebooks.py table            write the README table from the manifest
+python scripts/notebooks.py table            write the README table and the links between notebooks
 python scripts/notebooks.py strip FILE ...   drop outputs that nobody asked to keep
 """
 
@@ -35,6 +35,7 @@ MAX_BYTES = 1_000_000
 MAX_STATE = 3_000_000  # of all widgets together, once run
 CELL_SECONDS = 300
 BEGIN, END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
+LINKS = "links"  # id of the last cell
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 STRIPPED_METADATA = "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
@@ -231,15 +232,23 @@ def profile_problems(profile: dict, entries: list[dict]) -> list[str]:
 def check() -> int:
     entries = load_manifest()
     by_name = {entry["name"]: entry for entry in entries}
-    problems = [
-        f"{path.relative_to(ROOT)}: {problem}"
-        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
-        for problem in notebook_problems(path, by_name.get(path.stem))
-    ] + [
-        f"{path.relative_to(ROOT)}: {problem}"
-        for path in sorted(SMOKE.parent.glob("*.yaml"))
-        for problem in profile_problems(yaml.safe_load(path.read_text()), entries)
-    ]
+    problems = (
+        [
+            f"{path.relative_to(ROOT)}: {problem}"
+            for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+            for problem in notebook_problems(path, by_name.get(path.stem))
+        ]
+        + [
+            f"{notebook_path(entry).relative_to(ROOT)}: the last cell must lead on; run the command `table`"
+            for at, entry in enumerate(entries)
+            if nbformat.read(notebook_path(entry), as_version=4).cells[-1].source != links(entries, at)
+        ]
+        + [
+            f"{path.relative_to(ROOT)}: {problem}"
+            for path in sorted(SMOKE.parent.glob("*.yaml"))
+            for problem in profile_problems(yaml.safe_load(path.read_text()), entries)
+        ]
+    )
     print("\n".join(problems) or "notebooks: every rule kept")
     return bool(problems)
 
@@ -366,8 +375,27 @@ def with_table(readme: str, table: str) -> str:
 
 
 def write_table() -> int:
-    README.write_text(with_table(README.read_text(), render_table(load_manifest())))
+    """The table of the README, and a last cell in each notebook that leads to those before and after it."""
+    entries = load_manifest()
+    README.write_text(with_table(README.read_text(), render_table(entries)))
+    for at, entry in enumerate(entries):
+        notebook = nbformat.read(notebook_path(entry), as_version=4)
+        cells = [cell for cell in notebook.cells if cell.get("id") != LINKS]
+        notebook.cells = [*cells, nbformat.v4.new_markdown_cell(links(entries, at), id=LINKS)]
+        notebook_path(entry).write_text(nbformat.writes(notebook) + "\n")
     return 0
+
+
+def links(entries: list[dict], at: int) -> str:
+    """Markdown that leads to the notebooks before and after number ``at``."""
+    words = []
+    for name, entry in (
+        ("Before", entries[at - 1] if at else None),
+        ("Next", entries[at + 1] if at + 1 < len(entries) else None),
+    ):
+        if entry:
+            words.append(f"**{name}:** [{entry['name'][:2]} {entry['title']}]({entry['name']}.ipynb)")
+    return " · ".join(words)
 
 
 # ---------------------------------------------------------------------- stripping
@@ -402,7 +430,7 @@ def main() -> int:
     runner.add_argument(
         "--measure", action="store_true", help="write minutes and memory into manifest and README"
     )
-    commands.add_parser("table", help="write the README table")
+    commands.add_parser("table", help="write the README table and the links between notebooks")
     stripper = commands.add_parser("strip", help="drop outputs, normalise the kernel")
     stripper.add_argument("paths", nargs="*", type=Path, metavar="FILE")
     args = parser.parse_args()

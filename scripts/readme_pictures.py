@@ -1,7 +1,7 @@
 """Make the README's pictures of unseen results: `python scripts/readme_pictures.py` (about 15 s).
 
-The clips are the first of the test worlds (four additions and four new backgrounds of Vera's), not chosen by
-how good the results are. Vera gets no masks: the prompt alone decides.
+The clips are the first ones of the test worlds (for Vera, four additions and four new backgrounds), not the
+best results. Vera gets no masks, only the prompt.
 """
 
 import textwrap

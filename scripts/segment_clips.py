@@ -1,8 +1,8 @@
 """Masks of a named thing: `python scripts/segment_clips.py clips/*.mp4 --what "a person" --out masks`.
 
-A zero-shot detector finds the thing on a few frames; SAM 2 tracks the surest find from its frame to both
-ends of the video. Each NAME.mp4 gets a lossless grey NAME.mask.mkv of its size, length and rate, 255 on
-the thing; those that are there already are skipped. Both default models are under Apache-2.0.
+A zero-shot detector finds the thing on a few frames; SAM 2 tracks the detection with the best score from its
+frame to both ends of the video. Each NAME.mp4 gets a lossless grey NAME.mask.mkv of its size, length and
+rate, 255 on the thing; existing masks are skipped. Both default models are under Apache-2.0.
 """
 
 import argparse

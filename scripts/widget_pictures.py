@@ -84,6 +84,22 @@ PathEditor(coffee.source, foreground, Trajectory(keyframes, (128, 128), "constan
         ".vera-path-editor",
         lambda widget: widget.get_by_role("button", name="keyframe 3 of").focus(),
     ),
+    "rating": Picture(
+        """\
+from vera_lite.evaluation.toy.layer_benchmark import TEST_SEED
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.toy.world import render
+from vera_lite.widgets.rating import Pair, RatingPanel
+
+test, pipe, pairs = render(TEST_SEED, [37, 0, 1]), VeraPipeline.from_pretrained(), []
+for i in range(3):
+    result = pipe(test.source[i], test.instruction[i])
+    videos = result.final, result.composite
+    pairs.append(Pair(f"clip {i}", ("layers", "drawn anew"), videos, test.instruction[i], test.source[i]))
+RatingPanel(pairs, seed=1)""",
+        ".vera-rating",
+        lambda widget: widget.get_by_role("button", name="pause").click(),
+    ),
 }
 
 

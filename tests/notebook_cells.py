@@ -1,4 +1,4 @@
-"""What tests need of a notebook: its definitions without running it, its exercises and their solutions."""
+"""A notebook for tests: its definitions without a run, its exercises and their solutions."""
 
 import ast
 import math
@@ -57,6 +57,7 @@ BOOKS = {
     "03_erope": Book("03_erope", GRID=GRID, S=math.prod(GRID), head_dim=32, seed=0),
     "04_granularity_routing": Book("04_granularity_routing", LAYERS=6, FULL="L_s 3, lambda 0.1"),
     "05_attention_alignment": Book("05_attention_alignment", LAYERS=2, S=6, D=4, seed=0, learning_steps=60),
+    "07_evaluation": Book("07_evaluation"),
     "08_multiscale_conditioning": Book(
         "08_multiscale_conditioning", WORLD=EditConfig(from_place=True), world_seed=1, ends=[0, 8]
     ),

@@ -82,11 +82,11 @@ def test_equals_diffusers_in_outputs_and_gradients(wan, per_token):
 def test_a_foreign_checkpoint_is_refused(wan, tmp_path):
     _, folder = wan
     config, tensors = read_wan(folder)
-    with pytest.raises(UserError, match="1 parameters are missing"):
+    with pytest.raises(UserError, match=r"proj_out\.bias"):
         load_weights(WanTransformer(config), {k: v for k, v in tensors.items() if k != "proj_out.bias"})
-    with pytest.raises(UserError, match="in the checkpoint"):
+    with pytest.raises(UserError, match=r"proj_out\.bias"):
         load_weights(WanTransformer(config), {**tensors, "proj_out.bias": tensors["proj_out.bias"][None]})
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match="config.json"):
         read_wan(tmp_path / "nothing")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -29,6 +30,7 @@ RATIOS = {
     "adaln",
     "context_tokens",
     "startup",
+    "metrics",
 }  # written by the harness
 
 
@@ -239,10 +241,13 @@ def test_a_comparison_is_paired_by_seed(study):
         {s: {"loss": v} for s, v in seeds} for seeds in (((0, 1), (1, 2), (3, 5)), ((1, 4), (3, 6)))
     )
     row = study.compare("a", ours, theirs, "loss", lower_is_better=True)
-    assert row == {"case": "a", "mean_gain": 1.5, "gains": [2, 1], "holds": True}
+    assert row.pop("interval") == pytest.approx(stats.t.interval(0.95, 1, 1.5, 0.5), abs=1e-5)
+    assert row == {"case": "a", "mean_gain": 1.5, "gains": [2, 1], "verdict": "undecided"}
     assert study.compare("a", ours, theirs, "loss")["gains"] == [-2, -1]
-    theirs[0] = {"loss": 0}
-    assert not study.compare("a", ours, theirs, "loss", lower_is_better=True)["holds"]  # one seed is equal
+    even = {seed: {"loss": 3 + ours[seed]["loss"]} for seed in theirs}
+    assert study.compare("a", ours, even, "loss", lower_is_better=True)["verdict"] == "supported"
+    one = study.compare("a", ours, {1: {"loss": 9}}, "loss", lower_is_better=True)
+    assert one["verdict"] == "undecided" and one["interval"] is None
     assert study.cell([1, 2, 6], 1) == "3.0 +-2.5"
 
 

@@ -72,13 +72,13 @@ def test_alpha_1_is_the_edit():
     ],
 )
 def test_composite_does_not_guess_about_shapes(edit, alpha, source):
-    with pytest.raises(ValueError, match="must be floating"):
+    with pytest.raises(ValueError, match="edit|alpha|source"):
         composite(torch.rand(edit), torch.rand(alpha), torch.rand(source))
 
 
 def test_composite_refuses_integers():
     edit = torch.zeros(3, 4, 4)
-    with pytest.raises(ValueError, match="torch.uint8.*must be floating"):
+    with pytest.raises(ValueError, match="uint8"):
         composite(edit, torch.zeros(1, 4, 4, dtype=torch.uint8), edit)
 
 
@@ -101,7 +101,7 @@ def test_to_uint8_rounds_and_clamps():
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "field"),
     [
         ({"edit": torch.rand(3, 1, 9, 13)}, "edit"),
         ({"source": torch.rand(3, 9, 13)}, "source"),
@@ -109,18 +109,18 @@ def test_to_uint8_rounds_and_clamps():
         ({"mask": torch.rand(2, 1, 9, 13)}, "mask"),
         ({"composite": torch.rand(3, 3, 9, 12)}, "composite"),
         ({"mask": torch.ones(3, 1, 9, 13).bool()}, "mask"),
-        ({"edit": torch.full((3, 3, 9, 13), 1.01)}, "edit ranges from 1.01 to 1.01"),
-        ({"alpha": torch.full((3, 1, 9, 13), -0.01)}, "alpha ranges from -0.01"),
-        ({"source": torch.full((3, 3, 9, 13), float("nan"))}, "source ranges from nan"),
-        ({"instruction": None}, "instruction must be a string"),
-        ({"fps": 0}, "frame rate is 0"),
-        ({"attributes": {"size": torch.ones(1)}}, "survives JSON"),
-        ({"attributes": {"size": (1, 2)}}, "survives JSON"),
-        ({"attributes": [1, 2]}, "survives JSON"),
+        ({"edit": torch.full((3, 3, 9, 13), 1.01)}, "edit"),
+        ({"alpha": torch.full((3, 1, 9, 13), -0.01)}, "alpha"),
+        ({"source": torch.full((3, 3, 9, 13), float("nan"))}, "source"),
+        ({"instruction": None}, "instruction"),
+        ({"fps": 0}, "rate"),
+        ({"attributes": {"size": torch.ones(1)}}, "attributes"),
+        ({"attributes": {"size": (1, 2)}}, "attributes"),
+        ({"attributes": [1, 2]}, "attributes"),
     ],
 )
-def test_clip_names_the_field_that_is_wrong(change, reason):
-    with pytest.raises(ValueError, match=reason):
+def test_clip_names_the_field_that_is_wrong(change, field):
+    with pytest.raises(ValueError, match=field):
         make_clip(**change)
 
 
@@ -238,29 +238,29 @@ def test_a_clip_caught_between_two_saves_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", fail_at_third)
     with pytest.raises(OSError):
         make_clip(seed=1).save(tmp_path / "clip")
-    with pytest.raises(UserError, match="no layered clip"):
+    with pytest.raises(UserError, match="clip.json"):
         LayeredClip.load(tmp_path / "clip")
 
 
 def test_broken_folders_are_refused(tmp_path):
     folder = tmp_path / "clip"
-    with pytest.raises(UserError, match="no layered clip"):
+    with pytest.raises(UserError, match="clip.json"):
         LayeredClip.load(folder)
     make_clip().save(folder)
     good = (folder / "clip.json").read_text()
     for text in ("", "{", "[]", "{}", '{"instruction": "x", "fps": 8}', "\udcff"):
         (folder / "clip.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        with pytest.raises(UserError, match="not the description"):
+        with pytest.raises(UserError, match="clip.json"):
             LayeredClip.load(folder)
     (folder / "clip.json").write_text(json.dumps(json.loads(good) | {"fps": "fast"}))
-    with pytest.raises(UserError, match="frame rate is 'fast'"):
+    with pytest.raises(UserError, match="fast"):
         LayeredClip.load(folder)
     (folder / "clip.json").write_text(good)
     write_video(folder / "mask.mkv", torch.zeros(2, 1, 9, 13, dtype=torch.uint8), 8, "lossless")
-    with pytest.raises(UserError, match="mask is torch.float32 .*; it must be"):
+    with pytest.raises(UserError, match="mask"):
         LayeredClip.load(folder)
     (folder / "mask.mkv").unlink()
-    with pytest.raises(UserError, match="There is no file .*mask.mkv"):
+    with pytest.raises(UserError, match="mask.mkv"):
         LayeredClip.load(folder)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="edit.mkv"):
         make_clip().save(folder / "edit.mkv")

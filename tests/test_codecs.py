@@ -62,7 +62,7 @@ def test_gray_is_repeated(video):
 
 
 def test_the_shipped_codec_is_good_and_fits_anew_to_itself():
-    """What the toy study measured as the ceiling: alpha IoU above 0.99, 30 dB and more."""
+    """The upper limit in the toy study: alpha IoU above 0.99, and 30 dB or more."""
     codec = PatchCodec.load(SHIPPED_CODEC)
     batch = render(22, range(64))
     alpha = codec.decode(codec.encode(batch.alpha)).mean(2, keepdim=True)
@@ -85,19 +85,19 @@ def test_save_and_load(tmp_path, video):
     loaded = PatchCodec.load(tmp_path / "codec.safetensors")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in codec.state_dict().items())
     torch.testing.assert_close(loaded.encode(video), codec.encode(video), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="no codec file"):
+    with pytest.raises(UserError, match="none"):
         PatchCodec.load(tmp_path / "none")
 
 
 def test_misfits_are_refused(video):
     codec = PatchCodec.load(SHIPPED_CODEC)
-    with pytest.raises(ValueError, match=r"1 \+ 4n frames"):
+    with pytest.raises(ValueError, match="8 frames"):
         codec.encode(video[:, :8])
-    with pytest.raises(ValueError, match="sides divisible by 4"):
+    with pytest.raises(ValueError, match="32x30"):
         codec.encode(video[..., :30])
-    with pytest.raises(ValueError, match="a codec wants"):
+    with pytest.raises(ValueError, match="12, 9, 2"):
         codec.encode(video[:, :, :2])
-    with pytest.raises(ValueError, match="no 100 components"):
+    with pytest.raises(ValueError, match="100"):
         PatchCodec(4, 4, 100)
 
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_says_which_vae_made_its_latents(wan_codec, tmp_path, monke
     assert (
         saved["settings"]["vae"] == "AutoencoderKLWan" and saved["settings"]["path"] and not saved["tensors"]
     )
-    with pytest.raises(UserError, match="latents of AutoencoderKLWan .* build the pipeline from its parts"):
+    with pytest.raises(UserError, match="AutoencoderKLWan"):
         export(tmp_path / "last.ckpt", tmp_path / "pipe")
 
 
@@ -185,7 +185,7 @@ def test_cogvideox_takes_clips_that_come_back_with_their_length(cogvideox_codec)
     for frames in (1, 9, 17):
         clip = torch.zeros(1, frames, 3, 8, 8)
         assert cogvideox_codec.decode(cogvideox_codec.encode(clip)).shape == clip.shape
-    with pytest.raises(ValueError, match=r"1 \+ 8n frames, not 5"):  # 8 would come back
+    with pytest.raises(ValueError, match="5"):  # 8 would come back
         cogvideox_codec.encode(torch.zeros(1, 5, 3, 8, 8))
     with pytest.raises(ValueError, match=r"1 \+ 8n frames"):
         cogvideox_codec.encode(torch.zeros(1, 7, 3, 8, 8))

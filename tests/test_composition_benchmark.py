@@ -1,4 +1,4 @@
-"""The numbers about compositions say what they should of results that are known."""
+"""The numbers about compositions are right for known results."""
 
 import math
 
@@ -12,7 +12,7 @@ from vera_lite.pipelines import GenCompositorPipeline
 
 
 def pipeline(**changes) -> GenCompositorPipeline:
-    """A small random model in which every block acts."""
+    """A small model with random weights in every block."""
     options = {"objective": FlowMatching("x_0"), "branch_layers": 1} | changes
     return small_gencompositor.pipeline(small_gencompositor.build(**options))
 
@@ -72,7 +72,7 @@ def test_leakage_of_uniform_attention_is_one(fusion):
 
 
 def test_leakage_sees_shared_positions():
-    """Where all queries and keys are one vector, position alone speaks."""
+    """If all queries and keys are one vector, only positions matter."""
     leaks = {}
     for rope in ("shared", "paper"):
         pipe = pipeline(rope=rope, branch_layers=0)

@@ -259,24 +259,24 @@ def test_a_clicked_token_is_answered_exactly(direction):
 
 
 @pytest.mark.parametrize(
-    ("bad", "sentence"),
+    ("bad", "named"),
     [
-        ({"layer": 2}, "layer 2 is out of range"),
-        ({"layer": "0"}, "layer '0' is out of range"),
-        ({"step": -1}, "step -1 is out of range"),
-        ({"query": 30}, "query 30 is out of range"),
-        ({"query": None}, "query None is out of range"),
-        ({"word": 1, "query": -1}, "word 1 is out of range"),
-        ({"direction": "up"}, "no map in direction 'up'"),
+        ({"layer": 2}, "layer 2"),
+        ({"layer": "0"}, "layer '0'"),
+        ({"step": -1}, "step -1"),
+        ({"query": 30}, "query 30"),
+        ({"query": None}, "query None"),
+        ({"word": 1, "query": -1}, "word 1"),
+        ({"direction": "up"}, "direction 'up'"),
     ],
 )
-def test_a_request_out_of_range_is_shown_and_told(bad, sentence):
+def test_a_request_out_of_range_is_shown_and_told(bad, named):
     explorer = AttentionExplorer(stores(), GRID, VIDEO)
     good = {"id": 1, "layer": 0, "step": 0, "word": 0, "query": 3, "direction": "from"}
     with mock.patch.object(explorer, "send") as send, pytest.raises(ValueError):
         explorer._handle_custom_msg(good | bad, [])
     send.assert_called_once_with({"id": 1, "failed": True})
-    assert sentence in explorer.error
+    assert named in explorer.error
     answer(explorer, **good)
     assert explorer.error == ""
 
@@ -438,9 +438,7 @@ def test_heads_are_saved_where_they_fit_and_too_much_is_refused():
     assert means._facts["groups"] == 1
     assert full - saved_bytes(means) == pytest.approx(of_heads, abs=8)
     torch.testing.assert_close(saved(means, 0, 3, 1, 0, "to")[0], saved(explorer, 0, 3, 1, 0, "to")[0][:1])
-    with pytest.raises(
-        ValueError, match=r"would save 0.0. MB, over .* \(4 layers, 4 steps, 1 words\).* take fewer"
-    ):
+    with pytest.raises(ValueError, match="4 layers, 4 steps, 1 words"):
         AttentionExplorer(sources, GRID, VIDEO, budget_bytes=int(full - of_heads - margin))
 
 

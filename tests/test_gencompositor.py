@@ -115,9 +115,9 @@ def test_a_checkpoint_starts_foreground_and_branch(inputs):
     block = theirs.transformer_blocks[1].state_dict()
     assert all(torch.equal(v, block[k]) for k, v in ours.branch.transformer_blocks[1].state_dict().items())
     assert not any(p.any() for p in ours.branch.branch_blocks.parameters())
-    with pytest.raises(UserError, match=r"not the 2 B model"):
+    with pytest.raises(UserError, match="2B"):
         GenCompositor.from_cogvideox(CogVideoXTransformer3DModel(**sizes, **kinds))
-    with pytest.raises(UserError, match=r"no transformer_blocks\.0\.attn1\.to_q\.bias"):
+    with pytest.raises(UserError, match="to_q.bias"):
         GenCompositor.from_cogvideox(
             CogVideoXTransformer3DModel(
                 **sizes, **kinds, use_rotary_positional_embeddings=True, attention_bias=False
@@ -358,7 +358,7 @@ def test_diffusion_is_diffusers_schedule():
     drawn = epsilon.sample_sigma(StepRandom(0, 0, 500)).sort().values * 1000
     torch.testing.assert_close(drawn, drawn.round())
     assert drawn[0] < 2 and drawn[-1] >= 998 and (drawn.diff() <= 4).all()
-    with pytest.raises(ValueError, match="prediction is one of epsilon"):
+    with pytest.raises(ValueError, match="prediction"):
         Diffusion("velocity")
 
 
@@ -391,45 +391,45 @@ def test_a_saved_config_builds_the_same_system(inputs, objective):
     again.load_state_dict(model.state_dict())
     assert again.config == model.config
     torch.testing.assert_close(again(**inputs), model(**inputs), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="does not fit this version"):
+    with pytest.raises(UserError, match="colour"):
         build_system(saved | {"config": saved["config"] | {"colour": 1}})
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "named"),
     [
-        ({"rope": "both"}, "rope is one of paper, released, shared"),
-        ({"rope": "shared", "rope_offset": 3}, "rope_offset is a choice of"),
-        ({"rope_axis": "x"}, "rope_axis is one of t, h, w"),
-        ({"fusion": "sum"}, "fusion is one of self, cross"),
-        ({"branch_layers": 4}, r"branch_layers lies in 0\.\.3"),
-        ({"backbone": replace(TINY, in_channels=4)}, "twice the channels"),
+        ({"rope": "both"}, "rope"),
+        ({"rope": "shared", "rope_offset": 3}, "rope_offset"),
+        ({"rope_axis": "x"}, "rope_axis"),
+        ({"fusion": "sum"}, "fusion"),
+        ({"branch_layers": 4}, "branch_layers"),
+        ({"backbone": replace(TINY, in_channels=4)}, "channels"),
     ],
 )
-def test_bad_choices_are_refused_in_one_sentence(change, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_choices_are_refused_by_name(change, named):
+    with pytest.raises(ValueError, match=named):
         build(**change)
 
 
-def test_bad_inputs_are_refused_in_one_sentence(inputs):
+def test_bad_inputs_are_refused_by_name(inputs):
     model = build()
     for name in ("masked_background", "mask", "foreground"):
         with pytest.raises(ValueError, match=f"{name} is "):
             model(**inputs | {name: inputs[name][..., :2]})
-    with pytest.raises(ValueError, match="built without text"):
+    with pytest.raises(ValueError, match="without text"):
         model(**inputs, text=torch.zeros(2, 5, 10))
-    with pytest.raises(ValueError, match="empty prompt"):
+    with pytest.raises(ValueError, match="text features"):
         build(backbone=replace(TINY, text_embed_dim=10))(**inputs)
     odd = {n: x[..., :5] if x.ndim > 1 else x for n, x in inputs.items()}
-    with pytest.raises(ValueError, match="do not divide into patches of 2x2"):
+    with pytest.raises(ValueError, match="2x2"):
         model(**odd)
-    with pytest.raises(ValueError, match="must divide by 16"):
+    with pytest.raises(ValueError, match="12"):
         replace(TINY, attention_head_dim=12)
     tabled = replace(TINY, use_learned_positional_embeddings=True, text_embed_dim=10)
-    with pytest.raises(ValueError, match="position table is for"):
+    with pytest.raises(ValueError, match="position table"):
         build(backbone=tabled)(**inputs, text=torch.zeros(2, 5, 10))
     tabled = replace(tabled, sample_frames=9, sample_height=4, sample_width=6)
-    with pytest.raises(ValueError, match="exactly 226 text tokens"):
+    with pytest.raises(ValueError, match="226"):
         build(backbone=tabled)(**inputs, text=torch.zeros(2, 5, 10))
 
 

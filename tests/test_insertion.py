@@ -1,4 +1,4 @@
-"""What a person gives becomes the inputs of GenCompositor: placed, centred, inflated, cut out."""
+"""A person's inputs become GenCompositor's: placed, centred, inflated, cut out."""
 
 import pytest
 import torch
@@ -98,13 +98,13 @@ def test_frames_are_placed_independently():
 def test_what_does_not_fit_is_refused():
     colour, alpha = foreground()
     positions, scales = torch.zeros(3, 2), torch.ones(3)
-    with pytest.raises(ValueError, match="must be floating"):
+    with pytest.raises(ValueError, match="alpha"):
         place(colour[:2], alpha, positions, scales, (9, 11))
-    with pytest.raises(ValueError, match="must be floating"):
+    with pytest.raises(ValueError, match="alpha"):
         place(colour, alpha.byte(), positions, scales, (9, 11))
-    with pytest.raises(ValueError, match=r"3 frames need positions \(3, 2\)"):
+    with pytest.raises(ValueError, match="positions"):
         place(colour, alpha, positions[:2], scales, (9, 11))
-    with pytest.raises(UserError, match="smallest scale is 0"):
+    with pytest.raises(UserError, match="scale"):
         place(colour, alpha, positions, torch.tensor([1.0, 0.0, 1.0]), (9, 11))
 
 
@@ -137,7 +137,7 @@ def test_one_scale_for_the_clip_that_makes_the_largest_frame_fit():
 
 def test_centring_nothing_is_refused():
     colour, alpha = foreground()
-    with pytest.raises(UserError, match="no object to centre"):
+    with pytest.raises(UserError, match="alpha"):
         centre_foreground(colour, alpha * 0)
 
 
@@ -178,11 +178,11 @@ def test_frames_are_inflated_alone_and_a_larger_sigma_reaches_further(seed, sigm
 
 def test_bad_masks_are_refused():
     _, mask = foreground()
-    with pytest.raises(ValueError, match="must be floating"):
+    with pytest.raises(ValueError, match="mask"):
         inflate_mask(mask.bool())
-    with pytest.raises(UserError, match="sigma lies above 0"):
+    with pytest.raises(UserError, match="sigma"):
         inflate_mask(mask, 0)
-    with pytest.raises(ValueError, match="threshold lies in"):
+    with pytest.raises(ValueError, match="threshold"):
         inflate_mask(mask, 1.0, 1)
 
 
@@ -190,5 +190,5 @@ def test_luminance_augmentation_leaves_white_and_black():
     video = torch.tensor([0.0, 0.25, 1.0]).expand(2, 1, 3, 1, 3)
     brighter, darker = augment_luminance(video, torch.tensor([0.5, 2.0]))[:, 0, 0, 0]
     assert brighter.tolist() == [0, 0.5, 1] and darker.tolist() == [0, 0.0625, 1]
-    with pytest.raises(ValueError, match="gammas above 0"):
+    with pytest.raises(ValueError, match="gamma"):
         augment_luminance(video, torch.tensor([0.0, 1.0]))

@@ -30,7 +30,7 @@ def test_the_browser_gets_every_layer_in_eight_bits():
 
 def test_an_edit_result_needs_its_source():
     clip = make_clip()
-    with pytest.raises(ValueError, match="give the video as source="):
+    with pytest.raises(ValueError, match="source"):
         LayerViewer(edit_result(clip))
     viewer = LayerViewer(edit_result(clip), source=clip.source, fps=12)
     assert viewer.source == LayerViewer(clip).source and viewer.fps == 12
@@ -46,7 +46,7 @@ def test_thinning_takes_whole_pixels_and_keeps_the_time():
 
 def test_a_large_clip_is_refused_until_it_is_thinned():
     clip = make_clip(frames=16, height=120, width=160)
-    with pytest.raises(ValueError, match=r"16 frames of 160x120 would put 4.1 MB .* max_frames or max_side"):
+    with pytest.raises(ValueError, match=r"160x120 .* 4\.1 MB"):
         LayerViewer(clip)
     viewer = LayerViewer(clip, max_side=128)
     saved = viewer.get_manager_state(widgets=[viewer])["state"][viewer.model_id]
@@ -66,16 +66,16 @@ def test_a_state_that_cannot_be_shown_is_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "named"),
     [
-        ({"source": torch.rand(3, 3, 9, 12)}, r"source is .* but edit"),
-        ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "must be floating"),
-        ({"source": torch.full((3, 3, 9, 13), 255.0)}, "values from 255 to 255"),
-        ({"source": torch.full((3, 3, 9, 13), torch.nan)}, "values from nan"),
+        ({"source": torch.rand(3, 3, 9, 12)}, "source"),
+        ({"source": torch.zeros(3, 3, 9, 13, dtype=torch.uint8)}, "source"),
+        ({"source": torch.full((3, 3, 9, 13), 255.0)}, "255"),
+        ({"source": torch.full((3, 3, 9, 13), torch.nan)}, "nan"),
         ({"fps": 0}, "frame rate"),
-        ({"max_side": 0}, "at least 1"),
+        ({"max_side": 0}, "max_side"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_arguments_that_do_not_fit_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
         LayerViewer(make_clip(), **options)

@@ -81,7 +81,7 @@ def test_masks_that_tell_nothing_are_left_out_with_one_warning(folder):
     put(folder, "a", box(4) * 0)
     put(folder, "b", box(4))
     put(folder, "c", box(4) * 0 + 255)
-    with pytest.warns(UserWarning, match="2 of 3 clips left out") as caught:
+    with pytest.warns(UserWarning, match="2 of 3") as caught:
         clips = read(folder, frames=2, size=(6, 10))
     assert len(caught) == 1
     assert [name for name, *_ in clips] == ["b"]
@@ -109,14 +109,14 @@ def test_masks_may_lie_beside_their_videos(folder):
 
 
 def test_refusals(folder):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="clip"):
         read_masked_clips(folder / "clip", folder / "masks")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="mask"):
         read_masked_clips(folder / "clips", folder / "mask")
-    with pytest.raises(UserError, match="no video in"):
+    with pytest.raises(UserError, match="mask.mkv"):
         read_masked_clips(folder / "clips", folder / "masks")
     put(folder, "a", box(2))
-    with pytest.raises(UserError, match="at least one frame"):
+    with pytest.raises(UserError, match="frame"):
         read_masked_clips(folder / "clips", folder / "masks", frames=0)
 
 
@@ -124,5 +124,5 @@ def test_refusals(folder):
 def test_a_mask_of_another_video_is_refused(folder, shape):
     clip = torch.zeros(4, 3, 12, 20)
     put(folder, "a", box(*shape), clip=clip)
-    with pytest.raises(UserError, match="its video"):
+    with pytest.raises(UserError, match="a.mask.mkv"):
         read(folder)

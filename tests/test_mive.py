@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_rvedit import SMALL
 from test_vision_language import TEXT, VISION
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
-from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, grid_positions
+from vera_lite.backbone import WAN_14B, WanTransformer, grid_positions
 from vera_lite.conditioning.multiscale import Reading
 from vera_lite.conditioning.vision_language import frozen_vlm
 from vera_lite.diffusion.draws import StepRandom
@@ -19,22 +20,12 @@ from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.optim import build_optimizer
 from vera_lite.training.toy.dialogues import toy_qwen3_vl
 
-SMALL = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    in_channels=4,
-    out_channels=4,
-    text_dim=None,
-    freq_dim=16,
-    ffn_dim=48,
-    num_layers=3,
-)
 CONDITIONINGS = ["self", "fused_cross", "dual_cross", "decoupled"]
 TIMESTEP = torch.tensor([500.0, 100.0])
 
 
 def build(**changes) -> MiVE:
-    """A small system in which every part speaks."""
+    """A small system with random weights in every part."""
     torch.manual_seed(0)
     system = MiVE(MiVEConfig(**{"backbone": SMALL, "vlm_dim": 128} | changes))
     for parameter in (system.transformer.proj_out.weight, system.transformer.patch_embedding.weight):
@@ -434,10 +425,10 @@ def test_bad_choices_are_refused_by_name(change):
 
 
 def test_layers_must_share_the_width():
-    with pytest.raises(ValueError, match="width 32 cannot be made of 3 layers"):
+    with pytest.raises(ValueError, match="3 layers"):
         MiVE(MiVEConfig(backbone=SMALL, vlm_layers=(1, 4, -1)))
 
 
 def test_only_self_attention_starts_from_wan(wan):
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="attn2"):
         MiVE.from_wan(wan[1], vlm_dim=128, conditioning="dual_cross")

@@ -63,7 +63,7 @@ def test_a_network_that_knows_the_answer_is_sampled_exactly(prediction, steps):
     assert [s.step for s in seen] == list(range(steps)) and seen[0].sigma == 1.0
     assert all(a.sigma > b.sigma for a, b in zip(seen, seen[1:], strict=False))
     torch.testing.assert_close(seen[3].x_0, x_0, atol=1e-4, rtol=1e-4)
-    with pytest.raises(UserError, match="at least one step"):
+    with pytest.raises(UserError, match="step"):
         denoise(predict, noise, 0)
 
 
@@ -146,24 +146,24 @@ def test_a_mask_smaller_than_the_models_pixels_still_counts(pipe):
 
 def test_bad_input_is_one_sentence(pipe):
     video = torch.zeros(9, 3, 32, 32)
-    for call, kind, message in (
-        (lambda: pipe(video[0], PROMPT), ValueError, "the video is"),
-        (lambda: pipe(video.byte(), PROMPT), ValueError, "the video is torch.uint8"),
-        (lambda: pipe(video, PROMPT, mask=video), ValueError, "the mask is"),
-        (lambda: pipe.generate(video[None], [PROMPT] * 2), ValueError, "1 clips need as many prompts"),
+    for call, kind, named in (
+        (lambda: pipe(video[0], PROMPT), ValueError, "video"),
+        (lambda: pipe(video.byte(), PROMPT), ValueError, "uint8"),
+        (lambda: pipe(video, PROMPT, mask=video), ValueError, "mask"),
+        (lambda: pipe.generate(video[None], [PROMPT] * 2), ValueError, "prompts"),
         (lambda: pipe(video, PROMPT, stepps=1), TypeError, "stepps"),
-        (lambda: pipe(video, "add a unicorn"), UserError, "unknown word 'unicorn'"),
-        (lambda: pipe(video, PROMPT, steps=0), UserError, "steps lies in"),
-        (lambda: pipe(video + 2, PROMPT), ValueError, "must lie in"),
-        (lambda: pipe(video * float("nan"), PROMPT), ValueError, "must lie in"),
-        (lambda: pipe(video, ""), UserError, "the prompt is empty"),
-        (lambda: pipe(video, PROMPT, alpha_floor=1.0), UserError, "alpha_floor lies in"),
-        (lambda: pipe(video, PROMPT, guidance=float("nan")), UserError, "guidance lies in"),
-        (lambda: pipe(video, PROMPT, seed=2**64), UserError, "seed lies in"),
-        (lambda: pipe(video, PROMPT, mask=torch.zeros(9, 1, 32, 32)), UserError, "the mask is empty"),
-        (lambda: VeraPipeline.from_pretrained("nowhere"), UserError, "no pipeline.json"),
+        (lambda: pipe(video, "add a unicorn"), UserError, "unicorn"),
+        (lambda: pipe(video, PROMPT, steps=0), UserError, "steps"),
+        (lambda: pipe(video + 2, PROMPT), ValueError, "video"),
+        (lambda: pipe(video * float("nan"), PROMPT), ValueError, "nan"),
+        (lambda: pipe(video, ""), UserError, "prompt"),
+        (lambda: pipe(video, PROMPT, alpha_floor=1.0), UserError, "alpha_floor"),
+        (lambda: pipe(video, PROMPT, guidance=float("nan")), UserError, "guidance"),
+        (lambda: pipe(video, PROMPT, seed=2**64), UserError, "seed"),
+        (lambda: pipe(video, PROMPT, mask=torch.zeros(9, 1, 32, 32)), UserError, "mask"),
+        (lambda: VeraPipeline.from_pretrained("nowhere"), UserError, "pipeline.json"),
     ):
-        with pytest.raises(kind, match=message):
+        with pytest.raises(kind, match=named):
             call()
 
 
@@ -191,12 +191,12 @@ def test_save_and_load_give_the_same_pipeline(pipe, tmp_path):
     results = (p(video, PROMPT, steps=1).composite for p in (copy, pipe))
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     saved = json.loads((tmp_path / "copy" / "pipeline.json").read_text())
-    for change, message in (
-        ({"system": "other"}, "unknown system 'other'"),
-        ({"config": {**saved["config"], "surprise": 1}}, "does not fit this version"),
+    for change, named in (
+        ({"system": "other"}, "other"),
+        ({"config": {**saved["config"], "surprise": 1}}, "surprise"),
     ):
         (tmp_path / "copy" / "pipeline.json").write_text(json.dumps(saved | change))
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=named):
             VeraPipeline.from_pretrained(tmp_path / "copy")
 
 
@@ -241,9 +241,9 @@ def test_the_same_pipeline_runs_on_wans_own_parts(tmp_path):
     video = torch.rand(7, 3, 40, 60)
     result = pipe(video, "add a dog", steps=2, guidance=2.0)
     assert result.final.shape == video.shape and result.final.isfinite().all()
-    with pytest.raises(ValueError, match="only toy pipelines"):
+    with pytest.raises(ValueError, match="toy"):
         pipe.save_pretrained(tmp_path / "whole")
-    with pytest.raises(UserError, match="no tokenizer folder"):
+    with pytest.raises(UserError, match="tokenizer"):
         Umt5Encoder.from_pretrained(tmp_path / "vae")
 
 
@@ -381,27 +381,27 @@ def test_mistakes_are_one_sentence_exit_2_and_write_nothing(tmp_path, capsys):
     cut.write_bytes(clouds.read_bytes()[:100_000])
     text = tmp_path / "text.mkv"
     text.write_text("hello")
-    for arguments, message in (
-        ((tmp_path / "none.mkv", "--prompt", PROMPT), "there is no video"),
+    for arguments, named in (
+        ((tmp_path / "none.mkv", "--prompt", PROMPT), "none.mkv"),
         ((text, "--prompt", PROMPT), "text.mkv"),
         ((cut, "--prompt", PROMPT), "cut.mkv"),
-        ((clouds, "--prompt", "add a red dragon"), "unknown word 'dragon'"),
-        ((clouds, "--prompt", PROMPT, "--mask", short), "the mask has 3 frames"),
-        ((clouds, "--prompt", PROMPT, "--mask", small), "the mask is 4x4"),
-        ((clouds, "--prompt", PROMPT, "--mask", tmp_path / "no.png"), "there is no mask"),
-        ((clouds, "--prompt", " "), "the prompt is empty"),
-        ((clouds, "--prompt", PROMPT, "--guidance", "nan"), "guidance lies in"),
-        ((clouds, "--prompt", PROMPT, "--seed", 2**64), "seed lies in"),
-        ((clouds, "--prompt", PROMPT, "--device", "mps"), "there is no device 'mps'"),
-        ((clouds, "--prompt", PROMPT, "--steps", "many"), "invalid int value"),
-        ((clouds, "--prompt", PROMPT, "--mask", ""), "the path is empty"),
-        ((clouds, "--prompt", PROMPT, "--steps", 0), "steps lies in"),
-        ((clouds, "--prompt", PROMPT, "--alpha-floor", 1.5), "alpha_floor lies in"),
-        ((clouds, "--prompt", PROMPT, "--model", tmp_path), "no pipeline.json"),
+        ((clouds, "--prompt", "add a red dragon"), "dragon"),
+        ((clouds, "--prompt", PROMPT, "--mask", short), "3 frames"),
+        ((clouds, "--prompt", PROMPT, "--mask", small), "4x4"),
+        ((clouds, "--prompt", PROMPT, "--mask", tmp_path / "no.png"), "no.png"),
+        ((clouds, "--prompt", " "), "prompt"),
+        ((clouds, "--prompt", PROMPT, "--guidance", "nan"), "guidance"),
+        ((clouds, "--prompt", PROMPT, "--seed", 2**64), "seed"),
+        ((clouds, "--prompt", PROMPT, "--device", "mps"), "mps"),
+        ((clouds, "--prompt", PROMPT, "--steps", "many"), "--steps"),
+        ((clouds, "--prompt", PROMPT, "--mask", ""), "--mask"),
+        ((clouds, "--prompt", PROMPT, "--steps", 0), "steps"),
+        ((clouds, "--prompt", PROMPT, "--alpha-floor", 1.5), "alpha_floor"),
+        ((clouds, "--prompt", PROMPT, "--model", tmp_path), "pipeline.json"),
     ):
         assert edit(*arguments, "--out", out) == 2
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vera-lite: ")]
-        assert len(error) == 1 and message in error[0], error
+        assert len(error) == 1 and named in error[0], error
         assert not out.exists()
     occupied = tmp_path / "file"
     occupied.write_text("mine")
@@ -412,7 +412,7 @@ def test_a_source_in_the_folder_of_results_is_not_overwritten(tmp_path, capsys):
     source = tmp_path / "final.mkv"
     source.write_bytes((SAMPLES / "clouds.mkv").read_bytes())
     assert edit(source, "--prompt", PROMPT, "--out", tmp_path) == 2
-    assert "lies in the folder for the results" in capsys.readouterr().err
+    assert str(source) in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["final.mkv"]
     assert source.read_bytes() == (SAMPLES / "clouds.mkv").read_bytes()
 
@@ -424,7 +424,7 @@ def test_a_missing_file_is_said_before_anything_heavy_is_imported():
         "assert not {'torch', 'av', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stderr == "vera-lite: there is no video none.mkv; check the path.\n"
+    assert done.returncode == 0 and "none.mkv" in done.stderr
 
 
 def test_a_regeneration_model_edits_files_too(tmp_path):
@@ -468,7 +468,7 @@ def test_check_has_a_line_for_each_requirement(capsys, monkeypatch):
     assert len(lines) > 10 and all(line.startswith("OK") for line in lines)
     monkeypatch.setattr(VeraPipeline, "from_pretrained", lambda: 1 / 0)
     assert main(["check"]) == 1
-    assert "FAIL  the shipped model does not run: division by zero" in capsys.readouterr().out
+    assert "division by zero" in capsys.readouterr().out
 
 
 def test_too_little_memory_is_said_kindly(monkeypatch, capsys):
@@ -477,7 +477,7 @@ def test_too_little_memory_is_said_kindly(monkeypatch, capsys):
 
     monkeypatch.setattr(VeraPipeline, "layers", starve)
     assert edit(SAMPLES / "clouds.mkv", "--prompt", PROMPT, "--out", "unused") == 2
-    assert "not enough memory" in capsys.readouterr().err
+    assert "memory" in capsys.readouterr().err
     assert not Path("unused").exists()
 
 
@@ -500,7 +500,7 @@ def test_sample_clips_are_what_their_checksums_say():
     import hashlib
 
     lines = (SAMPLES / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 13
     for line in lines:
         digest, name = line.split()
         assert hashlib.sha256((SAMPLES / name).read_bytes()).hexdigest() == digest

@@ -112,7 +112,7 @@ def test_the_table_and_the_refusal():
     )  # 1 of 30 layers, and 30 x 512 of 32760 keys
     assert peak == "predicted peak 821 MB of a budget of 1 GB"
     assert plan.check(shapes).peak_bytes == estimate.peak_bytes
-    with pytest.raises(ValueError, match=r"needs 821 MB and the budget is 800 MB; .* in 'words'\) or raise"):
+    with pytest.raises(ValueError, match="821 MB.*800 MB.*'words'"):
         CapturePlan(plan.entries, 800 * 10**6).check(shapes)
 
 
@@ -193,7 +193,7 @@ def test_a_run_over_budget_stops_before_it_measures(tiny):
     cost = measurement.cost(shapes[0])
     plan = CapturePlan([Entry("attn1", measurement)], 2 * cost.result_bytes + cost.transient_bytes)
     with (
-        pytest.raises(ValueError, match=r"the budget is .*'attn1' at blocks\.0\.attn1, step 1"),
+        pytest.raises(ValueError, match=r"blocks\.0\.attn1, step 1"),
         Tap(model, plan),
     ):
         run()
@@ -204,26 +204,23 @@ def test_what_does_not_fit_is_refused(tiny):
     model, run = tiny
     shapes = attention_shapes(model, lambda: run(1))
     narrow = CapturePlan([Entry("attn", GroupMass(torch.zeros(4).long()), "words")], GB)
-    message = r"blocks\.0\.attn1 has 6 keys, .* Entry 'words'"
-    with pytest.raises(ValueError, match=message):
+    named = "'words'"
+    with pytest.raises(ValueError, match=named):
         narrow.estimate(shapes)
-    with pytest.raises(ValueError, match=message), Tap(model, narrow):
+    with pytest.raises(ValueError, match=named), Tap(model, narrow):
         run()
-    for entries, message in (
-        ([], "one or more entries"),
-        ([("a", Rows([0])), ("a", Rows([1]))], "different names"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for entries in ([], [("a", Rows([0])), ("a", Rows([1]))]):
+        with pytest.raises(ValueError, match="entries"):
             CapturePlan(entries, GB)
     for entry in (Entry("attn3", Rows([0])), Entry("attn1", Rows([0]), steps=[7])):
-        with pytest.raises(ValueError, match=r"matches none of the 4 attention calls, .* blocks\.0\.attn1, "):
+        with pytest.raises(ValueError, match=entry.where):
             CapturePlan([entry], GB).estimate(shapes)
 
 
 def test_an_entry_that_captures_nothing_is_warned_of(tiny):
     model, run = tiny
     plan = CapturePlan([("attn1", Rows([0])), ("atn2", Rows([0]), "typo")], GB)
-    with pytest.warns(UserWarning, match=r"captured for 'typo'; attention was seen in blocks\.0\.attn1"):  # noqa: SIM117
+    with pytest.warns(UserWarning, match=r"'typo'.*blocks\.0\.attn1"):  # noqa: SIM117
         with Tap(model, plan):
             run()
     assert plan.unmatched == ["typo"]

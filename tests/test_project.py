@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import notebooks as tool
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
+REQUIREMENTS = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
+#: An extra may ask for another extra of the project itself.
+DIRECT = [requirement for requirement in REQUIREMENTS if requirement.name != PROJECT["name"]]
 
 
 def pinned_versions():
@@ -91,6 +94,14 @@ def test_readme_table_follows_the_manifest():
     readme = tool.README.read_text()
     table = tool.render_table(tool.load_manifest())
     assert readme == tool.with_table(readme, table), "run `python scripts/notebooks.py table`"
+
+
+def test_architecture_pictures_are_what_their_script_draws(tmp_path):
+    script = ROOT / "scripts" / "architectures.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    kept = {path.name: path.read_text() for path in (ROOT / "docs" / "architectures").iterdir()}
+    assert len(drawn) == 4 and drawn == kept
 
 
 def test_imports_only_point_down():

@@ -31,7 +31,7 @@ SMALL = WanConfig(
 
 
 def build(**changes) -> RVEDiT:
-    """A small system in which every part speaks."""
+    """A small system with random weights in every part."""
     torch.manual_seed(0)
     config = {"backbone": SMALL, "editing_tokens": 5, "text_tokens": 10, "routed_layers": 2}
     config["vlm_dim"] = frozen_vlm(changes.get("vlm")).model.config.text_config.hidden_size
@@ -57,8 +57,8 @@ def context():
     return Context(*(torch.randn(2, n, 32, generator=generator) for n in (5, 7, 4)))
 
 
-@pytest.fixture(scope="module")
-def batch():
+def example_batch() -> dict:
+    """Random clips with instructions and captions."""
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(2, 2, 4, 3, 4, 4, generator=generator)
     video = torch.rand(2, 2, 9, 3, 32, 32, generator=generator)
@@ -70,6 +70,11 @@ def batch():
         "instruction": ["remove the red ring", "make the blue square green"],
         "target_caption": ["a red ring at the left", "a green square moving up"],
     }
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return example_batch()
 
 
 def losses(system, batch, sigma=(0.8, 0.3), step=0) -> dict:
@@ -292,7 +297,7 @@ def name(request, tmp_path_factory):
 
 
 def adapted(name, **changes) -> RVEDiT:
-    """:func:`build` with adapters that speak too."""
+    """:func:`build` with random adapters too."""
     system = build(vlm=name, lora_rank=2, **changes)
     for parameter in system.adapters.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -300,7 +305,7 @@ def adapted(name, **changes) -> RVEDiT:
 
 
 def close(ours, expected) -> None:
-    """Equal but for the last bits: weights at another place in memory may meet another kernel."""
+    """Equal except for the last bits: weights at another address may use another kernel."""
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -319,12 +319,12 @@ def test_vision_towers_return_no_weights_but_the_tap_does(name):
 def test_unseen_attention_is_named():
     model_ = eager("qwen3-vl")
     modules = [module for module, call in VISION_SITES + TEXT_SITES if call == 0]
-    with pytest.warns(UserWarning, match='layers.1.self_attn: set the "sdpa"'), Tap(model_) as tap:
+    with pytest.warns(UserWarning, match="layers.1.self_attn.*sdpa"), Tap(model_) as tap:
         model_(**copy.deepcopy(INPUTS["qwen3-vl"]))
     assert tap.unseen == modules and tap.sites == []
     # One tower can be seen, the other not.
     model_.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
-    with pytest.warns(UserWarning, match="set the"), Tap(model_) as tap:
+    with pytest.warns(UserWarning, match="sdpa"), Tap(model_) as tap:
         model_(**copy.deepcopy(INPUTS["qwen3-vl"]))
     assert tap.unseen == modules[:2]
 
@@ -345,14 +345,14 @@ def test_of_nested_attention_modules_the_innermost_counts():
     net = nn.Sequential(AttentionBlock(SelfAttn()), AttentionBlock(OneCall()), SelfAttn())
     net.idle = SelfAttn()
     net.forward = lambda x: net[2](net[1](net[0](x)))
-    with pytest.warns(UserWarning, match="no attention was seen in 0.inner, 2:"), Tap(net) as tap:
+    with pytest.warns(UserWarning, match="0.inner, 2"), Tap(net) as tap:
         net(x)
     assert tap.unseen == ["0.inner", "2"] and tap.sites == [CallSite("1.inner")]
 
 
 def test_torch_s_own_attention_module_hides_its_call():
     x, net = draw(1, 2, 4), nn.MultiheadAttention(4, 2)
-    with pytest.warns(UserWarning, match="no attention was seen in the model itself:"), Tap(net) as tap:
+    with pytest.warns(UserWarning, match="the model itself"), Tap(net) as tap:
         net(x, x, x, need_weights=False)
     assert tap.unseen == [""]
 
@@ -362,7 +362,7 @@ def test_a_model_without_any_visible_attention_is_warned_of():
         def forward(self, x):
             return torch.ops.aten.scaled_dot_product_attention(x, x, x)
 
-    with pytest.warns(UserWarning, match="no attention was seen in the model:"):  # noqa: SIM117
+    with pytest.warns(UserWarning, match="no attention"):  # noqa: SIM117
         with Tap(net := nn.Sequential(Mixer())):
             net(draw(1, 1, 2, 4))
 
@@ -483,9 +483,9 @@ def test_nothing_is_left_after_exceptions():
 def test_what_cannot_be_tapped_is_refused():
     net, x = OneCall(), draw(1, 1, 2, 4)
     with Tap(net) as tap:
-        with pytest.raises(RuntimeError, match="in use already"):
+        with pytest.raises(RuntimeError, match="in use"):
             tap.__enter__()
-        with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        with pytest.raises(ValueError, match="dropout"):
             net(x, x, x, dropout_p=0.1)
         net(x, x, x)
     for compiled in (torch.compile(net), nn.Sequential(torch.compile(OneCall()))):
@@ -582,7 +582,7 @@ def test_calls_that_do_not_fit_are_left_alone_and_a_vain_knock_out_warns():
         (torch.tensor([0]), "attn3", "none"),
     ):
         with (
-            pytest.warns(UserWarning, match=f"changed no call.*{matched}"),
+            pytest.warns(UserWarning, match=matched),
             KnockOut(model("wan"), keys, where),
         ):
             assert torch.equal(run("wan"), expected)
@@ -596,10 +596,10 @@ def test_a_vain_or_wrong_knock_out_is_refused():
     net, x = OneCall(), draw(1, 1, 3, 4)
     blocked = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     for options in ({"attn_mask": blocked}, {"is_causal": True}):
-        with pytest.raises(ValueError, match="no key to look at"), KnockOut(net, torch.tensor([0])):
+        with pytest.raises(ValueError, match="no key"), KnockOut(net, torch.tensor([0])):
             net(x, x, x, **options)
     lowest = torch.zeros(3, 3).masked_fill(~blocked, torch.finfo().min)
-    with pytest.raises(ValueError, match="no key to look at"), KnockOut(net, torch.tensor([0])):
+    with pytest.raises(ValueError, match="no key"), KnockOut(net, torch.tensor([0])):
         net(x, x, x, attn_mask=lowest)
     # A row that saw nothing before (padding) is none of its business.
     for mask in (blocked, lowest):
@@ -623,5 +623,5 @@ def test_gradients_of_a_knock_out_are_right_or_refused():
         transformer(**inputs).square().mean().backward()
         transformer.checkpointing = "full"
         loss = transformer(**inputs).square().mean()
-        with pytest.raises(RuntimeError, match="switch checkpointing off"):
+        with pytest.raises(RuntimeError, match="checkpoint"):
             loss.backward()

@@ -55,7 +55,7 @@ def test_results_alone_are_read_nearly_as_well(scenes):
 
 
 def test_wrong_layers_are_seen(scenes):
-    """What may be right by chance alone is allowed for."""
+    """Answers may be right by chance in some clips."""
 
     def turned(axis):
         batch = replace(scenes, source=scenes.source.flip(axis))

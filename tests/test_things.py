@@ -1,4 +1,4 @@
-"""Things and places: held-out pairs, exact mattes, clips that depend on their number alone."""
+"""Things and places: held-out pairs, exact mattes, and clips that depend only on their number."""
 
 import pytest
 import torch

@@ -223,7 +223,7 @@ def test_words_and_phrases():
     assert pieces.words("man").tolist() == [5] and pieces.words("woman").tolist() == [1, 2]
     assert text_grid(["top left", "red", "left"]).words("top left").tolist() == [0]
     for nothing in ("dog", " ", "sa"):
-        with pytest.raises(ValueError, match="is not in the text"):
+        with pytest.raises(ValueError, match="not in the text"):
             grid.words(nothing)
 
 
@@ -238,9 +238,9 @@ def test_groups_by_hand():
     )
     assert labels.tolist() == [-1, 2, 1, 1, 1, 0] and names == ("inside", "outside", "ball")
     assert grid.groups("frame")[1] == ("text", "video[0]", "video[1]")
-    with pytest.raises(ValueError, match="'video' shares tokens"):
+    with pytest.raises(ValueError, match="'video'"):
         grid.groups({"one": torch.tensor([3]), "video": tokens})
-    with pytest.raises(ValueError, match=r"beyond the tokens 0\.\.5"):
+    with pytest.raises(ValueError, match="'one'"):
         grid.groups({"one": torch.tensor([6])})
 
 
@@ -470,7 +470,7 @@ def test_a_bright_square_lights_its_token(name, height, width, tokenizer):
         bright = clip.clone()
         bright[frame] = 255
         assert torch.equal(run(bright)[1], patches)
-        with pytest.raises(ValueError, match="is not in 'video'"):
+        with pytest.raises(ValueError, match=f"frame {frame}"):
             grid.index("video", frame, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Toy compositions say what they show, and training sees what the paper says it should."""
+"""Toy compositions have true facts, and training sees what the paper says."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_a_relit_foreground_is_the_same_scene(clips):
 
 
 def test_a_bad_size_is_refused():
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="positive"):
         CompositionConfig(frames=0)
 
 

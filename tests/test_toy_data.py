@@ -60,6 +60,6 @@ def test_ranks_see_different_clips_of_one_validation_world(tmp_path):
 
 
 def test_fewer_validation_clips_than_ranks_are_refused_before_a_cache_is_built(tmp_path):
-    with pytest.raises(UserError, match="3 processes"):
+    with pytest.raises(UserError, match="validation_clips"):
         with_trainer(ToyWorldData(str(tmp_path), validation_clips=2), world_size=3)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Toy edits show what their words say; what they show is read off the pixels here, without the judge."""
+"""Toy edits show what their words say; these tests read the pixels without the judge."""
 
 import re
 
@@ -231,7 +231,7 @@ def test_a_scene_is_described_from_the_top_left_on():
 
 def test_bad_worlds_are_refused():
     for categories in (("paint",), ()):
-        with pytest.raises(UserError, match="categories are .*: name one or more of local change"):
+        with pytest.raises(UserError, match="categories"):
             EditConfig(categories=categories)
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="positive"):
         EditConfig(frames=0)

@@ -90,9 +90,9 @@ def test_any_size_renders(size):
 
 
 def test_bad_worlds_are_refused():
-    with pytest.raises(UserError, match="unknown task"):
+    with pytest.raises(UserError, match="paint"):
         WorldConfig(tasks=("paint",))
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="positive"):
         WorldConfig(frames=0)
 
 
@@ -121,11 +121,11 @@ def test_prompts_are_read_kindly():
         "top left",
         "moving left",
     ]
-    with pytest.raises(UserError, match="unknown word 'rinf'.*Did you mean 'ring'.*Known: add"):
+    with pytest.raises(UserError, match="'rinf'.*'ring'"):
         toy_encoder().parse("add a red rinf")
-    with pytest.raises(UserError, match="says nothing that is known"):
+    with pytest.raises(UserError, match="please"):
         toy_encoder().parse("please")
-    with pytest.raises(UserError, match="at most"):
+    with pytest.raises(UserError, match="11"):
         toy_encoder().parse("red " * 11)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vera_lite.backbone import WanConfig
 from vera_lite.cli import main
@@ -24,6 +26,7 @@ from vera_lite.toy.world import WorldConfig
 from vera_lite.training import ToyWorldData
 from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.fit import fit
+from vera_lite.training.module import attention_by_products
 from vera_lite.training.optim import MuonAdamW, build_optimizer, scheduled
 from vera_lite.training.toy.layers import SHIPPED_CODEC, build_toy_cache
 
@@ -58,7 +61,7 @@ def arguments(cache_dir: Path, run: Path, *more: str) -> list[str]:
 
 
 def launch(command: list[str], ranks: int = 1) -> subprocess.Popen:
-    """`vera-lite ...` in a process of its own, or under torchrun."""
+    """`vera-lite ...` in its own process, or under torchrun."""
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
@@ -176,17 +179,13 @@ def test_export_refuses_foreign_files(tmp_path, capsys):
     assert main(["export", str(bad), "--out", str(tmp_path / "x")]) == 2
     assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
     errors = capsys.readouterr().err
-    assert (
-        "is not a checkpoint of vera-lite" in errors
-        and "read safely" in errors
-        and "no checkpoint file" in errors
-    )
+    assert len([line for line in errors.splitlines() if str(tmp_path) in line]) == 3
     assert not (tmp_path / "x").exists()
 
 
 def test_a_missing_checkpoint_is_one_sentence_and_exits_with_2(cache_dir, tmp_path, capsys):
     assert main(arguments(cache_dir, tmp_path, f"--ckpt_path={tmp_path / 'nope.ckpt'}")) == 2
-    assert "vera-lite: Checkpoint file not found" in capsys.readouterr().err
+    assert "nope.ckpt" in capsys.readouterr().err
 
 
 def test_the_shipped_config_builds_what_it_says():
@@ -223,7 +222,7 @@ def test_cache_is_read_back_as_written_and_resumes(tmp_path):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     (folder / "00001.safetensors").unlink()
     (folder / "index.json").unlink()
-    with pytest.raises(UserError, match="no finished latent cache"):
+    with pytest.raises(UserError, match=folder.name):
         LatentCache(folder)
     assert build_toy_cache(tmp_path, codec, WorldConfig(), seed=3, clips=520) == folder
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -246,7 +245,7 @@ def test_batches_are_pure_functions_of_the_step_and_split_over_ranks():
     epoch = [i for step in range(5) for i in one.indices(step)]
     assert sorted(epoch) == list(range(40))
     assert epoch != [i for step in range(5, 10) for i in one.indices(step)]
-    with pytest.raises(UserError, match="lower batch_size"):
+    with pytest.raises(UserError, match="batch_size"):
         StepBatches(Numbers(), 41, seed=1)
 
 
@@ -261,6 +260,19 @@ def test_draws_do_not_depend_on_the_number_of_ranks():
     assert not torch.equal(StepRandom(7, 4, 4).uniform(), StepRandom(7, 3, 4).uniform())
     sigma = FlowMatching(shift=1.0).sample_sigma(StepRandom(0, 0, 8))
     assert sorted((sigma * 8).long().tolist()) == list(range(8))  # one a stratum
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_training_computes_attention_by_products_under_autocast_alone(autocast):
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+    exact = torch.autograd.grad(F.scaled_dot_product_attention(q, q, q).square().sum(), q)[0]
+    counter, cast = FlopCounterMode(display=False), torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with counter, cast, attention_by_products():
+        result = F.scaled_dot_product_attention(*[q.bfloat16() if autocast else q] * 3)
+    assert any("bmm" in str(op) for op in counter.get_flop_counts().get("Global", {})) == autocast
+    grad = torch.autograd.grad(result.float().square().sum(), q)[0]
+    assert (grad - exact).norm() < (0.02 if autocast else 1e-6) * exact.norm()
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
 
 def test_in_bfloat16_noise_levels_and_the_average_stay_in_float32(cache_dir, monkeypatch):

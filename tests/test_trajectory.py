@@ -24,7 +24,7 @@ def path(*points, timing="equal_frames", scales=(1.0,), size=SIZE):
 
 
 def fixture_cases() -> list[dict]:
-    """What the path editor's JavaScript must equal bit for bit."""
+    """Cases that the path editor's JavaScript must reproduce bit for bit."""
     bent = [(3, 4), (43.1, 34.7), (43.1, 80), (110.25, 0.1)]
     cases = [
         (path((7, 8)), 3),
@@ -150,30 +150,30 @@ def test_the_fixture_for_the_path_editor_is_up_to_date():
 
 
 def test_keyframes_outside_the_frame_are_clamped_and_named():
-    with pytest.warns(UserWarning, match=r"Keyframes 2, 3 \(counted from 1\) lay outside the 120x90 frame"):
+    with pytest.warns(UserWarning, match=r"2, 3 .*120x90"):
         trajectory = path((119, 89), (-3, 20), (50, 90.5, 2.0, 1.0))
     assert trajectory.keyframes == (Keyframe(119, 89), Keyframe(0, 20), Keyframe(50, 89, 2.0, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "named"),
     [
-        (path, "at least one keyframe"),
+        (path, "keyframe"),
         (lambda: path((float("nan"), 0)), "finite"),
         (lambda: path((True, 0)), "finite"),
-        (lambda: path((0, 0, -1.0)), "scale must not be negative"),
-        (lambda: path((0, 0, None, 1.5)), "time in \\[0, 1\\]"),
-        (lambda: path((0, 0, None, 0.5), (1, 1, None, 0.4)), "order of time"),
-        (lambda: path((0, 0), scales=(0.0, None)), "at least one number above 0"),
-        (lambda: path((0, 0), scales=(-1.0,)), "at least one number above 0"),
-        (lambda: path((0, 0, 2.0), scales=(0.5,)), "not both"),
-        (lambda: path((0, 0), timing="fast"), "equal_frames or constant_speed"),
-        (lambda: path((0, 0), size=(0, 5)), "whole pixels"),
-        (lambda: path((0, 0)).sample(0), "one frame or more"),
+        (lambda: path((0, 0, -1.0)), "scale"),
+        (lambda: path((0, 0, None, 1.5)), "time"),
+        (lambda: path((0, 0, None, 0.5), (1, 1, None, 0.4)), "time"),
+        (lambda: path((0, 0), scales=(0.0, None)), "scales"),
+        (lambda: path((0, 0), scales=(-1.0,)), "scales"),
+        (lambda: path((0, 0, 2.0), scales=(0.5,)), "scale"),
+        (lambda: path((0, 0), timing="fast"), "fast"),
+        (lambda: path((0, 0), size=(0, 5)), "size"),
+        (lambda: path((0, 0)).sample(0), "frame"),
     ],
 )
-def test_bad_paths_are_refused(make, message):
-    with pytest.raises(UserError, match=message):
+def test_bad_paths_are_refused(make, named):
+    with pytest.raises(UserError, match=named):
         make()
 
 
@@ -187,24 +187,24 @@ def test_json_gives_an_equal_trajectory_back(trajectory):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ("no json", "not the JSON of a trajectory"),
-        ("[1]", "not the JSON of a trajectory"),
-        ("{}", "not the JSON of a trajectory"),
-        ({"version": 2}, "version 2"),
+        ("no json", "JSON"),
+        ("[1]", "JSON"),
+        ("{}", "JSON"),
+        ({"version": 2}, "version"),
         ({"colour": "red"}, "colour"),
-        ({"size": 5}, "not the JSON"),
-        ({"keyframes": [[1, 2]]}, "not the JSON"),
-        ({"keyframes": [{"x": 1}]}, "missing.*y"),
+        ({"size": 5}, "JSON"),
+        ({"keyframes": [[1, 2]]}, "JSON"),
+        ({"keyframes": [{"x": 1}]}, "'y'"),
         ({"keyframes": [{"x": "1", "y": 2}]}, "finite"),
         ({"keyframes": [{"x": float("inf"), "y": 2}]}, "finite"),
-        ({"scales": 0.5}, "not the JSON"),
+        ({"scales": 0.5}, "JSON"),
     ],
 )
-def test_bad_json_is_refused(change, message):
+def test_bad_json_is_refused(change, named):
     text = change if isinstance(change, str) else json.dumps(json.loads(path((1, 2)).to_json()) | change)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=named):
         Trajectory.from_json(text)
 
 
@@ -221,9 +221,9 @@ def test_a_txt_path_gives_its_own_lines_back(trajectory, n):
 
 @pytest.mark.parametrize("text", ["1,2\n3", "1,2,3", "a,b"])
 def test_bad_txt_is_refused(text):
-    with pytest.raises(UserError, match="write it as x,y"):
+    with pytest.raises(UserError, match="line"):
         Trajectory.from_txt(text, SIZE)
-    with pytest.raises(UserError, match="at least one keyframe"):
+    with pytest.raises(UserError, match="keyframe"):
         Trajectory.from_txt("\n", SIZE)
 
 
@@ -253,7 +253,7 @@ def test_a_tracked_point_follows_known_motion_to_a_quarter_pixel(motion, as_byte
 
 
 def test_a_point_that_leaves_is_lost_with_a_warning():
-    with pytest.warns(UserWarning, match=r"is lost in frame \d of 0\.\.5"):
+    with pytest.warns(UserWarning, match=r"frame \d"):
         trajectory = track_point(moving_photo(-6, 0), (14, 40))
     positions, _ = trajectory.sample(6)
     assert len(trajectory.keyframes) == 6
@@ -263,7 +263,7 @@ def test_a_point_that_leaves_is_lost_with_a_warning():
 def test_a_point_behind_a_cut_is_lost():
     video = moving_photo(0, 0)
     video[3:] = torch.rand(3, 3, 80, 80, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="is lost in frame 3 of"):
+    with pytest.warns(UserWarning, match="frame 3"):
         trajectory = track_point(video, (42, 36))
     assert trajectory.keyframes[-1] == trajectory.keyframes[2]
 
@@ -278,9 +278,9 @@ def test_something_quick_beside_the_point_does_not_lose_it(recwarn):
 
 
 def test_tracking_refuses_a_point_outside_and_other_shapes():
-    with pytest.raises(UserError, match="outside the 80x80 frame"):
+    with pytest.raises(UserError, match="80x80"):
         track_point(moving_photo(0, 0, 1), (80, 3))
-    with pytest.raises(UserError, match=r"must be \(T, 3, H, W\)"):
+    with pytest.raises(UserError, match="3, 80, 80"):
         track_point(torch.rand(3, 80, 80), (1, 1))
 
 

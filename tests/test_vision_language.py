@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from vera_lite.apps.train import export, train
 from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
@@ -16,7 +15,6 @@ from vera_lite.toy.world import render
 from vera_lite.training.toy.dialogues import (
     DIALOGUE_WORLD,
     DialogueBatches,
-    _Float32Attention,
     toy_qwen3_vl,
 )
 
@@ -127,14 +125,14 @@ def test_a_talk_ends_with_what_gives_everything_away():
 
 def test_word_outside_the_vocabulary_is_named(tiny):
     clip = torch.rand(9, 3, 32, 32)
-    with pytest.raises(UserError, match="unknown word 'rin'.*'ring'"):
+    with pytest.raises(UserError, match="'rin'.*'ring'"):
         tiny.prompt([clip], ["the red rin in the video"])
     with pytest.raises(UserError, match=r"\(T, 3, H, W\)"):
         tiny.prompt([clip[0]], ["the red ring"])
 
 
 def test_missing_models_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match="config.json"):
         VisionLanguageModel.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="download=True"):
         VisionLanguageModel.from_pretrained("nobody/no-such-model")
@@ -152,16 +150,6 @@ def test_large_clips_are_brought_to_the_size_the_model_knows(tiny):
     t, h, w = prompt.tensors["video_grid_thw"][0].tolist()
     assert t == 2 and h * w <= 256 and w > h
     assert prompt.metadata[0].frames_indices.tolist() == [0, 10, 19, 29]
-
-
-def test_float32_attention_under_autocast():
-    q = torch.randn(1, 2, 8, 16)
-    exact = F.scaled_dot_product_attention(q, q, q)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = F.scaled_dot_product_attention(q, q, q)
-        with _Float32Attention():
-            result = F.scaled_dot_product_attention(q, q, q)
-    assert torch.equal(result, exact) and not torch.equal(rough.float(), exact)
 
 
 @pytest.mark.slow

@@ -84,3 +84,21 @@ def test_matrices_can_be_other_things_than_attention():
     figure = viz.attention_matrices({"m": torch.eye(2)}, "ab", "title", labels=("row", "column", "bar"))
     ax, bar = figure.axes
     assert (ax.get_ylabel(), ax.get_xlabel(), bar.get_ylabel()) == ("row", "column", "bar")
+
+
+def test_intervals_stand_beside_their_names_and_a_line_at_zero():
+    rows = {
+        "one": (1.0, 0.5, 1.5, "yes"),
+        "a name that is long": (-1.0, -3.0, 1.0, "open"),
+        "two": (2.0, 1, 3, "yes"),
+    }
+    figure = viz.intervals(rows, "title", "points", width=10)
+    [ax] = figure.axes
+    zero, *lines = ax.lines
+    assert zero.get_xdata() == [0, 0] and ax.get_xlabel() == "points"
+    assert [list(line.get_xdata()) for line in lines[::2]] == [[0.5, 1.5], [-3, 1], [1, 3]]
+    assert [list(line.get_xdata()) for line in lines[1::2]] == [[1], [-1], [2]]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["one", "a name\nthat is\nlong", "two"]
+    colours = [line.get_color() for line in lines[1::2]]
+    assert colours[0] == colours[2] != colours[1]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["yes", "open"]

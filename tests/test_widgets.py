@@ -1,4 +1,4 @@
-"""What every widget gets from its base: one page that holds all, and errors that are seen."""
+"""The base of all widgets: a page that holds everything, and visible errors."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def test_a_page_holds_all_traits():
 
 
 def test_a_page_over_budget_names_the_largest_trait():
-    with pytest.raises(UserError, match=r"Echo would be 0.5\d MB, over the budget of 0.5 MB; data alone"):
+    with pytest.raises(UserError, match=r"Echo .*0\.5\d MB.* data"):
         Echo(data=bytes(400_000)).to_static(0.5)
     Echo(data=bytes(300_000)).to_static(0.5)
 

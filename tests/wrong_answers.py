@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -110,7 +111,33 @@ def cost(linear=8, pairs=4, fed=4):
     return cost_factor
 
 
-# Exercise: {part of the message: a wrong answer that earns it}
+def kept(count=lambda keep: 3 * keep.sum(), where=lambda keep: keep, sign=-10):
+    """PSNR of the kept region with another count, another region or another factor."""
+
+    def kept_psnr(edited, source, keep):
+        return sign * torch.log10(((edited - source) ** 2 * where(keep)).sum() / count(keep))
+
+    return kept_psnr
+
+
+def frame_by_frame(edited, source, keep):
+    frames = zip(edited[:, None], source[:, None], keep[:, None], strict=True)
+    return sum(kept()(*frame) for frame in frames) / len(edited)
+
+
+def stepwise(factors=lambda n: np.arange(n, 0, -1), rising=True, most=1.0, back=True, order=np.argsort):
+    """Holm's correction with one step done otherwise."""
+
+    def corrected(p_values):
+        p = np.array(p_values)
+        at = order(p)
+        raised = p[at] * factors(len(p))
+        raised = (np.maximum.accumulate(raised) if rising else raised).clip(max=most)
+        return raised[np.argsort(at)] if back else raised
+
+    return corrected
+
+
 def states(size):
     """A reckoning of bytes by its size of a parameter: (trained, gpus, sharded) -> bytes of each."""
 
@@ -128,6 +155,7 @@ def traded(way):
     return trade_tokens
 
 
+# Exercise: {part of the message: a wrong answer that earns it}
 WRONG = {
     "paste": {
         "swapped": lambda e, a, s: a * s + (1 - a) * e,
@@ -278,5 +306,26 @@ WRONG = {
         "the wrong GPU": traded(
             lambda pieces, n: [torch.cat([row[-1 - j] for row in pieces]) for j in range(n)]
         ),
+    },
+    "kept_psnr": {
+        "pixels outside count as perfect": kept(lambda keep: 3 * keep.numel()),
+        "all pixels count": kept(lambda keep: 3 * keep.numel(), torch.ones_like),
+        "the pixels that were edited": kept(lambda keep: 3 * (~keep).sum(), lambda keep: ~keep),
+        "three channels": kept(lambda keep: keep.sum()),
+        "pool the squared error first": frame_by_frame,
+        "the sign": kept(sign=10),
+        "ten times the logarithm": kept(sign=-1),
+        "but it must be": kept(lambda keep: 2 * keep.sum()),
+    },
+    "corrected": {
+        "this is Bonferroni": stepwise(lambda n: n),
+        "nor above 1": stepwise(rising=False, most=9.0),
+        "in the sorted order a value may not be below": stepwise(rising=False),
+        "a p value is at most 1": stepwise(most=9.0),
+        "in the old order": stepwise(back=False),
+        "sort first": stepwise(rising=False, order=lambda p: np.arange(len(p))),
+        "nothing is corrected": lambda p_values: p_values,
+        "p values go in": lambda p_values: p_values[1:],
+        "but it must be": lambda p_values: [p / 2 for p in p_values],
     },
 }

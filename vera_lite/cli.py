@@ -1,11 +1,12 @@
-"""The command line: `vera-lite edit | composite | check | plan | encode | fit | validate | export`.
+"""The command line: `vera-lite edit | composite | data | judge | claims | plan | encode | fit | export ...`.
 
-A mistake that the user can mend is one sentence on standard error and exit code 2. Nothing heavy is imported
-before the arguments are read and the files that they name are known to be there.
+A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
+arguments are parsed and their files are known to exist.
 """
 
-# argparse, not jsonargparse: with it, an option can be required, and a mistake stays one sentence.
+# argparse, not jsonargparse: here an option can be required, and a mistake stays one sentence.
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from vera_lite.errors import RANGES, Notice, UserError, check_number
 
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
-#: Pipeline of each system of `edit`, and the options that it alone takes.
+#: Systems of `edit`: the pipeline, and the options that only some systems take.
 SYSTEMS = {
     "vera": ("VeraPipeline", {"mask", "guidance", "alpha_floor"}),
     "rvedit": ("RVEDiTPipeline", set()),
@@ -124,7 +125,35 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="denoising steps (default: the model's own)")
         add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
 
+    judge = commands.add_parser("judge", help="let a model judge edited videos, or rebuild a kept table")
+    add = judge.add_argument
+    add("clips", type=_path, nargs="?", help="JSON list of clips: id, category, instruction, source")
+    add(
+        "--method",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="a method and its results, ID.mkv or ID/final.mkv each; once per method",
+    )
+    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
+    add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
+    add(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="where a folder's model runs (default: auto)"
+    )
+    add("--out", type=_path, help="folder for replies and table; replies that it holds are not asked again")
+    add("--replay", type=_path, metavar="FOLDER", help="rebuild the table of kept replies, offline")
+
+    _add_data(commands)
     commands.add_parser("check", help="say whether this machine has what vera-lite needs")
+    claims = commands.add_parser("claims", help="what the four papers claim, and what holds")
+    add = claims.add_argument
+    add("claim", nargs="?", help="show this one in full (default: list all)")
+    add("--paper", choices=("Vera", "GenCompositor", "RVEDiT", "MiVE"), help="only this paper's")
+    verdicts = ("supported", "not supported", "undecided", "not testable here")
+    add("--verdict", choices=verdicts, help="only these")
+    add("--page", type=_path, help="write an HTML page of all, to be filtered in a browser")
+    add("--check", action="store_true", help="hold each against its kept result; exit 1 if one has changed")
+    add("--ledger", type=_path, dest="path", help="default: results/claims.yaml")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
@@ -159,8 +188,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data(commands) -> None:
+    """`data` and its own commands."""
+    data = commands.add_parser("data", help="make layered training data from raw clips")
+    actions = data.add_subparsers(dest="action", required=True)
+    run = actions.add_parser("run", help="take clips through all stages; a run that was stopped goes on")
+    run.add_argument("inputs", type=_path, nargs="*", help="videos, or folders of them; none: go on")
+    run.add_argument("--out", type=_path, required=True, help="folder that holds the dataset")
+    run.add_argument("--config", type=_path, help="stages as YAML (default: Vera's)")
+    run.add_argument("--category", help='of the clips, where no clips.jsonl says it (default: "clip")')
+    audit = actions.add_parser("audit", help="prove that nothing is lost; exit code 1 if something is")
+    retry = actions.add_parser("retry", help="take quarantined samples up again")
+    retry.add_argument("--reason", help="only those that were quarantined for this")
+    export = actions.add_parser("export", help="write the finished samples for others")
+    export.add_argument(
+        "--layout", choices=("vera", "clips"), default="vera", help="MP4 as in Vera's, or lossless"
+    )
+    export.add_argument("--name", default="own", help='of the set (default "own")')
+    for action in (audit, retry, export):
+        action.add_argument("folder", type=_path, help="that holds the dataset")
+    importing = actions.add_parser("import", help="read Vera's public dataset, or a part, and check it")
+    importing.add_argument("folder", type=_path, help="its root, or a part of it")
+    for action in (export, importing):
+        action.add_argument("--out", type=_path, required=True, help="folder, made if needed")
+    for action in (run, retry, importing):
+        add = action.add_argument
+        add("--executor", choices=("local", "ray"), default="local", help="processes here, or Ray")
+        add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+        add("--address", help="of a Ray cluster to join; without it one is started here")
+        add("--timeout", type=float, default=600.0, help="seconds for one stage of one clip (default 600)")
+
+
+def _data(action: str, **options) -> int:
+    if not 0 <= options.get("workers", 0) <= 1024 or not 0 < options.get("timeout", 1) <= 1e6:
+        raise UserError("--workers lies in [0, 1024] and --timeout in (0, 1000000] seconds.")
+    if options.get("address") and options["executor"] != "ray":
+        raise UserError("--address needs --executor ray.")
+    _check_files(**{"file or folder": options["folder"]} if "folder" in options else {})
+    from vera_lite.apps import data
+
+    commands = {"run": data.run, "audit": data.audit_store, "retry": data.retry}
+    commands |= {"export": data.export, "import": data.import_vera}
+    return commands[action](**options)
+
+
 def _run(options: dict) -> int:
     command = options.pop("command")
+    if command == "data":
+        return _data(**options)
     if command == "check":
         from vera_lite.apps.check import check
 
@@ -176,6 +251,12 @@ def _run(options: dict) -> int:
 
         print(encode_table(**options))
         return 0
+    if command == "claims":
+        from vera_lite.apps.claims import show_claims
+
+        return show_claims(**{name: value for name, value in options.items() if value is not None})
+    if command == "judge":
+        return _judge(**options)
     if command == "export":
         print(f"wrote {_export(**options)}")
         return 0
@@ -191,6 +272,28 @@ def _run(options: dict) -> int:
     return 0
 
 
+def _judge(replay: Path | None, clips: Path | None, method: list[str] | None, **options) -> int:
+    from vera_lite.apps import judge
+
+    if replay is not None:
+        if clips or method or any(options.values()):
+            raise UserError("--replay takes a folder and nothing else.")
+        if judge.replay(replay):
+            return 0
+        print(f"vera-lite: this is not the table that {replay} keeps.", file=sys.stderr)
+        return 1
+    if not (clips and method and options["protocol"] and options["out"]):
+        raise UserError("give CLIPS, --method, --protocol and --out; or --replay FOLDER.")
+    methods = {name: folder for name, _, folder in (text.partition("=") for text in method)}
+    if len(methods) < len(method) or not all(name and folder for name, folder in methods.items()):
+        raise UserError("--method is NAME=FOLDER, and each name comes once.")
+    folders = {name: Path(folder) for name, folder in methods.items()}
+    _check_files(clips=clips, **{f"folder of {name}": folder for name, folder in folders.items()})
+    for path in judge.judge_files(clips, folders, **options):
+        print(path)
+    return 0
+
+
 def _check_files(**paths: Path | None) -> None:
     for name, path in paths.items():
         if path is not None and not path.exists():
@@ -198,7 +301,7 @@ def _check_files(**paths: Path | None) -> None:
 
 
 def _sampling(options: dict, *more: str) -> dict:
-    """Take the options that change how a model is sampled out of all options."""
+    """Remove the sampling settings from all options, and return them."""
     changes = {name: options.pop(name) for name in ("steps", *more) if name in options}
     for name in RANGES.keys() & changes.keys():
         check_number(name, changes[name])
@@ -209,9 +312,8 @@ def _edit(system: str, device: str, model: Path | None = None, **options) -> lis
     name, own = SYSTEMS[system]
     for option in set().union(*(others for _, others in SYSTEMS.values())) - own:
         if option in options:
-            raise UserError(
-                f"--{option.replace('_', '-')} cannot be used with --system {system}: leave it away."
-            )
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag} cannot be used with --system {system}: leave it out.")
     if system == "mive" and "reference" not in options:
         raise UserError("--system mive needs --reference: a picture of the edited first frame.")
     _check_files(model=model, **{name: options.get(name) for name in ("video", "mask", "reference")})
@@ -240,7 +342,7 @@ def _composite(
 
 
 def _load(pipeline: str, model: Path | None, systems: tuple[str, ...], device: str):
-    """A model, once its files are known to be good and everything else is checked."""
+    """Load a model after a check of its files."""
     if model is not None:
         from vera_lite.apps.inputs import check_model
 

@@ -1,6 +1,6 @@
 """Pixels <-> latents, behind one protocol: a closed-form patch codec, and diffusers' Wan and CogVideoX VAEs.
 
-They are causal in time: frame 0 is coded alone, then groups of ``temporal_stride`` frames, so that
+They are causal in time: frame 0 is coded alone, then groups of ``temporal_stride`` frames. So
 T = 1 + n * temporal_stride frames become t = 1 + n latent frames.
 """
 
@@ -18,7 +18,7 @@ from vera_lite.errors import UserError
 
 
 class Codec(Protocol):
-    """What systems need of a codec. Latents have about zero mean and unit power."""
+    """The interface of a codec. Latents have about zero mean and unit power."""
 
     latent_channels: int
     spatial_stride: int
@@ -26,7 +26,7 @@ class Codec(Protocol):
 
     @property
     def settings(self) -> dict:
-        """What a checkpoint keeps to say which codec made its latents; of a kind that JSON can hold."""
+        """Which codec it is, as plain values for JSON."""
         ...
 
     def encode(self, video: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Codec(Protocol):
 
 
 def describe_codec(codec: Codec) -> dict:
-    """What a checkpoint keeps of a codec: its settings, and the tensors of a :class:`PatchCodec`."""
+    """A codec as checkpoints keep it: its settings, and the tensors of a :class:`PatchCodec`."""
     return {
         "settings": codec.settings,
         "tensors": codec.state_dict() if isinstance(codec, PatchCodec) else {},
@@ -80,18 +80,17 @@ def latent_mask(codec: Codec, mask: Tensor) -> Tensor:
 
 def _to_rgb(video: Tensor) -> Tensor:
     if video.ndim != 5 or video.shape[2] not in (1, 3):
-        raise ValueError(f"a codec wants (B, T, 1 or 3, H, W), got {tuple(video.shape)}.")
+        raise ValueError(f"a codec takes (B, T, 1 or 3, H, W), got {tuple(video.shape)}.")
     return video.expand(-1, -1, 3, -1, -1) * 2 - 1
 
 
 class PatchCodec(nn.Module):
-    """Principal components of space-time patches: fitted in closed form, exact to invert.
+    """Principal components of space-time patches, fitted in closed form.
 
-    A patch of frame 0 has p*p*3 numbers, a patch of a later group k*p*p*3; each kind has its own
-    basis, of which the first ``latent_channels`` components are kept. Component i of standard
-    deviation s_i is divided by sqrt(s_i) (half-way between no whitening, where the first component
-    drowns the others, and full whitening, where noise components cost as much as signal), then all
-    by one number so that the mean power is 1.
+    A patch of frame 0 has p*p*3 numbers, a patch of a later group k*p*p*3. Each kind has its own basis; the
+    first ``latent_channels`` components are kept. Component i, with standard deviation s_i, is divided by
+    sqrt(s_i). This is half-way between no whitening, where the first component hides the others, and full
+    whitening, where noise components cost as much as signal. One more factor makes the mean power 1.
 
     Args:
         patch: p, the spatial stride in pixels.
@@ -136,7 +135,7 @@ class PatchCodec(nn.Module):
 
     @torch.no_grad()
     def fit(self, videos: list[Tensor]) -> "PatchCodec":
-        """Fit to videos (B, T, C, H, W) in [0, 1]; each list entry weighs by its size."""
+        """Fit to videos (B, T, C, H, W) in [0, 1]; every patch counts the same."""
         both = [self._patches(_to_rgb(v)) for v in videos]
         for kind, rows in (("first", [f for f, _ in both]), ("group", [g for _, g in both])):
             x = torch.cat([r.flatten(0, -2) for r in rows]).double()
@@ -144,7 +143,7 @@ class PatchCodec(nn.Module):
             variance, basis = torch.linalg.eigh(torch.cov(x.T))
             variance, basis = variance.flip(0).clamp_min(1e-12), basis.flip(1)
             c = self.latent_channels
-            # The sign of an eigenvector is arbitrary: fix it, so that a fit is reproducible.
+            # The sign of an eigenvector is arbitrary; fixing it makes a fit reproducible.
             basis = basis[:, :c] * basis[:, :c].sum(0).sign().where(basis[:, :c].sum(0) != 0, 1.0)
             scale = variance[:c] ** 0.25  # sqrt of the standard deviation
             scale = scale * ((variance[:c] / scale**2).mean()) ** 0.5
@@ -258,8 +257,8 @@ class WanCodec(_PretrainedCodec):
 class CogVideoXCodec(_PretrainedCodec):
     """diffusers' ``AutoencoderKLCogVideoX`` (16 channels, 4x8x8), with the scaling factor of its config.
 
-    This VAE works on eight frames at a time, after the first. Within them its group norms see the future, and
-    a clip must have 1 + 8n frames, as CogVideoX's 49, or the decoder would give back more than went in.
+    After the first frame, this VAE works on eight frames at a time; within these its group norms see the
+    future. A clip must have 1 + 8n frames, such as CogVideoX's 49, or the decoder returns more frames.
     """
 
     vae_class = "AutoencoderKLCogVideoX"
@@ -276,7 +275,7 @@ class CogVideoXCodec(_PretrainedCodec):
         """See :class:`Codec`.
 
         Raises:
-            ValueError: the clip has not 1 + 8n frames.
+            ValueError: the clip does not have 1 + 8n frames.
         """
         if (video.shape[1] - 1) % 8:
             raise ValueError(f"CogVideoX's VAE needs 1 + 8n frames, not {video.shape[1]}.")

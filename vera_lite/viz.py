@@ -1,9 +1,10 @@
 """Small pictures for notebooks: pure functions from tensors to a matplotlib Figure.
 
-The figures do not pass through pyplot, so a notebook cell shows one by ending with it, and nothing
-stays open. The colours (Okabe and Ito; cividis) suit people with colour vision deficiencies too.
+Figures do not use pyplot: a notebook cell shows one by ending with it, and none stays open. The colours
+(Okabe and Ito; cividis) also suit people with colour vision deficiencies.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -73,11 +74,13 @@ def contact_sheet(
         rows: label -> one frame per column, each (1 or 3, H, W) in [0, 1], or None for a gap.
         columns: their headings.
         title: what to see.
-        side: inches of a frame.
+        side: inches of a frame's width.
     """
     label = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
     heading = 0.17 * (title.count("\n") + max(c.count("\n") for c in columns)) + 0.55
-    width, height = (side + 0.09) * len(columns) + label, (side + 0.09) * len(rows) + heading
+    first = next(frame for frames in rows.values() for frame in frames if frame is not None)
+    tall = side * min(1.0, first.shape[-2] / first.shape[-1])
+    width, height = (side + 0.09) * len(columns) + label, (tall + 0.09) * len(rows) + heading
     figure, grid = _grid(list(rows), columns, title, width, height, fontsize=10)
     for axes, frames in zip(grid, rows.values(), strict=True):
         for ax, frame in zip(axes, frames, strict=True):
@@ -88,7 +91,7 @@ def contact_sheet(
 
 
 def show_clip(rows: Mapping[str, Tensor], title: str, every: int = 2) -> Figure:
-    """Videos (T, 1 or 3, H, W) under each other, every ``every``-th frame from left to right."""
+    """Videos (T, 1 or 3, H, W) below each other, every ``every``-th frame from left to right."""
     frames = range(0, len(next(iter(rows.values()))), every)
     sheet = {name: [video[t] for t in frames] for name, video in rows.items()}
     return contact_sheet(sheet, [f"frame {t}" for t in frames], title)
@@ -106,11 +109,11 @@ def attention_matrices(
     """Attention weights or masses on one colour scale: a row per query, a column per key.
 
     Args:
-        matrices: heading -> (R, R), in which each name has a run of rows and of columns, all equally long.
-        names: of the runs; lines are drawn between them.
+        matrices: heading -> (R, R); each name has a run of rows and of columns, all equally long.
+        names: of the runs; lines separate them.
         title: what to see.
         numbers: write each value into its cell.
-        labels: of rows, columns and colour bar, if it is not attention.
+        labels: of rows, columns and colour bar.
         side: inches of a matrix.
     """
     figure = _figure((side + 0.1) * len(matrices) + 2.0, side + 1.05, title)
@@ -146,16 +149,16 @@ def heat_maps(
     each_its_own: bool = False,
     side: float = 1.05,
 ) -> Figure:
-    """Maps in a grid, on one colour scale from 0 that a bar shows.
+    """Maps in a grid on one colour scale from 0, with a colour bar.
 
     Args:
         rows: name -> one map (h, w) per column, not negative.
         columns: their headings.
         title: what to see.
-        outlines: name of a row -> (H, W) in [0, 1], whose 0.5 contour is drawn on each of its maps.
+        outlines: name of a row -> (H, W) in [0, 1]; its 0.5 contour is drawn on each map of the row.
         label: of the colour bar.
         each_its_own: stretch the colours of each map from its smallest to its largest value, as many tools
-            do; then there is no bar.
+            do, without a colour bar.
         side: inches of a map.
     """
     width, height = (side + 0.08) * len(columns) + 1.7, (side + 0.08) * len(rows) + 0.75
@@ -207,13 +210,13 @@ def curves(lines: Mapping[str, Sequence[float]], title: str, xlabel: str, ylabel
 
 
 def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
-    """Where readings of rotary positions put the frames of two videos: time against height.
+    """Rotary positions of two videos, time against height, in one panel per reading.
 
-    A square is a token of column 0, in the colour of its video, with the number of its frame; two videos on
-    one square share it.
+    A square is a token of column 0, in the colour of its video, with the number of its frame. Tokens at one
+    position share a square.
 
     Args:
-        panels: heading -> (2, T, h, 2): time and height that each token of video, frame and row is given.
+        panels: heading -> (2, T, h, 2), the time and height position of each video, frame and row.
         title: what to see.
     """
     extents = {name: p.flatten(0, 2).amax(0) + 1 for name, p in panels.items()}
@@ -243,7 +246,7 @@ def position_maps(panels: Mapping[str, Tensor], title: str) -> Figure:
 def seed_dots(
     panels: Mapping[str, Mapping[str, Sequence[float]]], title: str, xlabels: Sequence[str]
 ) -> Figure:
-    """Variants under each other: one dot per seed and a bar at their mean; panels share a scale.
+    """One row per variant: a dot per seed and a bar at the mean; panels share a scale.
 
     Args:
         panels: heading -> variant -> values of the seeds; all panels have the same variants.
@@ -269,6 +272,34 @@ def seed_dots(
     return figure
 
 
+def intervals(
+    rows: Mapping[str, tuple[float, float, float, str]], title: str, xlabel: str, width: int = 52
+) -> Figure:
+    """Effects under each other, with a line at 0: name -> (middle, low, high, group).
+
+    Args:
+        rows: name -> (middle, low, high, group); each group has its colour and mark.
+        title: what to see.
+        xlabel: of the effects.
+        width: of the names, in characters; longer ones are broken.
+    """
+    names = [textwrap.fill(name, width) for name in rows]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = _figure(4.6 + 0.075 * width, 0.21 * (lines + len(rows)) + 1.3, title)
+    ax, groups = figure.subplots(), list(dict.fromkeys(group for *_, group in rows.values()))
+    ax.axvline(0, color="0.45", lw=1.2, ls=(0, (1, 2)))
+    drawn = {}
+    for at, (middle, low, high, group) in enumerate(rows.values()):
+        style = _style(groups.index(group)) | {"ls": "none", "ms": 7}
+        ax.plot([low, high], [at, at], color=style["color"], lw=2)
+        (drawn[group],) = ax.plot([middle], [at], **style)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    _open(ax, xlabel=xlabel)
+    _legend(figure, list(drawn.values()), list(drawn))
+    return figure
+
+
 def line_panels(
     panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
     title: str,
@@ -285,7 +316,7 @@ def line_panels(
         title: what to see.
         xlabel: of all panels.
         references: heading -> (name, value) of a grey horizontal line.
-        sharey: one scale for all panels; else each has its own.
+        sharey: one scale for all panels; otherwise each panel has its own.
         side: inches of a panel.
     """
     figure = _figure((side + 0.45) * len(panels) + 0.2, side + 0.85, title)
@@ -314,7 +345,7 @@ def line_panels(
 
 
 def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float = 3.0) -> Figure:
-    """Points in a plane side by side, each group with its own colour and mark.
+    """Points in a plane, one panel per heading; each group has its own colour and mark.
 
     Args:
         panels: heading -> group -> points (N, 2); all panels have the same groups.
@@ -339,19 +370,19 @@ def scatter(panels: Mapping[str, Mapping[str, Tensor]], title: str, side: float 
 def who_sees(
     readers: Mapping[str, Tensor], tokens: Sequence[str], groups: Sequence[str], title: str
 ) -> Figure:
-    """Which tokens each reader sees: a coloured square for those that it sees, an empty one for others.
+    """Which tokens each reader sees: coloured squares for seen tokens, empty squares for the others.
 
     Args:
         readers: name -> (N,) of bool, from top to bottom.
-        tokens: N names, short.
+        tokens: N short names.
         groups: group of each token; each group has its colour.
         title: what to see.
     """
     names = list(dict.fromkeys(groups))
     figure = _figure(0.52 * len(tokens) + 1.5, 0.42 * len(readers) + 1.4, title)
     ax = figure.subplots()
-    for row, given in enumerate(readers.values()):
-        for column, (token, group, seen) in enumerate(zip(tokens, groups, given.tolist(), strict=True)):
+    for row, visible in enumerate(readers.values()):
+        for column, (token, group, seen) in enumerate(zip(tokens, groups, visible.tolist(), strict=True)):
             colour = PALETTE[names.index(group)] if seen else "white"
             ax.add_patch(Rectangle((column - 0.45, row - 0.42), 0.9, 0.84, fc=colour, ec="0.75", lw=0.8))
             if seen:

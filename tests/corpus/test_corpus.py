@@ -62,7 +62,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown word": (edit(prompt="add a red dragon"), "'dragon'"),
     "no known word": (edit(prompt="the the"), "the the"),
     "Cyrillic": (edit(prompt="добавь кольцо"), "добавь"),
-    "too many things": (edit(prompt="red " * 11), "11 things"),
+    "too many things": (edit(prompt="red " * 11), "11"),
     "long prompt": (edit(prompt=LONG), "70,000 characters"),
     "rvedit, empty": (rvedit(""), "prompt is empty"),
     "rvedit, Cyrillic": (rvedit("сделай квадрат"), "сделай"),
@@ -143,8 +143,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     },
     **{
         f"model {name}": (edit("{}/clouds.mkv", "--model", "{}/vera_" + name), "config")
-        for name in ["config_none", "config_empty", "config_more", "heads", "head_text", "objective"]
+        for name in ["config_none", "config_empty", "config_more", "head_text", "objective"]
     },
+    "model of no heads": (edit("{}/clouds.mkv", "--model", "{}/vera_heads"), "num_attention_heads"),
     **{
         f"model {name}": (put("--model", "{}/gencompositor_" + name), f"gencompositor_{name}")
         for name in SETTINGS["gencompositor"]

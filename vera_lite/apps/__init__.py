@@ -1,1 +1,1 @@
-"""What the commands do with files."""
+"""The commands' work on files."""

@@ -64,6 +64,6 @@ def _model() -> tuple[bool, str]:
         frames, height, width = pipe.clip_size
         result = pipe(torch.full((frames, 3, height, width), 0.5), "add a red ring", steps=1)
         good = bool(torch.isfinite(result.final).all())
-    except Exception as error:  # whatever it is, this line has to say so
+    except Exception as error:  # any error is a FAIL line
         return False, f"the shipped model does not run: {error}"
     return good, f"the shipped model edits a clip on {torch.get_num_threads()} threads ({where})"

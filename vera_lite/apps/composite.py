@@ -24,15 +24,14 @@ _TOY = "toy:"
 
 @dataclass
 class Composite:
-    """A composition of files, as it was asked for. Making one checks, without torch, all that can be known
-    before the work.
+    """A request to compose files. Making one checks, without torch, everything that is known before the work.
 
     Attributes:
         background: a file with constant frame rate.
         foreground: a video with an alpha channel; a video and its ``mask``; a folder with ``edit.mkv`` and
             ``alpha.mkv``, as of a saved :class:`~vera_lite.media.clip.LayeredClip` or of `vera-lite edit`; or
-            "toy:" and words, see :func:`vera_lite.toy.foreground.toy_foreground`. It may have any size,
-            length and place.
+            "toy:" and words, see :func:`vera_lite.toy.foreground.toy_foreground`. It may have any size and
+            length, and the object may be anywhere.
         out: see :func:`.apply_to_file`.
         path, scale, timing: where the foreground goes, see :func:`read_trajectory`.
         mask: a video of the foreground's length, or a picture for all its frames; white is the object.
@@ -41,8 +40,7 @@ class Composite:
         trajectory: the path.
 
     Raises:
-        UserError: a file cannot be read or does not fit, the path makes no sense, or ``out`` cannot be
-            written.
+        UserError: a file cannot be read or does not fit, the path is wrong, or ``out`` cannot be written.
     """
 
     background: str | Path
@@ -75,7 +73,7 @@ class Composite:
             )
         if is_toy:
             if self.mask is not None:
-                raise UserError("a toy object needs no mask: leave --mask away.")
+                raise UserError("a toy object needs no mask: leave out --mask.")
             return
         file, mask = self._foreground_files()
         info = check_video(file)
@@ -90,11 +88,24 @@ class Composite:
         if not path.is_dir():
             return path, mask
         if not (path / "edit.mkv").is_file():
-            raise UserError(f"{path} holds no foreground: it has no edit.mkv.")
+            raise UserError(f"{path} holds no foreground: edit.mkv is missing.")
         return path / "edit.mkv", mask or path / "alpha.mkv"
 
     def run(self, pipe: GenCompositorPipeline, **changes) -> list[Path]:
-        """Do the work; see :func:`composite_file`."""
+        """Put the foreground into the background and write the results into ``out``.
+
+        Args:
+            pipe: the model.
+            changes: fields of ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the
+                mask is the decoded background's own, bit for bit; otherwise the model draws the whole frame.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: a setting is out of its range, or the foreground cannot be used. Then nothing is
+                written.
+        """
         from vera_lite.apps.files import apply_to_file
         from vera_lite.media.video import VideoReader
 
@@ -144,45 +155,17 @@ class Composite:
         return video[:, :3], alpha
 
 
-def composite_file(
-    pipe: GenCompositorPipeline,
-    background: str | Path,
-    foreground: str | Path,
-    out: str | Path,
-    *,
-    path: str | Path,
-    **options,
-) -> list[Path]:
-    """Put ``foreground`` into ``background`` and write the results into ``out``.
-
-    Args:
-        pipe: the model.
-        background, foreground, out, path: see :class:`Composite`.
-        options: ``scale``, ``timing``, ``mask`` and ``seed`` of :class:`Composite`, and fields of
-            ``pipe.sampling``. With ``paste_back`` a pixel of ``final.mkv`` outside the mask is the decoded
-            background's own, bit for bit; otherwise the whole frame is the model's.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: see :class:`Composite`; or the foreground makes no sense. Nothing is written then.
-    """
-    own = {name: options.pop(name) for name in ("scale", "timing", "mask", "seed") if name in options}
-    return Composite(background, foreground, out, path, **own).run(pipe, **options)
-
-
 def read_trajectory(
     path: str | Path, scale: str | float | None, timing: Timing | None, size: tuple[int, int]
 ) -> Trajectory:
-    """The path that a command line means.
+    """The path of a command line.
 
     Args:
-        path: a ``.json`` file of a :class:`.Trajectory`; a ``.txt`` file with one x,y a
-            line, as GenCompositor's; or points "x,y x,y ..." in pixels of the background. One point alone
-            is then followed through the background, as if the object stood on what is there.
-        scale: a number, or several with commas that are spread over the clip, see ``Trajectory.scales``;
-            at 1 a pixel of the foreground is one of the background.
+        path: a ``.json`` file of a :class:`.Trajectory`; a ``.txt`` file in GenCompositor's format, one x,y
+            per line; or points "x,y x,y ..." in pixels of the background. A single point is then followed
+            through the background, as if the object stood on what is there.
+        scale: a number, or several with commas, spread over the clip, see ``Trajectory.scales``; at 1 a pixel
+            of the foreground is one of the background.
         timing: see :class:`~vera_lite.media.trajectory.Trajectory`.
         size: (H, W) of the background.
 
@@ -196,7 +179,7 @@ def read_trajectory(
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text; draw the path again.") from error
+            raise UserError(f"{path} is not a text file; draw the path again.") from error
         try:
             trajectory = Trajectory.from_json(text) if kind == ".json" else Trajectory.from_txt(text, size)
         except UserError as error:
@@ -209,7 +192,7 @@ def read_trajectory(
     changes = {} if timing is None else {"timing": timing}
     if scale is not None:
         if any(k.scale for k in trajectory.keyframes) or trajectory.scales != (1.0,):
-            raise UserError(f"{path} has scales of its own already: leave --scale away.")
+            raise UserError(f"{path} has its own scales: leave out --scale.")
         try:
             changes["scales"] = tuple(float(number) for number in str(scale).split(","))
         except ValueError as error:
@@ -220,13 +203,13 @@ def read_trajectory(
 
 
 def follow(reader: VideoReader, point: Trajectory) -> Trajectory:
-    """The way of what is at a point, a trajectory of one keyframe, in the first frame of a video."""
+    """The path of what is at a point (a trajectory of one keyframe) in the first frame of a video."""
     import torch
     from torch.nn import functional as F
     from tqdm.auto import tqdm
 
     info, (keyframe,) = reader.info, point.keyframes
-    # All frames are needed at once: grey, and smaller for a long video, so that they always fit.
+    # All frames are needed at once: grey, and smaller for a long video, so that they fit into memory.
     factor = min(1.0, (_TRACKING_BYTES / (info.frames * info.height * info.width)) ** 0.5)
     size = max(1, round(factor * info.height)), max(1, round(factor * info.width))
     video = torch.empty((info.frames, 1, *size), dtype=torch.uint8)
@@ -239,7 +222,7 @@ def follow(reader: VideoReader, point: Trajectory) -> Trajectory:
         warnings.simplefilter("always")
         path = track_point(video.expand(-1, 3, -1, -1), start).keyframes
     keyframes = [Keyframe((k.x + 0.5) / x_factor - 0.5, (k.y + 0.5) / y_factor - 0.5) for k in path]
-    if lost:  # said anew, in the background's own pixels
+    if lost:  # warn again, in the background's own pixels
         first, rest = keyframes.index(keyframes[-1]), keyframes[-1]
         warnings.warn(
             f"The point is lost after frame {first} of 0..{info.frames - 1}; it then rests at "

@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Edit:
-    """An edit of a file, as it was asked for. Making one checks, without torch, all that can be known before
-    the work.
+    """A request to edit a file. Making one checks, without torch, everything that is known before the work.
 
     Attributes:
         video: a file with constant frame rate.
         prompt: what to do.
         out: see :func:`.apply_to_file`.
-        mask: of Vera: a video of the same length, or a picture for all frames. The object takes its shape.
-        reference: of MiVE: a picture of the edited first frame, of any size.
+        mask: for Vera: a video of the same length, or a picture for all frames. The object takes its shape.
+        reference: for MiVE: a picture of the edited first frame, of any size.
         seed: of the noise.
         info: what ``video`` holds.
 
@@ -53,7 +52,20 @@ class Edit:
             check_mask(self.mask, self.info)
 
     def run(self, pipe: Pipeline, **changes) -> list[Path]:
-        """Do the work; see :func:`edit_file`."""
+        """Edit the video and write the results into ``out``.
+
+        Args:
+            pipe: the model. Vera lays an edit over the source: where alpha is 0, a pixel of ``final.mkv`` is
+                the decoded source's own, bit for bit. RVEDiT and MiVE draw every frame anew.
+            changes: fields of ``pipe.sampling``.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: a setting is out of its range, or the prompt has an unknown word. Then nothing is
+                written.
+        """
         import torch
 
         from vera_lite.apps.files import apply_to_file, read_mask, shrunk
@@ -63,36 +75,16 @@ class Edit:
 
         pipe.sampling_with(**changes)
         pipe.check_prompt(self.prompt)
-        given = [self.prompt]
+        inputs = [self.prompt]
         if self.reference is not None:
-            given.append(to_float(torch.from_numpy(read_picture(self.reference, "reference"))))
+            inputs.append(to_float(torch.from_numpy(read_picture(self.reference, "reference"))))
         reader = VideoReader(self.video, info=self.info)
         if self.mask is not None:
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
-            given.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
+            inputs.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
         names = ("video", "prompt", "mask", "reference")
         facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}
         facts["source"] = facts.pop("video")
         return apply_to_file(
-            pipe, reader, given, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
+            pipe, reader, inputs, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
         )
-
-
-def edit_file(pipe: Pipeline, video: str | Path, prompt: str, out: str | Path, **options) -> list[Path]:
-    """Edit ``video`` and write the results into ``out``.
-
-    Args:
-        pipe: the model. Vera lays an edit over the source: where alpha is 0, a pixel of ``final.mkv`` is the
-            decoded source's own, bit for bit. RVEDiT and MiVE draw every frame anew.
-        video, prompt, out: see :class:`Edit`.
-        options: ``mask``, ``reference`` and ``seed`` of :class:`Edit`, and fields of ``pipe.sampling``.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: see :class:`Edit`; or a setting is out of its range, or the prompt has an unknown word.
-            Nothing is written then.
-    """
-    own = {name: options.pop(name) for name in ("mask", "reference", "seed") if name in options}
-    return Edit(video, prompt, out, **own).run(pipe, **options)

@@ -16,7 +16,7 @@ from vera_lite.widgets.base import iframe, static_page, widget_name
 
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
-# nbconvert's page less what it would load from elsewhere: require.js, widgets, MathJax, Mermaid.
+# nbconvert's page without the parts that it loads from elsewhere: require.js, widgets, MathJax, Mermaid.
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}"
     for name in ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
@@ -26,8 +26,8 @@ TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
 def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: float = 8.0) -> Path:
     """Write a notebook as one HTML page.
 
-    Widgets come from the state that a run leaves in the notebook. Without any, as notebooks are committed,
-    a copy is run first, in the folder of the notebook.
+    Widgets come from the state that a run leaves in the notebook. Committed notebooks have none: then a copy
+    is run first, in the folder of the notebook.
 
     Args:
         path: .ipynb file; it is not changed.
@@ -53,7 +53,7 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
             ).execute()
         except CellExecutionError as error:
             raise UserError(f"a cell of {path} fails: {error.ename}: {error.evalue}") from error
-    sizes = _freeze_widgets(notebook, budget_mb)
+    sizes = freeze_widgets(notebook, budget_mb)
     page, _ = _Exporter(raw_template=TEMPLATE, embed_images=True).from_notebook_node(
         notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
     )
@@ -69,10 +69,10 @@ def export_notebook(path: str | Path, out: str | Path | None = None, budget_mb: 
     return out
 
 
-def _freeze_widgets(notebook: nbformat.NotebookNode, budget_mb: float) -> dict[str, int]:
+def freeze_widgets(notebook: nbformat.NotebookNode, budget_mb: float) -> dict[str, int]:
     """Turn the views of our widgets into frames; returns the size of each.
 
-    Other widgets (sliders, progress bars) keep the text that stands beside their view.
+    Other widgets (sliders, progress bars) keep the text beside their view.
     """
     saved = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     sizes = {}
@@ -103,7 +103,7 @@ class _Exporter(HTMLExporter):
 
 
 class _Renderer(IPythonRenderer):
-    """Formulas as MathML, which browsers show on their own; what does not parse stays TeX."""
+    """Formulas as MathML, which browsers show without a library; formulas that do not parse stay TeX."""
 
     def inline_math(self, body):
         return _mathml(body, "inline") or super().inline_math(body)

@@ -36,7 +36,7 @@ _BAND = 128
 def apply_to_file(
     pipe: Pipeline,
     reader: VideoReader,
-    given: Sequence,
+    inputs: Sequence,
     out: Path,
     facts: dict,
     *,
@@ -54,23 +54,23 @@ def apply_to_file(
     Args:
         pipe: the model.
         reader: the video.
-        given: what else the model is given, as for ``pipe.draw``.
+        inputs: those besides the video, as for ``pipe.draw``.
         out: folder, made if needed. Gets ``final.mkv`` and the layers of the system (lossless), ``final.mp4``
             (preview, with the source's sound), ``sheet.png`` and ``metrics.json``; they appear together or
             not at all.
-        facts: what the command was asked, kept in ``metrics.json``.
+        facts: the request, kept in ``metrics.json``.
         title: of the sheet.
         trajectory: kept as ``trajectory.json`` and drawn on the sheet.
         seed: of the noise.
         changes: fields of ``pipe.sampling``.
 
     Returns:
-        The files written. What of the source they do not carry over is a warning each.
+        The files written. A warning names each part of the source that they lack.
     """
     info, sampling = reader.info, pipe.sampling_with(**changes)
     started = time.perf_counter()
     chosen = frame_choice(info.frames, pipe.clip_size[0])
-    # A path is in the video's pixels; all else may be shrunk while it is read.
+    # A path is in the video's pixels, so its frames keep their size; others are shrunk while they are read.
     frames = (
         to_float(pick(reader, chosen, "reading"))
         if trajectory
@@ -79,7 +79,7 @@ def apply_to_file(
     with tqdm(total=sampling.steps, desc="denoising", unit="step") as bar:
         options = {"seed": seed, "callback": lambda _state: bar.update(), **changes}
         options |= {"frames": info.frames, "size": (info.height, info.width), "fps": float(info.fps)}
-        drawing = pipe.draw(frames, *given, **options)
+        drawing = pipe.draw(frames, *inputs, **options)
     drawn_at = time.perf_counter()
     del frames
 
@@ -137,8 +137,12 @@ def apply_to_file(
 
 
 def _not_carried_over(path: Path, info: VideoInfo) -> list[str]:
-    """What of a video its result does not have, a sentence each."""
+    """The parts of a video that its result lacks, one sentence each."""
     sentences = list(info.notes)
+    if info.pixel_aspect != 1:
+        sentences.append(
+            f"its pixels are {info.pixel_aspect} as wide as high: final.mp4 says so, the .mkv files do not"
+        )
     if info.has_alpha:
         sentences.append("its alpha channel is left out: the result is opaque")
     for name in info.sound:
@@ -153,14 +157,14 @@ def _not_carried_over(path: Path, info: VideoInfo) -> list[str]:
 class _Pictures:
     """uint8 pictures of each frame of a drawing, by the name of their file.
 
-    Made band by band, as floats of a whole frame take much memory. What does not depend on the source is made
-    again only when the drawn frame that is shown changes.
+    They are made band by band, because floats of a whole frame take much memory. Layers that do not depend on
+    the source are made again only when another drawn frame is shown.
     """
 
     def __init__(self, drawing: Drawing):
         self.drawing, self._shown = drawing, None
         self._pictures: dict[str, Tensor] = {}
-        #: uint8 (1, H, W), 1 where nothing was to change; None for a system that redraws.
+        #: uint8 (1, H, W), 1 where nothing should change; None for a system that redraws.
         self.outside: Tensor | None = None
 
     def __call__(self, t: int, frame: Tensor) -> dict[str, Tensor]:
@@ -172,9 +176,8 @@ class _Pictures:
             result = self.drawing.frame(t, to_float(frame[:, rows]), rows)
             layers = result.layers()
             layers.pop("matte", None)
-            if (
-                result.composite is result.final or result.alpha is not None
-            ):  # Vera's composite is not for use
+            # Vera's result is final; the composite that it generated is not written.
+            if result.composite is result.final or result.alpha is not None:
                 layers.pop("composite")
             for name, layer in layers.items():
                 if name not in self._pictures:
@@ -190,14 +193,14 @@ class _Pictures:
 
 
 class _Change:
-    """How far the result is from the source, and from it where nothing was to change."""
+    """How far the result is from the source: everywhere, and where nothing should change."""
 
     def __init__(self):
         self.error = self.values = self.outside_error = self.outside_values = 0
 
     def add(self, source: Tensor, final: Tensor, outside: Tensor | None) -> None:
-        """One frame: source and final as uint8; and 1 where nothing was to change."""
-        error = torch.maximum(source, final) - torch.minimum(source, final)  # bytes: quick to look through
+        """Count one frame: source and final as uint8, and ``outside``, 1 where nothing should change."""
+        error = torch.maximum(source, final) - torch.minimum(source, final)  # bytes, which are fast
         self.error += _square_sum(error)
         self.values += error.numel()
         if outside is not None:
@@ -205,8 +208,8 @@ class _Change:
             self.outside_values += 3 * int(outside.sum())
 
     def metrics(self) -> dict:
-        """Mean squares are of colours in [0, 1]. Outside is where alpha or mask is 0; a system that redraws
-        has no such place."""
+        """Mean squares of colours in [0, 1]. "Outside" is where alpha or mask is 0; a system that redraws has
+        no such place."""
         metrics = {"mean_squared_change": self.error / self.values / 255**2}
         if self.outside_values:
             metrics["outside_share"] = round(self.outside_values / self.values, 6)
@@ -216,7 +219,7 @@ class _Change:
 
 
 def _square_sum(error: Tensor) -> float:
-    """Of bytes; 0 if and only if all are."""
+    """The sum of squared bytes; 0 only if all bytes are 0."""
     if not error.any():
         return 0.0
     return sum(float(band @ band) for band in (part.float() for part in error.flatten().split(2**20)))
@@ -230,7 +233,7 @@ def pick(
 ) -> Tensor:
     """The chosen frames of a video: uint8 (t, C, H, W), or in [0, 1] at another size.
 
-    All others are decoded too, so that damage is found now.
+    All other frames are decoded too, so that damage is found now.
     """
     wanted, kept = set(chosen), {}
     for t, frame in enumerate(tqdm(reader.decode(), label, total=len(reader), unit="frame")):
@@ -241,7 +244,7 @@ def pick(
 
 
 def shrunk(video: Tensor, size: Sequence[int]) -> Tensor:
-    """(T, C, H, W) -> (T, C, h, w), as a pipeline shrinks what it is given."""
+    """(T, C, H, W) -> (T, C, h, w), as a pipeline shrinks its inputs."""
     return F.interpolate(video, size=tuple(size), mode="area")
 
 
@@ -280,7 +283,7 @@ def draw_sheet(
         seconds: when each moment is.
         title: of the sheet.
         trajectory: drawn into the first row, with a dot where the object is.
-        zoom: size of the pictures / that of the frame that the trajectory is in.
+        zoom: size of the pictures / size of the trajectory's frame.
     """
     names, gap, left = list(columns[0]), 8, 90
     tile = columns[0][names[0]].size

@@ -1,4 +1,4 @@
-"""What a person gives to a command, checked from arguments and file headers; nothing here needs torch."""
+"""Checks of a command's arguments and files, from the files' headers; nothing here needs torch."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ from vera_lite.errors import UserError
 from vera_lite.media.files import check_safetensors, read_json
 from vera_lite.media.header import VideoInfo, check_video, ffmpeg, frame_rate
 
-#: Everything that a result folder may hold; the last file describes the others.
+#: The files that a result folder may hold; the last one describes the others.
 RESULT_FILES = (
     "sheet.png",
     "final.mp4",
@@ -26,11 +26,11 @@ RESULT_FILES = (
 
 
 def check_out(out: str | Path, *inputs: Path | None) -> Path:
-    """Check the folder for the results, which is made when there are some.
+    """Check the folder for the results, without making it.
 
     Raises:
-        UserError: it cannot be made or written; or one of the inputs lies in it, or is, by a link, one of its
-            files: writing could replace what is being read.
+        UserError: it cannot be made or written; or one of the inputs lies in it or is linked from it, so
+            that writing could replace what is being read.
     """
     if not str(out).strip():
         raise UserError("--out is empty: give a folder for the results.")
@@ -73,10 +73,10 @@ def check_source(path: Path) -> VideoInfo:
 
 
 def check_mask(path: Path, info: VideoInfo) -> None:
-    """Check that a mask fits a video: a video as long and as large, or a picture as large.
+    """Check that a mask fits a video: a video of the same length and size, or a picture of the same size.
 
     Raises:
-        UserError: it does not, it cannot be read, or it is black.
+        UserError: it does not fit, cannot be read, or is black.
     """
     picture = is_picture(path)
     if picture:
@@ -99,7 +99,7 @@ def check_model(folder: Path, systems: tuple[str, ...]) -> None:
     """Check that a folder holds a model of one of these systems, from its JSON and its tensors' headers.
 
     Raises:
-        UserError: it does not.
+        UserError: it holds no such model.
     """
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}; check the path.")
@@ -117,7 +117,7 @@ def check_model(folder: Path, systems: tuple[str, ...]) -> None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture, by what it holds."""
+    """Whether a file is a picture, by its content."""
     if not path.is_file():
         raise UserError(f"there is no file {path}; check the path.")
     try:
@@ -127,7 +127,7 @@ def is_picture(path: Path) -> bool:
                 return file.format != "MPEG"
     except Image.DecompressionBombError:
         return True
-    except Exception:  # what Pillow does not know fails in many ways
+    except Exception:  # Pillow fails in many ways on other files
         return False
 
 
@@ -136,11 +136,11 @@ def read_picture(path: Path, role: str, mode: str = "RGB") -> np.ndarray:
 
     Args:
         path: of the file.
-        role: what it is for, as the message says.
+        role: its use, for messages.
         mode: Pillow's: "RGB" on white, or "L" for one channel, in which transparent is black.
 
     Raises:
-        UserError: there is no such file, it is no picture, is damaged, too large, or moves.
+        UserError: there is no such file, or it is no picture, damaged, too large, or an animation.
     """
     if not path.is_file():
         raise UserError(f"there is no {role} file {path}; check the path.")

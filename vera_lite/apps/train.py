@@ -45,7 +45,7 @@ class _TrainingCLI(LightningCLI):
 
 
 def one_line(error: Exception) -> str:
-    """What is wrong; jsonargparse wraps it in a list of all types that an option might have had."""
+    """The reason of an error; jsonargparse wraps it in a list of all types that an option may have."""
     text = str(error)
     reasons = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", text, re.M)
     reasons = [r for r in reasons if not r.startswith("Expected a")] or [text]
@@ -67,7 +67,7 @@ def train(arguments: list[str]) -> None:
             args=arguments,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            # Order and rank are the data module's business (see StepBatches).
+            # The data module decides order and rank (see StepBatches).
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "callbacks": [RunGuard()],
@@ -78,8 +78,8 @@ def train(arguments: list[str]) -> None:
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
-    """Turn a training checkpoint into a folder of safetensors that can be loaded: a pipeline with the
-    averaged weights, or a vision-language model in transformers' layout.
+    """Turn a training checkpoint into a folder of safetensors: a pipeline with the averaged weights, or a
+    vision-language model in transformers' layout.
 
     Args:
         checkpoint: ``.ckpt`` of this project's training, a single file or the folder of a sharded one; only
@@ -100,9 +100,7 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or damaged file fails in many ways
-        raise UserError(
-            f"{checkpoint} is no checkpoint that can be read safely: give the .ckpt of a training."
-        ) from error
+        raise UserError(f"{checkpoint} cannot be read safely: give the .ckpt of a training.") from error
     if not isinstance(saved, dict) or "vera_lite" not in saved:
         raise UserError(f"{checkpoint} is not a checkpoint of vera-lite's training: give another file.")
     if "vision_language" in saved["vera_lite"]:
@@ -120,8 +118,8 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
         raise UserError(f"{checkpoint} does not hold the weights of its system: train again.") from error
     if "vae" in settings:
         raise UserError(
-            f"{checkpoint} was trained on latents of {settings['vae']} {settings['path']}, which has its own "
-            "folder: build the pipeline from its parts."
+            f"{checkpoint} was trained on latents of {settings['vae']} {settings['path']}: build the "
+            "pipeline from its parts."
         )
     codec = PatchCodec(**settings)
     codec.load_state_dict(saved["vera_lite"]["codec"]["tensors"])

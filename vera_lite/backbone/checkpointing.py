@@ -1,4 +1,4 @@
-"""What a block keeps for its backward pass."""
+"""Checkpointing: what a block keeps for its backward pass."""
 
 import torch
 from torch import nn
@@ -20,8 +20,8 @@ def run_block(checkpointing: str, block: nn.Module, *inputs):
     """``block(*inputs)``, keeping for the backward pass what ``checkpointing`` says.
 
     Args:
-        checkpointing: "none" keeps everything; "full" keeps the inputs alone; "attention" also the outputs
-            of attention, which cost most to compute again.
+        checkpointing: "none" keeps everything; "full" keeps only the inputs; "attention" keeps also the
+            outputs of attention, which cost most to compute again.
         block: any block.
         inputs: its arguments.
     """

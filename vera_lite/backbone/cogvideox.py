@@ -4,7 +4,7 @@ Unlike Wan's block it has no cross-attention: text tokens stand before the video
 the same attention and feed-forward layers, and only the modulation by the timestep differs. Built without
 text (``text_embed_dim=None``) it is a plain DiT over video tokens.
 
-A system walks the three steps embed, blocks and head itself, because papers differ in what they put between.
+A system runs the three steps embed, blocks and head itself, because papers add different things between them.
 
 Axis letters: B batch, T text tokens, S video tokens, D width, H heads, d = D / H. Parameter names and
 shapes are those of ``diffusers.CogVideoXTransformer3DModel``.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.backbone.rotary import Grid, rotary_table, rotate
-from vera_lite.backbone.wan import FeedForward, attend, sinusoids
-from vera_lite.errors import UserError
+from vera_lite.backbone.wan import FeedForward, TwoLayers, attend, sinusoids
+from vera_lite.errors import UserError, check_sizes
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class CogVideoXConfig:
     """Size of a CogVideoX transformer; names of diffusers' config.json, defaults of CogVideoX-I2V-5B.
 
     Attributes:
-        num_attention_heads, attention_head_dim: D is their product; a head's channels divide by 16.
+        num_attention_heads, attention_head_dim: D is their product; 16 divides the channels of a head.
         in_channels, out_channels: latent channels read and predicted.
         time_embed_dim: width of the embedded timestep.
         text_embed_dim: width of the text features; None builds a model without text.
         num_layers: blocks.
         patch_size: latent cells along each side of a token; in time a token is one latent frame.
-        norm_eps: of all norms but those of queries and keys.
+        norm_eps: of all norms except those of queries and keys.
         use_learned_positional_embeddings: also add a table of positions to the tokens, as the
-            image-to-video model does. It ties the model to the sample sizes that follow.
+            image-to-video model does. Then the model takes only the sample sizes below.
         sample_frames, sample_height, sample_width: frames in pixels, sides in latent cells.
-        max_text_seq_length: T, of that table.
+        max_text_seq_length: T of that table.
     """
 
     num_attention_heads: int = 48
@@ -58,6 +58,7 @@ class CogVideoXConfig:
     max_text_seq_length: int = 226
 
     def __post_init__(self):
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "time_embed_dim")
         if self.attention_head_dim % 16:
             raise ValueError(f"attention_head_dim must divide by 16, {self.attention_head_dim} does not.")
 
@@ -83,14 +84,14 @@ class CogVideoXConfig:
 
 
 def axis_widths(channels: int) -> Grid:
-    """How many of some channels belong to t, h and w: a quarter to time, three eighths each to the sides."""
+    """How many of the channels belong to t, h and w: a quarter to time, three eighths to each side."""
     return channels // 4, channels // 8 * 3, channels // 8 * 3
 
 
 def sinusoids_at(positions: Tensor, dim: int) -> Tensor:
-    """What CogVideoX adds to the tokens: sines and cosines of t, w and h, (S, 3) -> (S, D).
+    """The position table that CogVideoX adds to the tokens: sines and cosines of t, w, h, (S, 3) -> (S, D).
 
-    Rows and columns are divided by 1.875, the released models' interpolation.
+    Rows and columns are divided by 1.875, the interpolation of the released models.
     """
     t, h, w = positions.float().unbind(1)
     waves = [
@@ -141,9 +142,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            x: (B, S, D), which asks.
-            rotary: (2, R, d) for the last R tokens of x; those before (text) have no position.
-            memory, memory_rotary: what is attended to, if not x itself.
+            x: (B, S, D), the tokens of the queries.
+            rotary: (2, R, d) for the last R tokens of x; the tokens before them (text) have no position.
+            memory, memory_rotary: the tokens of keys and values, if they are not x.
 
         Returns:
             (B, S, D).
@@ -201,9 +202,9 @@ class PatchEmbed(nn.Module):
 
     Args:
         config: sizes.
-        positions: (n, 3), of all video tokens that the table of added positions covers.
-        foreground_channels: latent channels of a second video with its own projection; 0: it passes through
-            the first one's.
+        positions: (n, 3), of the video tokens in the table of added positions.
+        foreground_channels: latent channels of a second video with its own projection; 0: both videos share
+            one.
     """
 
     pos_embedding: Tensor
@@ -231,9 +232,9 @@ class PatchEmbed(nn.Module):
         """
         if (text is None) != (self.text_proj is None):
             raise ValueError(
-                "this model was built without text: give none."
+                "this model was built without text: give no features."
                 if self.text_proj is None
-                else "this model needs text features: give those of an empty prompt if there is none."
+                else "this model needs text features: without a prompt, give those of the empty one."
             )
         tokens = self._patches(video, self.proj)
         if foreground is not None:
@@ -244,8 +245,8 @@ class PatchEmbed(nn.Module):
         return streams
 
     def _patches(self, latents: Tensor, proj: nn.Conv2d) -> Tensor:
-        # The convolution's windows do not overlap: one matrix product, in the weights' precision (under
-        # autocast the residual stream keeps float32).
+        # The windows do not overlap, so the convolution is one matrix product. Its result has the dtype of
+        # the weights: under autocast the residual stream stays in float32.
         p = self.config.patch_size
         patches = rearrange(latents, "b c t (h p) (w q) -> b (t h w) (c p q)", p=p, q=p)
         return F.linear(patches, proj.weight.flatten(1), proj.bias).to(proj.weight.dtype)
@@ -253,30 +254,26 @@ class PatchEmbed(nn.Module):
     def _placed(self, streams: list[Tensor], grid: Grid) -> list[Tensor]:
         if grid != self.config.sample_grid:
             raise ValueError(
-                f"this model's position table is for {self.config.sample_grid} tokens, these are {grid}: use "
-                "the sample size, or a config with use_learned_positional_embeddings=False."
+                f"this model's position table is for {self.config.sample_grid} tokens, not {grid}; without "
+                "use_learned_positional_embeddings it takes any size."
             )
         words = self.config.max_text_seq_length
         *text, video = streams
         if text and text[0].shape[1] != words:
-            raise ValueError(
-                f"this model takes exactly {words} text tokens, got {text[0].shape[1]}: pad them."
-            )
+            raise ValueError(f"this model takes {words} text tokens, not {text[0].shape[1]}: pad them.")
         text = [x + self.pos_embedding[:, :words] for x in text]
         return [*text, video + self.pos_embedding[:, words : words + video.shape[1]]]
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(TwoLayers):
     """Timesteps (B,) in [0, 1000] -> (B, time_embed_dim)."""
 
     def __init__(self, config: CogVideoXConfig):
-        super().__init__()
-        self.linear_1 = nn.Linear(config.dim, config.time_embed_dim)
-        self.linear_2 = nn.Linear(config.time_embed_dim, config.time_embed_dim)
+        super().__init__(config.dim, config.time_embed_dim, F.silu)
 
     def forward(self, timestep: Tensor) -> Tensor:
         waves = sinusoids(timestep, self.linear_1.in_features)
-        return self.linear_2(F.silu(self.linear_1(waves.type_as(self.linear_1.weight))))
+        return super().forward(waves.type_as(self.linear_1.weight))
 
 
 class AdaptiveNormOut(nn.Module):
@@ -293,7 +290,7 @@ class AdaptiveNormOut(nn.Module):
 
 
 class CogVideoXTransformer(nn.Module):
-    """Embedding, blocks and head, which a system runs; the arguments are those of :class:`PatchEmbed`."""
+    """Embedding, blocks and head for a system to run; the arguments are those of :class:`PatchEmbed`."""
 
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
@@ -327,9 +324,10 @@ class CogVideoXTransformer(nn.Module):
 def config_of(model: nn.Module) -> CogVideoXConfig:
     """The config of a ``diffusers.CogVideoXTransformer3DModel``.
 
-    UserError if it is CogVideoX-2B (no rotary positions) or 1.5 (patches in time).
+    Raises:
+        UserError: it is CogVideoX-2B (no rotary positions) or 1.5 (patches in time).
     """
     theirs: Any = model.config
     if not theirs.use_rotary_positional_embeddings or theirs.patch_size_t is not None:
-        raise UserError("only CogVideoX 1.0 of 5 B is built here, not the 2 B model and not version 1.5.")
+        raise UserError("this is CogVideoX-2B or 1.5: give the 5 B model of version 1.0.")
     return CogVideoXConfig(**{f.name: theirs[f.name] for f in fields(CogVideoXConfig)})

@@ -1,7 +1,7 @@
 """Modules that stay and compute in float32 in a model of any precision.
 
-In Wan these are the embedded timestep, its projections, and norms: diffusers loads them in float32
-(``_keep_in_fp32_modules``), and Wan's own code asserts it. In bfloat16 t = 999 would be 1000.
+In Wan these are the embedding of the timestep, its projections, and norms: diffusers loads them in float32
+(``_keep_in_fp32_modules``), and Wan's own code asserts it. In bfloat16, t = 999 would become 1000.
 """
 
 import torch

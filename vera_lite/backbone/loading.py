@@ -1,7 +1,7 @@
-"""Wan checkpoints as diffusers saves them, into one tower or into several that attend jointly.
+"""Load Wan checkpoints that diffusers saved into one tower, or into several towers that attend jointly.
 
-In a system of several towers (Vera) ``towers.K`` holds what stands before and after the blocks of branch K,
-and ``blocks.I.branches.K`` its block I.
+In a system of several towers (Vera), ``towers.K`` holds the embeddings and the head of branch K, and
+``blocks.I.branches.K`` its block I.
 """
 
 import json
@@ -24,7 +24,8 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
     """Read a folder written by ``diffusers.WanTransformer3DModel.save_pretrained``, sharded or not.
 
-    Of several weight files (an average beside the weights) it reads the one that diffusers would read.
+    A folder may hold more than one weight file (an average beside the weights): this reads the file that
+    diffusers reads.
 
     Raises:
         UserError: the folder holds no such model, or one with image conditioning, which our block lacks.
@@ -54,8 +55,11 @@ def read_wan(folder: str | Path) -> tuple[WanConfig, StateDict]:
 def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("summed_text.",)) -> None:
     """Copy a checkpoint into a model, in the model's precision.
 
-    Parameters whose names contain one of ``new`` may be missing: they are ours alone and keep what they start
-    with. UserError if names or shapes do not fit.
+    Parameters whose names contain one of ``new`` are ours alone: they may be missing in the checkpoint and
+    keep their initial values.
+
+    Raises:
+        UserError: names or shapes do not fit.
     """
     own = model.state_dict()
     missing = {n for n in own.keys() - tensors.keys() if not any(part in n for part in new)}
@@ -73,12 +77,13 @@ def load_weights(model: nn.Module, tensors: StateDict, new: tuple[str, ...] = ("
 
 
 def load_branches(model: nn.Module, states: list[StateDict]) -> None:
-    """Copy a diffusers state dict into each branch of a model; what branches share is the first one's.
+    """Copy a diffusers state dict into each branch of a model; shared parameters come from the first branch.
 
-    UserError if names or shapes do not fit.
+    Raises:
+        UserError: names or shapes do not fit.
     """
     own, tensors = model.state_dict(), {}
-    for branch in reversed(range(len(model.towers))):  # of what is shared, the first branch's wins
+    for branch in reversed(range(len(model.towers))):  # the first branch comes last and wins
         for name, value in states[branch].items():
             place = _place(name, branch)
             tensors[place if place in own else _place(name, 0)] = value

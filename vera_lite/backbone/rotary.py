@@ -2,7 +2,7 @@
 
 Pair k of the n channels of an axis turns by the angle p * w_k, with p the token's position on that axis and
 w_k = 10000^(-2k / n). The attention logit of two tokens then depends on the difference of their positions
-alone. Real float32 numbers, because Inductor, ONNX and MPS lack complex ones, and MPS float64.
+alone. The numbers are real float32: Inductor, ONNX and MPS lack complex numbers, and MPS lacks float64.
 """
 
 import torch
@@ -22,7 +22,7 @@ def rotary_table(positions: Tensor, widths: Grid) -> Tensor:
 
     Args:
         positions: (S, 3), t, h, w of each token.
-        widths: even numbers of channels that t, h and w turn; their sum is d, the width of a head.
+        widths: how many channels t, h and w turn, even numbers; their sum is d, the width of a head.
 
     Returns:
         (2, S, d) float32. Per pair, [0] holds cos(p w_k) twice and [1] holds -sin(p w_k), sin(p w_k).
@@ -45,7 +45,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: one pass, where autograd would take four."""
+    """The gradient of a rotation is the inverse rotation: one pass, where autograd would take four."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor) -> Tensor:

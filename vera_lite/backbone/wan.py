@@ -4,8 +4,8 @@
     blocks:  self-attention, cross-attention to the text, feed-forward; modulated by the time
     head:    tokens -> prediction
 
-A system may walk these three steps itself and put its own between them. Parameter names and shapes are
-those of ``diffusers.WanTransformer3DModel``.
+A system may run these three steps itself and add its own between them. Parameter names and shapes are those
+of ``diffusers.WanTransformer3DModel``.
 
 Axis letters: B batch, S tokens, T text tokens, G runs of tokens with one timestep, D width, H heads of
 d channels.
@@ -13,8 +13,9 @@ d channels.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from vera_lite.backbone.checkpointing import run_block
 from vera_lite.backbone.context import gather, split, split_runs, ulysses
 from vera_lite.backbone.float32 import Float32, Float32LayerNorm, Float32Linear
 from vera_lite.backbone.rotary import Grid, grid_positions, rotary_table, rotate
+from vera_lite.errors import check_sizes
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,16 @@ class WanConfig:
         patch_size: (t, h, w) latent cells in a token.
         num_attention_heads, attention_head_dim: D is their product.
         in_channels, out_channels: latent channels read and predicted.
-        text_dim: width of the text features. None: no text embedding, blocks get contexts of width D.
+        text_dim: width of the text features. None: there is no text embedding, and blocks read contexts of
+            width D.
         freq_dim: sinusoids of the timestep.
         ffn_dim: inner width of the feed-forward layer.
         num_layers: blocks.
         cross_attention: False: blocks have self-attention and feed-forward only (MiVE).
         cross_attn_norm: LayerNorm before cross-attention, as in every released Wan.
         eps: of all norms.
-        summed_text: also add the sum of the text features to the time embedding. Not in Wan; at toy
-            scale it gets colours right long before cross-attention does. Starts as a no-op.
+        summed_text: also add the sum of the text features to the time embedding; without effect before
+            training. Not in Wan; at toy scale colours come out right long before cross-attention learns them.
     """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -60,6 +63,9 @@ class WanConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
     summed_text: bool = False
+
+    def __post_init__(self):
+        check_sizes(self, "num_attention_heads", "attention_head_dim", "patch_size", "ffn_dim", "freq_dim")
 
     @property
     def dim(self) -> int:
@@ -88,9 +94,9 @@ WAN_TI2V_5B = WanConfig(num_attention_heads=24, ffn_dim=14336, in_channels=48, o
 
 
 def timestep_runs(timestep: Tensor, tokens: int) -> tuple[Tensor, list[int]]:
-    """Timesteps (B,) or (B, S) as runs of equal neighbours: one per run (B, G), and the runs' lengths.
+    """Timesteps (B,) or (B, S) as runs of equal neighbours: one timestep per run (B, G), and run lengths.
 
-    Wan2.2-TI2V gives one timestep per token, but only a few differ (clean first frame, noisy rest). A
+    Wan2.2-TI2V has one timestep per token, but few different ones (clean first frame, noisy rest). One
     modulation per token, (B, S, 6D), would take gigabytes.
     """
     if timestep.ndim == 1:
@@ -128,18 +134,14 @@ def _by_run(function, runs: list[int], tokens: list[Tensor], vectors: list[Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, H, tokens, d) each.
 
-    ``key_padding_mask`` (B, tokens) is False at keys that are only padding. Under CPU autocast it runs in
-    float32: there its backward pass is three times slower in bfloat16.
+    ``key_padding_mask`` (B, tokens) is False at keys that are only padding.
     """
     mask = None if key_padding_mask is None else key_padding_mask[:, None, None]
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with the weight in the input's precision: under autocast it has no fused kernel for two."""
+    """torch's with the weight cast to the input's dtype: it has no fused kernel for two dtypes (autocast)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps)
@@ -188,7 +190,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token reads the text, which has no positions."""
+    """Every token attends to the text, which has no positions."""
 
     def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """text (B, T, D) -> keys and values (B, H, T, d)."""
@@ -252,25 +254,23 @@ class WanBlock(Float32):
             modulation: projected time embedding (B, G, 6, D).
             runs: G run lengths, whose sum is S.
             rotary: (2, S, d).
-            key_padding_mask: (B, S), False at padding among x, which nothing attends to.
+            key_padding_mask: (B, S), False at tokens that are only padding: nothing attends to them.
 
         Returns:
             (B, S, D).
         """
         normed, vectors = self.before(x, modulation, runs)
-        # Hooks see the call as it was when nothing is padded.
-        mask = () if key_padding_mask is None else (key_padding_mask,)
-        return self.after(x, self.attn1(normed, rotary, *mask), vectors, text, runs)
+        return self.after(x, self.attn1(normed, rotary, key_padding_mask), vectors, text, runs)
 
     def before(self, x: Tensor, modulation: Tensor, runs: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """What self-attention is given (B, S, D), and the vectors that :meth:`after` needs."""
+        """The input of self-attention (B, S, D), and the modulation vectors of :meth:`after`."""
         shift, scale, *vectors = (self.scale_shift_table + modulation.float()).unbind(-2)  # (B, G, D)
         return modulated_norm(x, shift, scale, runs, self.eps), vectors
 
     def after(
         self, x: Tensor, attended: Tensor, vectors: list[Tensor], text: Tensor | None, runs: list[int]
     ) -> Tensor:
-        """The rest of the block, from the output of self-attention (B, S, D) on."""
+        """The block after self-attention, whose output is ``attended`` (B, S, D)."""
         gate, ffn_shift, ffn_scale, ffn_gate = vectors
         x = gated_residual(x, attended, gate, runs)
         if self.attn2 is not None:
@@ -283,7 +283,7 @@ class WanBlock(Float32):
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Latents (B, C, t, h, w) -> tokens (B, S, D), in the precision of the weights.
+    """Latents (B, C, t, h, w) -> tokens (B, S, D) with the dtype of the weights.
 
     ``zero``: start at zero, for a condition that is added to the tokens of a pretrained model.
     """
@@ -295,23 +295,10 @@ class PatchEmbedding(nn.Conv3d):
 
     def forward(self, latents: Tensor) -> Tensor:
         (p, q, r), latents = self.kernel_size, latents.type_as(self.weight)
-        # Windows do not overlap: one matrix product does the same as the convolution, and faster. Under
-        # autocast, too, the residual stream keeps the precision of the weights.
+        # The windows do not overlap, so one matrix product equals the convolution, and is faster. Its result
+        # has the dtype of the weights: under autocast the residual stream stays in float32.
         rows = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
         return F.linear(rows, self.weight.flatten(1), self.bias).type_as(self.weight)
-
-
-class TimeEmbedder(nn.Module):
-    """Sinusoids, Linear, SiLU, Linear; all in float32."""
-
-    def __init__(self, freq_dim: int, dim: int):
-        super().__init__()
-        self.linear_1, self.linear_2 = Float32Linear(freq_dim, dim), Float32Linear(dim, dim)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        """(...,) in [0, 1000] -> (..., D)."""
-        waves = sinusoids(timestep, self.linear_1.in_features)
-        return self.linear_2(F.silu(self.linear_1(waves)))
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
@@ -322,16 +309,15 @@ def sinusoids(timestep: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-class TextEmbedder(nn.Module):
-    """Linear, GELU (tanh), Linear."""
+class TwoLayers(nn.Module):
+    """Linear, activation, Linear: (..., width) -> (..., D)."""
 
-    def __init__(self, text_dim: int, dim: int):
+    def __init__(self, width: int, dim: int, activation: Callable[[Tensor], Tensor], linear=nn.Linear):
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(text_dim, dim), nn.Linear(dim, dim)
+        self.linear_1, self.linear_2, self.activation = linear(width, dim), linear(dim, dim), activation
 
-    def forward(self, text: Tensor) -> Tensor:
-        """(B, T, text_dim) -> (B, T, D)."""
-        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 class Conditions(NamedTuple):
@@ -343,12 +329,14 @@ class Conditions(NamedTuple):
 
 
 class ConditionEmbedder(nn.Module):
+    """Embed timesteps (in float32) and text."""
+
     def __init__(self, config: WanConfig):
         super().__init__()
-        dim = config.dim
-        self.time_embedder = TimeEmbedder(config.freq_dim, dim)
+        dim, gelu = config.dim, partial(F.gelu, approximate="tanh")
+        self.time_embedder = TwoLayers(config.freq_dim, dim, F.silu, Float32Linear)
         self.time_proj = Float32Linear(dim, 6 * dim)
-        self.text_embedder = None if config.text_dim is None else TextEmbedder(config.text_dim, dim)
+        self.text_embedder = None if config.text_dim is None else TwoLayers(config.text_dim, dim, gelu)
         self.summed_text = Float32Linear(dim, dim) if config.summed_text else None
 
     def forward(self, timestep: Tensor, text: Tensor | None, summed: Tensor | None = None) -> Conditions:
@@ -356,11 +344,11 @@ class ConditionEmbedder(nn.Module):
         Args:
             timestep: (B, G), one per run.
             text: (B, T, text_dim); None in a model without text embedding.
-            summed: (B, T, D), what ``summed_text`` sums in such a model.
+            summed: (B, T, D), the features for ``summed_text`` in such a model.
         """
         if self.text_embedder is not None:
             text = self.text_embedder(text)
-        time = self.time_embedder(timestep)
+        time = self.time_embedder(sinusoids(timestep, self.time_embedder.linear_1.in_features))
         summed = text if summed is None else summed
         if self.summed_text is not None and summed is not None:
             time = time + self.summed_text(summed.sum(1, keepdim=True))
@@ -408,8 +396,8 @@ class WanTransformer(Float32):
             timestep: (B,), or (B, S) for one per token; 0 is clean, 1000 is noise.
             text: text features (B, T, text_dim). Without text embedding: the context of each block,
                 (B, T, D), where T may differ from block to block.
-            added_tokens: (B, S, D), added to the embedded tokens: what a system conditions on.
-            summed: (B, T, D), what ``summed_text`` sums in a model without text embedding.
+            added_tokens: (B, S, D), a system's condition, which is added to the embedded tokens.
+            summed: (B, T, D), the features for ``summed_text`` in a model without text embedding.
 
         Returns:
             Prediction (B, out_channels, t, h, w).

@@ -1,9 +1,9 @@
 """Learnable editing tokens: queries that a vision-language model (VLM) fills with what an edit is about.
 
 K learned embeddings stand at the end of the user's turn, after video and instruction. The VLM's causal
-attention lets them read everything before them; what stands at their places in its last hidden layer goes
-through a connector into the video model's cross-attention (RVEDiT, arXiv 2605.24674; the mechanism is
-Kiwi-Edit's). The same pass yields *native* tokens: the hidden states of the video and of the instruction.
+attention lets them read everything before them. Their last hidden states go through a connector into the
+video model's cross-attention (RVEDiT, arXiv 2605.24674; the mechanism is Kiwi-Edit's). The same pass yields
+*native* tokens: the hidden states of the video and of the instruction.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from vera_lite.errors import UserError
 
 
 class Context(NamedTuple):
-    """What the VLM says about an edit, in the width D of the video model."""
+    """The VLM's tokens for an edit, in the width D of the video model."""
 
     editing: Tensor  #: X_e (B, K, D).
-    video: Tensor  #: X_v (B, V, D); zeros after the end of clips with fewer tokens than the longest.
-    text: Tensor  #: X_l (B, W, D), the instruction; zeros after its end, as Wan pads its text.
+    video: Tensor  #: X_v (B, V, D); clips with fewer tokens than the longest end with zeros.
+    text: Tensor  #: X_l (B, W, D), the instruction; it ends with zeros, as Wan pads its text.
 
 
 class Before(NamedTuple):
-    """What the VLM makes of a prompt before the queries.
+    """The VLM's pass over the part of a prompt before the queries.
 
     Attributes:
         hidden: last hidden states (B, start, D_vlm).
@@ -41,7 +41,7 @@ class Before(NamedTuple):
 
 
 class Connector(nn.Sequential):
-    """Linear, GELU (tanh), Linear; the last starts at zero, so that an untrained connector says nothing."""
+    """Linear, GELU (tanh), Linear; the last starts at zero, so an untrained connector puts out zeros."""
 
     def __init__(self, vlm_dim: int, dim: int):
         super().__init__(nn.Linear(vlm_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -50,16 +50,16 @@ class Connector(nn.Sequential):
 
 
 class EditingTokens(nn.Module):
-    """Queries and connectors; the VLM itself is given at each call and is not part of this module.
+    """Queries and connectors. The VLM is an argument of each call and not part of this module.
 
     Args:
         vlm_dim: width of the VLM's language tower.
         dim: D, of the video model's context.
         tokens: K; 512 in the paper, for video.
-        text_tokens: W; longer instructions are refused.
-        read: "queries": the places of the queries. "last": the last K places of the sequence, as in
-            Kiwi-Edit's code: its chat template closes the user's turn with more tokens, so it misses the
-            first queries and reads the closing tokens.
+        text_tokens: W; a longer instruction is an error.
+        read: which hidden states become X_e. "queries": those of the queries. "last": the last K of the
+            sequence, as in Kiwi-Edit's code. Its chat template closes the user's turn with more tokens, so
+            "last" misses the first queries and reads the closing tokens.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class EditingTokens(nn.Module):
         Raises:
             UserError: as :func:`~vera_lite.conditioning.vision_language.chat`.
         """
-        # Kiwi-Edit begins with a system prompt and puts no space before the queries. Ours has no system
-        # prompt, and a space.
+        # Kiwi-Edit has a system prompt, and no space before the queries. Ours has a space, and no system
+        # prompt.
         placeholder = placeholder_of(vlm)
         dialogues = [[(text + " " + placeholder * self.tokens, None)] for text in texts]
         prompt = chat(
@@ -96,27 +96,27 @@ class EditingTokens(nn.Module):
         return prompt.tensors
 
     def start(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> int:
-        """Where the queries begin, in all rows of a prompt.
+        """Where the queries begin, the same in all rows of a prompt.
 
         Raises:
             UserError: the prompt has another number of queries.
         """
-        tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
-        places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & given
+        tokens, is_token = prompt["input_ids"], prompt["attention_mask"].bool()
+        places = (tokens == vlm.processor.tokenizer.convert_tokens_to_ids(placeholder_of(vlm))) & is_token
         start = int(places[0].int().argmax())  # rows are padded on the left: all end together
         if not places[:, start : start + self.tokens].all() or places.sum() != len(tokens) * self.tokens:
-            raise UserError(f"the prompt was made for another number of editing tokens than {self.tokens}.")
+            raise UserError(f"the prompt has another number of editing tokens than {self.tokens}.")
         return start
 
     def before(self, vlm: VisionLanguageModel, prompt: dict[str, Tensor]) -> Before:
-        """What the VLM makes of a prompt's video and instruction; without gradients if it is wholly frozen.
+        """Run the VLM over a prompt's video and instruction, without gradients if the VLM is frozen.
 
         Raises:
             UserError: as :meth:`start`.
         """
         model, tokens, start = vlm.model.model, prompt["input_ids"], self.start(vlm, prompt)
-        # Found for the whole prompt: Qwen2.5-VL's videos reach beyond the first words after them in time, so
-        # counting on from the largest position so far would leave a gap.
+        # Positions come from the whole prompt. In Qwen2.5-VL the times of a video reach beyond the first
+        # words after it, so counting on from the largest position would leave a gap.
         position, _ = model.get_rope_index(**prompt)  # (3, B, L)
         before = {n: v[:, :start] if v.shape == tokens.shape else v for n, v in prompt.items()}
         learned = any(p.requires_grad for p in vlm.model.parameters())
@@ -132,7 +132,7 @@ class EditingTokens(nn.Module):
         texts: Sequence[str],
         fps: float = 8.0,
     ) -> tuple[dict[str, Tensor], Before]:
-        """:meth:`prompt` and :meth:`before`, read once per clip; the prompt's tokens and mask alone.
+        """:meth:`prompt` (its tokens and mask only) and :meth:`before`, computed once per clip and kept.
 
         Raises:
             UserError: as :meth:`prompt`.
@@ -166,22 +166,22 @@ class EditingTokens(nn.Module):
             return padded([row[name] for row in rows], axis, left=True, value=value).to(device)
 
         tokens = batch("tokens", 0, vlm.processor.tokenizer.pad_token_id)
-        given = padded([torch.ones_like(row["tokens"]) for row in rows], left=True).to(device)
+        is_token = padded([torch.ones_like(row["tokens"]) for row in rows], left=True).to(device)
         cache = DynamicCache()
         for i, (k, v) in enumerate(
             zip(batch("keys", 2).unbind(1), batch("values", 2).unbind(1), strict=True)
         ):
             cache.update(k, v, i)
         before = Before(batch("hidden", 0), cache, batch("position", 1, 1).transpose(0, 1))
-        return {"input_ids": tokens, "attention_mask": given}, before
+        return {"input_ids": tokens, "attention_mask": is_token}, before
 
     def forward(
         self, vlm: VisionLanguageModel, prompt: dict[str, Tensor], before: Before | None = None
     ) -> Context:
         """Read a prompt of B rows.
 
-        What stands before the queries cannot see them. So video and instruction pass through the VLM first
-        (:meth:`before`, unless it is given), and the queries follow on their keys and values.
+        Attention is causal, so video and instruction cannot see the queries. They pass through the VLM first
+        (:meth:`before`, unless it is given); the queries then attend to their keys and values.
 
         Raises:
             UserError: as :meth:`start`; or an instruction is too long.
@@ -204,10 +204,8 @@ class EditingTokens(nn.Module):
         place = torch.arange(start, device=tokens.device)
         text = place > (place * video).amax(1, keepdim=True) + 1
         if text.sum(1).max() > self.text_tokens:
-            raise UserError(
-                f"the instruction has {int(text.sum(1).max())} tokens, more than the {self.text_tokens} that "
-                "this model reads: say it shorter."
-            )
+            longest = int(text.sum(1).max())
+            raise UserError(f"the instruction has {longest} tokens; give at most {self.text_tokens}.")
         weight = self.connector[0].weight  # the VLM may have another precision
         native = self.native_connector(before.hidden.type_as(weight))  # (B, start, D)
         pixels = _padded(native, video, int(video.sum(1).max()))
@@ -217,13 +215,13 @@ class EditingTokens(nn.Module):
 
 
 def _padded(rows: Tensor, chosen: Tensor, length: int) -> Tensor:
-    """The chosen (B, N) of some rows (B, N, D), with zeros after each clip's last: (B, length, D)."""
+    """The chosen (B, N) tokens of (B, N, D), padded with zeros: (B, length, D)."""
     picked = [row[where] for row, where in zip(rows, chosen, strict=True)]
     return torch.stack([F.pad(p, (0, 0, 0, length - len(p))) for p in picked])
 
 
 def placeholder_of(vlm: VisionLanguageModel) -> str:
-    """The token whose embedding the queries replace: Kiwi-Edit's, or for the toy tokenizer its padding."""
+    """The token whose embeddings the queries replace: Kiwi-Edit's, or the padding token of the toy VLM."""
     released = "<|object_ref_start|>"
     tokenizer = vlm.processor.tokenizer
     return released if released in tokenizer.get_vocab() else tokenizer.pad_token

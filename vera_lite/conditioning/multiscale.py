@@ -1,7 +1,7 @@
 """Multiscale context: hidden states of several layers of a frozen vision-language model (VLM), fused.
 
-MiVE's way (arXiv 2605.14664, Eq. 3-5). Early layers know where things are, late ones what is meant, so the
-video model is given both. For chosen layers l, with phi_l (N_c, D_vlm) what layer l makes of a prompt:
+MiVE's way (arXiv 2605.14664, Eq. 3-5). Early layers know where things are, late layers what is meant, so the
+video model reads both. For chosen layers l with hidden states phi_l (N_c, D_vlm):
 
     c_l = Linear_l(RMSNorm_l(phi_l))        (N_c, D / number of layers)       (3)
     c^  = Concat(c_1, ..., c_L)             (N_c, D), along features          (4)
@@ -23,10 +23,10 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel, chat
 
 
 class Reading(NamedTuple):
-    """What a VLM makes of B prompts. Shorter prompts are padded at their end."""
+    """Hidden states of a VLM for B prompts. Shorter prompts are padded at their end."""
 
     layers: tuple[Tensor, ...]  #: phi_l of each chosen layer, (B, N_c, D_vlm).
-    text: Tensor  #: (B, N_c), True where a token is a word or a mark.
+    text: Tensor  #: (B, N_c), True where a token is a word or a punctuation mark.
     visual: Tensor  #: (B, N_c), True where a token stands for pixels; padding is neither.
 
 
@@ -39,17 +39,17 @@ def read(
     frames: int | None = None,
     fps: float = 8.0,
 ) -> Reading:
-    """Let a VLM read reference image, video and instruction in one prompt; keep chosen layers, no gradients.
+    """Let a VLM read reference image, video and instruction in one prompt, without gradients.
 
     Args:
         vlm: the model.
         clips: (T, 3, H, W) in [0, 1] each.
-        texts: what is to be done to each.
+        texts: an instruction for each clip.
         images: reference pictures (3, H, W) in [0, 1], shown before the clips.
-        layers: numbered as transformers numbers ``hidden_states``: 0 is the embedded input, l the output of
-            the l-th of L layers, and L (or -1) what the final norm makes of the last.
+        layers: which to keep, numbered as in transformers' ``hidden_states``: 0 is the embedded input, l the
+            output of the l-th of L layers, and L (or -1) the output of the last after the final norm.
         frames: how many frames of each clip are shown, spread evenly; None leaves it to the processor.
-        fps: frames per second of the clips, from which the VLM is told when a frame is shown.
+        fps: frames per second of the clips; the VLM reads the time of each frame.
 
     Raises:
         ValueError: the model has no such layer, or a word is unknown to the toy model.
@@ -59,13 +59,13 @@ def read(
     prompt = chat(vlm.processor, clips, dialogues, images, fps, shown, to_be_answered=False).tensors
     prompt = {name: value.to(vlm.model.device) for name, value in prompt.items()}
     hidden = hidden_states(vlm, layers, prompt)
-    tokens, given = prompt["input_ids"], prompt["attention_mask"].bool()
+    tokens, is_token = prompt["input_ids"], prompt["attention_mask"].bool()
     config = vlm.model.config
-    visual = ((tokens == config.image_token_id) | (tokens == config.video_token_id)) & given
-    # The processor pads on the left: turn each row until it starts with its first token.
+    visual = ((tokens == config.image_token_id) | (tokens == config.video_token_id)) & is_token
+    # The processor pads on the left: roll each row until it starts with its first token.
     length = tokens.shape[1]
-    order = (torch.arange(length, device=tokens.device) + length - given.sum(1, keepdim=True)) % length
-    text, visual = (mask.take_along_dim(order, 1) for mask in (given & ~visual, visual))
+    order = (torch.arange(length, device=tokens.device) + length - is_token.sum(1, keepdim=True)) % length
+    text, visual = (mask.take_along_dim(order, 1) for mask in (is_token & ~visual, visual))
     return Reading(tuple(h.take_along_dim(order[..., None], 1) for h in hidden), text, visual)
 
 
@@ -73,7 +73,7 @@ def read(
 def hidden_states(vlm: VisionLanguageModel, layers: Sequence[int], prompt: dict[str, Tensor]) -> list[Tensor]:
     """Hidden states of chosen layers, (B, N_c, D_vlm) each, numbered as in :func:`read`.
 
-    transformers' ``output_hidden_states`` would keep all layers until the end of the pass.
+    Hooks, because transformers' ``output_hidden_states`` keeps all layers until the end of the pass.
     """
     tower = vlm.model.model.language_model
     depth, kept = len(tower.layers), {}
@@ -101,14 +101,14 @@ def remembered(
     pixels: Sequence[Sequence[Tensor]],
     compute: Callable[[], Reading],
 ) -> Reading:
-    """What ``compute`` gives, read once per clip; for the arguments see :class:`.readings.Readings`."""
+    """The result of ``compute``, kept per clip; for the arguments see :class:`.readings.Readings`."""
 
     def rows() -> list[dict[str, Tensor]]:
         reading = compute()
         parts = {str(i): layer for i, layer in enumerate(reading.layers)}
         parts |= {"text": reading.text, "visual": reading.visual}
-        given = reading.text | reading.visual
-        return [{name: part[i, given[i]] for name, part in parts.items()} for i in range(len(given))]
+        is_token = reading.text | reading.visual
+        return [{name: part[i, is_token[i]] for name, part in parts.items()} for i in range(len(is_token))]
 
     found = readings(vlm, how, texts, pixels, rows)
     batch = {name: padded([row[name] for row in found]).to(vlm.model.device) for name in found[0]}

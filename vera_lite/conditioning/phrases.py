@@ -1,26 +1,25 @@
-"""A text encoder with a closed vocabulary: every phrase that it knows is one token.
+"""A text encoder with a closed vocabulary: every known phrase is one token.
 
-For toy models it stands in for Wan's frozen umT5. It has no weights, and systems see only features
+In toy models it replaces Wan's frozen umT5. It has no weights, and systems see only features
 (B, T, text_dim). A phrase is one concept ("top left", "moving left"), so "left" as a place and "left" as a
-direction stay apart without word order. A saved pipeline holds the vocabulary.
+direction differ without word order. A saved pipeline holds the vocabulary.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, unknown_word
 
 
 class PhraseEncoder:
     """Prompts -> one-hot features (B, max_phrases, text_dim); unused rows are zero, as Wan pads.
 
     Args:
-        phrases: what the model knows, in the order of the features, on which its weights depend.
-        synonyms: other words for some of the phrases.
+        phrases: the known phrases in the order of the features; the model's weights depend on it.
+        synonyms: other word -> phrase.
         fillers: words that are ignored.
         max_phrases: how many phrases a prompt may name.
     """
@@ -35,7 +34,7 @@ class PhraseEncoder:
 
     @property
     def vocabulary(self) -> dict:
-        """The constructor's arguments, as JSON can hold them."""
+        """The constructor's arguments as plain values for JSON."""
         return {
             "phrases": list(self.phrases),
             "synonyms": self.synonyms,
@@ -44,11 +43,11 @@ class PhraseEncoder:
         }
 
     def parse(self, prompt: str) -> list[str]:
-        """Phrases of a prompt, longest match first, in the order they stand.
+        """The phrases of a prompt in their order; at each word the longest phrase is taken.
 
         Raises:
-            UserError: a word is not in the vocabulary (the message names the closest ones), the prompt says
-                nothing that is known, or it names too many things.
+            UserError: a word is not in the vocabulary (the message names the closest ones), the prompt has
+                no known phrase, or too many.
         """
         words = re.findall(r"[^\W_]+", prompt.lower())
         found, i = [], 0
@@ -62,18 +61,13 @@ class PhraseEncoder:
             else:
                 n = 1
                 if words[i] not in self.fillers:
-                    close = difflib.get_close_matches(words[i], self.phrases, n=3, cutoff=0.7)
-                    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-                    raise UserError(f"unknown word {words[i]!r} in {prompt!r}.{hint} {self._known()}")
+                    raise unknown_word(words[i], self.phrases)
             i += n
         if not found:
-            raise UserError(f"the prompt {prompt!r} says nothing that is known. {self._known()}")
+            raise UserError(f"the prompt {prompt!r} has no known phrase: {', '.join(self.phrases)}.")
         if len(found) > self.max_phrases:
-            raise UserError(f"the prompt names {len(found)} things; at most {self.max_phrases} are read.")
+            raise UserError(f"the prompt has {len(found)} phrases; give at most {self.max_phrases}.")
         return found
-
-    def _known(self) -> str:
-        return f"Known: {', '.join(self.phrases)}."
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Features (B, max_phrases, text_dim); zeros for the empty prompt. Errors as :meth:`parse`."""

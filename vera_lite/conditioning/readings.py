@@ -1,7 +1,7 @@
-"""What a frozen vision-language model reads, computed once per clip and kept on disk.
+"""Readings of a frozen vision-language model, computed once per clip and kept on disk.
 
-The name of a clip's file is a digest of everything that its reading depends on: the model's weights, the
-code that reads, how it is read, the pixels and the text. So nothing stale is ever found.
+The name of a clip's file is a digest of everything that the reading depends on: the model's weights, the
+code, the settings, the pixels and the text. So a stale file is never read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class Readings:
     """A folder of readings, one memory-mapped safetensors file per clip; several processes may share it.
 
     Args:
-        folder: made when it is first needed.
+        folder: made when it is needed.
     """
 
     def __init__(self, folder: str | Path):
@@ -44,11 +44,11 @@ class Readings:
 
         Args:
             vlm: the model, frozen.
-            how: whatever else the readings depend on; the function that reads among it.
+            how: everything else that the readings depend on, including the functions that read.
             texts: B texts.
-            pixels: what the model sees of each clip: (..., 3, H, W) in [0, 1].
-            compute: reads all B clips. They are read together even if one alone is missing: what a batch
-                holds changes the last bits, and a resumed training shall find the same.
+            pixels: the videos and images that the model sees of each clip: (..., 3, H, W) in [0, 1].
+            compute: reads all B clips. If one reading is missing, all are computed: the other clips of a
+                batch change the last bits of a reading, and a resumed training must find the same bits.
         """
         head = hashlib.sha256(f"{self._model(vlm)} {_described(how)}".encode())
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
@@ -72,7 +72,7 @@ class Readings:
         return [load_file(path) for path in paths]
 
     def _model(self, vlm: VisionLanguageModel) -> str:
-        """Digest of the model's weights, once per process: seconds per gigabyte."""
+        """Digest of the model's weights, computed once per process: it takes seconds per gigabyte."""
         if id(vlm) not in self._models:
             digest = hashlib.sha256(version("transformers").encode())
             for name, tensor in vlm.model.state_dict().items():
@@ -84,12 +84,12 @@ class Readings:
 
 
 def _described(how: Sequence) -> str:
-    """Functions by the text of their module: changed code reads anew."""
+    """Functions are described by the text of their module, so that changed code reads anew."""
     return repr([Path(inspect.getfile(x)).read_text() if callable(x) else x for x in how])
 
 
 def padded(rows: Sequence[Tensor], axis: int = 0, left: bool = False, value: float = 0) -> Tensor:
-    """Stack tensors that differ in length along ``axis``, filled up with ``value``."""
+    """Stack tensors of different lengths along ``axis``, padded with ``value``."""
     length = max(row.shape[axis] for row in rows)
     stacked = []
     for row in rows:

@@ -9,7 +9,7 @@ from vera_lite.errors import UserError
 
 
 class Umt5Encoder:
-    """Prompts -> umT5 features (B, max_length, text_dim), zero past each prompt's end, as Wan pads.
+    """Prompts -> umT5 features (B, max_length, text_dim); zeros after each prompt's end, as Wan pads.
 
     Args:
         tokenizer, model: a tokenizer and a ``transformers.UMT5EncoderModel``.

@@ -1,10 +1,9 @@
-"""Vision-language models: one wrapper for the toy Qwen3-VL in the package and for the real ones.
+"""Vision-language models: one wrapper for the toy Qwen3-VL in the package and for real models.
 
-All are transformers' own classes with their own processors. The toy one is a small
+All are transformers' own classes with their own processors. The toy model is a small
 ``Qwen3VLForConditionalGeneration`` with a tokenizer of whole words.
 """
 
-import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, unknown_word
 from vera_lite.media.clip import to_uint8
 
 TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
@@ -21,13 +20,13 @@ TOY_VLM = Path(__file__).parents[1] / "assets" / "vlm_toy"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given."""
+    """The model's input."""
 
-    tensors: dict[str, Tensor]  # its keyword arguments
+    tensors: dict[str, Tensor]  # keyword arguments of the model
     metadata: list  # of each clip: which frames were sampled (``frames_indices``)
 
 
-#: A question and its answer; None: the model is to answer.
+#: A question and its answer, or None for an answer that the model is to give.
 Turn = tuple[str, str | None]
 
 
@@ -40,7 +39,7 @@ def chat(
     sample_frames: bool | int = True,
     to_be_answered: bool = True,
 ) -> Prompt:
-    """Clips and dialogues about them in the chat form of a model: [image,] clip, turns.
+    """Clips and dialogues about them in a model's chat format: [image,] clip, turns.
 
     Args:
         processor: of the model.
@@ -48,10 +47,10 @@ def chat(
         dialogues: one or more turns about each clip; only the last may lack its answer.
         images: (3, H, W) in [0, 1] each, shown before the clip; None for none.
         fps: frames per second of the clips.
-        sample_frames: let the processor choose frames, at its own rate; off: every frame is shown; a number:
-            so many, spread evenly. The model is told the time in the clip of each frame that it sees.
-        to_be_answered: begin the answer that a last turn lacks; off: the prompt ends with the user's turn,
-            for reading features.
+        sample_frames: True: the processor chooses frames at its own rate; False: every frame is shown; a
+            number: that many frames, spread evenly. The model reads the time of each frame in the clip.
+        to_be_answered: end the prompt with the start of the model's answer, if the last turn has none. False:
+            end it with the user's turn, for reading features.
 
     Raises:
         UserError: a clip is not (T, 3, H, W), or a word is not in the toy model's vocabulary.
@@ -87,7 +86,7 @@ def chat(
         **({} if sample_frames is True else {"do_sample_frames": False}),
         return_tensors="pt",
         padding=True,
-        # What is to be continued ends together; in training all rows start together.
+        # Rows that the model continues must end together; in training all rows start together.
         padding_side="left" if dialogues[0][-1][1] is None else "right",
     )
     metadata = inputs.pop("video_metadata")
@@ -99,23 +98,21 @@ def chat(
 
 
 def check_words(tokenizer, text: str) -> None:
-    """UserError if a person's text holds a mark of the model's own, or a word that a tokenizer of whole words
-    does not have."""
-    for mark in tokenizer.get_added_vocab():
-        if mark in text:
-            raise UserError(f"{mark!r} in the prompt is a mark of the model's own: leave it out.")
+    """Raise UserError if a prompt has a special token of the model, or a word that a tokenizer of whole words
+    does not know."""
+    for token in tokenizer.get_added_vocab():
+        if token in text:
+            raise UserError(f"{token!r} in the prompt is a special token of the model: leave it out.")
     if tokenizer.unk_token_id is not None:
         _check_vocabulary(tokenizer, text)
 
 
 def _check_vocabulary(tokenizer, text: str) -> None:
-    """UserError if a word of a text has no token of its own; characters that are passed over count too."""
+    """Raise UserError if a word has no token of its own, or characters that the tokenizer skips."""
     for word in text.split():
         if "".join(tokenizer.tokenize(word)).lower() != word.lower():
-            words = sorted(known for known in tokenizer.get_vocab() if known.isalpha() and len(known) > 1)
-            close = difflib.get_close_matches(word.lower(), words, n=3, cutoff=0.75)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise UserError(f"unknown word {word[:40]!r} in the prompt.{hint} Known: {', '.join(words)}.")
+            known = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
+            raise unknown_word(word, known)
 
 
 class VisionLanguageModel:
@@ -152,11 +149,12 @@ class VisionLanguageModel:
         kwargs.setdefault("attn_implementation", "sdpa")  # what the attention tap can see
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise UserError(f"{name} is no model folder: it has no config.json.")
+        local = {"local_files_only": not download}
+        # Auto classes look for an adapter first, and ask the network unless told twice.
+        kwargs.setdefault("adapter_kwargs", local)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                name, local_files_only=not download, use_safetensors=True, **kwargs
-            )
-            processor = AutoProcessor.from_pretrained(name, local_files_only=not download)
+            model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **local, **kwargs)
+            processor = AutoProcessor.from_pretrained(name, **local)
         except OSError as error:
             hint = " Pass download=True to fetch it." if not download and not Path(name).is_dir() else ""
             raise UserError(f"cannot load the vision-language model {str(name)!r}.{hint}") from error
@@ -172,7 +170,7 @@ class VisionLanguageModel:
 
     @torch.inference_mode()
     def answer(self, prompt: Prompt, max_new_tokens: int = 48) -> list[str]:
-        """What the model says, greedily, to each row of a prompt without answers."""
+        """The model's answers to the rows of a prompt, decoded greedily."""
         length = prompt.tensors["input_ids"].shape[1]
         tokens = self.model.generate(**prompt.tensors, max_new_tokens=max_new_tokens, do_sample=False)
         return self.processor.batch_decode(tokens[:, length:], skip_special_tokens=True)

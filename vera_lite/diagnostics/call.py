@@ -1,4 +1,4 @@
-"""One attention call as it happened, and what a measurement of it costs and returns."""
+"""One attention call, and what a measurement of it costs and returns."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class CallSite:
     """Where an attention call happened."""
 
     module: str  #: qualified name of the innermost module that made the call, e.g. ``blocks.3.attn1``.
-    #: number of the call inside this module during one call of the tapped model. Wan's image-to-video block
-    #: calls twice in one cross-attention, Qwen's vision tower once per slot.
+    #: which call of this module in one step. Wan's image-to-video block makes two calls in one
+    #: cross-attention, Qwen's vision tower one per slot.
     call: int = 0
-    step: int = 0  #: number of the call of the tapped model: the denoising step, or the decoding step.
+    step: int = 0  #: which call of the tapped model: the denoising step, or the decoding step.
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class AttentionCall:
 
 
 def without_repeats(mask: Tensor) -> Tensor:
-    """The mask before it was expanded: axes of stride 0 have size 1."""
+    """The mask without expanded axes: those of stride 0 get size 1."""
     return mask[tuple(slice(1) if stride == 0 else slice(None) for stride in mask.stride())]
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of an attention call: all that its cost depends on. Module and step as in :class:`CallSite`."""
+    """Sizes of an attention call, which decide its cost. Module and step as in :class:`CallSite`."""
 
     module: str
     batch: int
@@ -48,7 +48,7 @@ class AttentionShape:
     head_dim: int
     value_dim: int
     itemsize: int = 4  #: bytes of a number in Q, K and V.
-    mask_bytes: int = 0  #: of the mask as given, before it is broadcast; 0 without one.
+    mask_bytes: int = 0  #: of the mask before it is broadcast; 0 without one.
     is_causal: bool = False  #: see :class:`AttentionCall`.
     step: int = 0
 
@@ -72,29 +72,29 @@ class AttentionShape:
 
     @property
     def flops(self) -> int:
-        """Of the call itself; causal calls count in full, as torch counts them."""
+        """FLOPs of the call itself; causal calls count in full, as torch counts them."""
         pairs = self.batch * self.heads * self.queries * self.keys
         return 2 * pairs * (self.head_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a measurement takes on one call."""
+    """The cost of a measurement on one call."""
 
-    result_bytes: int  #: of what it returns, exactly.
-    transient_bytes: int  #: on top of it, while it runs.
+    result_bytes: int  #: exact size of the result.
+    transient_bytes: int  #: further memory while it runs.
     flops: int  #: of its matrix products.
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """What a measurement returned."""
+    """The result of a measurement."""
 
     site: CallSite
     heads: tuple[int, ...]  #: which heads, in the order of ``values``.
-    values: Tensor  #: float32 on the CPU; the measurement says of what shape.
-    #: largest absolute difference between A V, recomputed from what was measured, and the kernel's own
-    #: output. About 1e-6 where the model runs in float32. In bfloat16 it is the rounding of the kernel's
-    #: output, about 1e-2 of the largest value.
+    values: Tensor  #: float32 on the CPU; the shape depends on the measurement.
+    #: largest absolute difference between A V, recomputed from the measured weights, and the kernel's own
+    #: output. About 1e-6 for a model in float32. In bfloat16 it is the rounding of the kernel's output, about
+    #: 1e-2 of the largest value.
     residual: float
     names: tuple[str, ...] = ()  #: of the groups.

@@ -1,7 +1,7 @@
 """Exact attention weights of one call, head by head and block by block.
 
-A = softmax(scale * q k^T + mask) in float32, whatever precision the model runs in. A block holds all keys
-of a few queries, so memory stays at :data:`BLOCK_BYTES` however long the sequence is.
+A = softmax(scale * q k^T + mask) in float32, in whatever precision the model runs. A block holds all keys of
+a few queries, so memory stays at :data:`BLOCK_BYTES` for any length of the sequence.
 
 Axis letters: B batch, H heads, Q queries, K keys, d head size, b rows of a block, c some of the keys.
 A row that sees no key is all zeros, as the kernel's output is.
@@ -19,7 +19,7 @@ BLOCK_BYTES = 16 * 2**20
 
 
 def key_head(head: int, heads: int, kv_heads: int) -> int:
-    """The key head that a head reads: neighbours share one."""
+    """The key head that a head reads; neighbouring heads share one."""
     return head // (heads // kv_heads)
 
 
@@ -41,7 +41,7 @@ def masked_logits(
     keys: Tensor | slice,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Masked float32 logits (B, b, c) of b queries and c keys of one head, free to be overwritten.
+    """Masked float32 logits (B, b, c) of b queries and c keys of one head; the caller may overwrite them.
 
     Query is (B, Q, d), key (B, K, d), mask (B, Q, K) or None; ``out`` takes the result.
     """
@@ -86,18 +86,18 @@ class ExactHead:
             masked_logits(
                 self.query, self.key, self.mask, call.is_causal, call.scale, block, slice(None), out=weights
             )
-            # The floor makes a row without keys exp(-inf) = 0. In all others the total is at least 1.
+            # The floor turns a row without keys into exp(-inf) = 0. In all other rows the total is >= 1.
             maximum = weights.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
             total = weights.sub_(maximum).exp_().sum(-1, keepdim=True).clamp_min(1)
             yield block, weights.div_(total), maximum, total
 
     def residual(self, weights: Tensor, block: Tensor) -> float:
-        """|A V - the kernel's output|, the largest, of rows that ``blocks`` gave."""
+        """The largest |A V - kernel's output| of rows that ``blocks`` yielded."""
         return largest_difference(weights @ self.value, self.output[:, block])
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """|ours - theirs|, the largest; overwrites ours."""
+    """The largest |ours - theirs|; overwrites ours."""
     return ours.sub_(theirs).abs_().amax().item()
 
 
@@ -114,7 +114,7 @@ def exact_cost(
     transient_numbers: int = 0,
     blocks: int = 1,
 ) -> Cost:
-    """Cost of exact rows and their residual; ``blocks`` at a time, with a mask at least two."""
+    """Cost of exact rows and their residual, with ``blocks`` in memory at a time (two with a mask)."""
     dims = shape.head_dim + shape.value_dim
     blocks = max(blocks, 2 if shape.mask_bytes or shape.is_causal else 1)
     block = block_rows(shape.batch, shape.keys, rows) * (blocks * shape.keys + 2 * dims)

@@ -1,4 +1,4 @@
-"""How many floating-point operations one forward pass takes: predicted, and counted."""
+"""Floating-point operations of one forward pass: predicted, and counted."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,11 +15,11 @@ class ForwardFlops(NamedTuple):
     embedding: int  #: patches, timesteps and text into tokens, and the head back into latents.
     linear: int  #: linear layers of the blocks, with the text's keys and values.
     self_attention: int  #: the two matrix products of self-attention in all blocks.
-    cross_attention: int  #: those of cross-attention.
+    cross_attention: int  #: the two of cross-attention.
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(self)
 
 
@@ -37,7 +37,7 @@ def forward_flops(
     share_text_kv: bool = False,
     share_condition_embedder: bool = False,
 ) -> ForwardFlops:
-    """Predict the FLOPs of one forward pass of a Wan transformer, or of N that may attend jointly.
+    """Predict the FLOPs of one forward pass of a Wan transformer, or of N that can attend jointly.
 
     Only matrix products count, as in ``torch.utils.flop_counter``. With N ``branches``, B clips, S tokens per
     branch (those of ``latent_size`` (t, h, w), and ``context_tokens``), T text tokens, width D, feed-forward
@@ -48,8 +48,8 @@ def forward_flops(
                           L B 4 N S^2 D          not joint
         cross-attention = L B 4 N S T D
 
-    Joint attention grows with N^2, all else with N: for long videos it is nearly the whole cost. A
-    training step takes about three forward passes, four with full checkpointing.
+    Joint attention grows with N^2, the rest with N: for long videos joint attention is nearly the whole cost.
+    A training step takes about three forward passes, four with full checkpointing.
 
     With G ``timesteps`` (runs of tokens with equal timestep), E condition embedders (1 if shared, else one
     per set of weights, ``experts``: N or 1), P sinusoids, text of width W, C channels in and O out, and c
@@ -90,9 +90,9 @@ def forward_flops(
 
 
 def counted_flops(function: Callable[[], object]) -> int:
-    """FLOPs of the matrix products that ``function`` really runs, on any device, even "meta"."""
+    """FLOPs of the matrix products that ``function`` runs, on any device, even "meta"."""
 
-    # torch has formulas for CUDA's attention kernels, but would count the CPU's as nothing.
+    # torch has formulas for CUDA's attention kernels, but counts the CPU's as 0.
     def attention(q, k, v, *_args, out_shape=None, **_kwargs) -> int:
         return sdpa_flop_count(q, k, v)
 

@@ -31,12 +31,12 @@ class LayerAttention:
     """Where a phrase looks in one clip."""
 
     grid: TokenGrid  #: of the prompt; its stream "video" is the clip.
-    #: (L, H, S) softmax attention, mean over the phrase's tokens (Eq. 2's heat map, before heads are
-    #: averaged).
+    #: (L, H, S) softmax attention, mean over the phrase's tokens (Eq. 2's heat map before the mean over
+    #: heads).
     attention: Tensor
-    #: reading -> (L, N), products of the hidden states that each layer returns; see
+    #: reading -> (L, N), products of the hidden states after each layer; see
     #: :func:`vera_lite.diagnostics.scores.similarity_map`. The last layer's are taken before the model's
-    #: final norm (transformers' ``hidden_states[-1]`` are not), so that all compare.
+    #: final norm (unlike transformers' ``hidden_states[-1]``), so that all layers compare.
     similarity: dict[str, Tensor]
     residual: Tensor  #: (L,) largest difference between attention * values and the kernel's own output.
 
@@ -61,7 +61,7 @@ def attention_by_layer(
         vlm: the model.
         clip: (T, 3, H, W) in [0, 1].
         text: about the clip, such as "the person in the video".
-        phrase: part of the text whose tokens are followed; all of it by default.
+        phrase: the part of the text to follow; all of it by default.
         budget_bytes: for the attention rows; see :class:`vera_lite.diagnostics.plan.CapturePlan`.
         fps: frames per second of the clip.
 

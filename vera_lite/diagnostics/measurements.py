@@ -1,15 +1,15 @@
 """Questions to one attention call, answered exactly without the full matrix of weights A.
 
-Every result carries a residual: A V, recomputed from what was measured, against the kernel's own output.
+Every result has a residual: A V, recomputed from the measured weights, against the kernel's own output.
 
     Rows       where does this query look?             chosen rows of A
     GroupMass  how much does it give to that group?    A summed over groups of keys, for every query
     Columns    who looks at this key?                  A averaged over groups of queries, for every key
-    RowReduce  anything that reads whole rows          e.g. the entropy of every row
-    StoreQK    anything, later                         see :mod:`vera_lite.diagnostics.store`
+    RowReduce  any function of whole rows              e.g. the entropy of every row
+    StoreQK    any question, later                     see :mod:`vera_lite.diagnostics.store`
 
-Axis letters: B batch, H heads that were asked for, Q queries, K keys, d head size, m groups, b rows of a
-block, R chosen rows.
+Axis letters: B batch, H chosen heads, Q queries, K keys, d head size, m groups, b rows of a block, R chosen
+rows.
 """
 
 import math
@@ -50,30 +50,13 @@ def check_range(module: str, what: str, indices: Tensor, count: int) -> None:
             raise ValueError(f"{module} has {count} {what}, numbered from 0; there is no {index}.")
 
 
-def _check_count(module: str, what: str, labels: Tensor, count: int) -> None:
-    if len(labels) != count:
-        raise ValueError(f"{module} has {count} {what}, but there are labels for {len(labels)}.")
-
-
-def _labels(labels: Tensor, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
-    """Checked labels, -1 for none, and as many names as there are groups."""
-    labels = whole_numbers("group labels", labels)
-    names = tuple(names or map(str, range(labels.max() + 1)))
-    if not names or labels.min() < -1 or labels.max() >= len(names):
-        raise ValueError(
-            f"group labels run from {labels.min()} to {labels.max()} with {len(names)} names; they must lie "
-            "in 0 .. names - 1, or be -1 for no group."
-        )
-    return labels, names
-
-
 def _one_hot(labels: Tensor, groups: int) -> Tensor:
     """(n,) -> (n, m) float32; a row of zeros for label -1."""
     return (labels[:, None] == torch.arange(groups)).float()
 
 
 def _reduced_rows(call: AttentionCall, index: int, values: Tensor, reduce: Callable) -> list[float]:
-    """Fill values (B, Q, n) of one head with what ``reduce`` makes of its rows; return residuals."""
+    """Fill values (B, Q, n) with ``reduce`` of each row of one head; return residuals."""
     head, residuals = ExactHead(call, index), []
     for block, weights, _, _ in head.blocks():
         residuals.append(head.residual(weights, block))
@@ -89,12 +72,12 @@ def _reduced_rows(call: AttentionCall, index: int, values: Tensor, reduce: Calla
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement:
-    """What all measurements share: ``heads``, which ones to measure, all by default."""
+    """Base of all measurements. ``heads``: which ones to measure, all by default."""
 
     heads: Sequence[int] | None = None
 
     def __call__(self, call: AttentionCall) -> "Capture | AttentionStore":
-        """Measure one call. ValueError if it does not fit, such as labels for another number of keys."""
+        """Measure one call. ValueError if the measurement does not fit, e.g. labels for other keys."""
         shape = AttentionShape.of(call)
         self.cost(shape)
         # The model may run under autocast, which would round our float32 products.
@@ -102,7 +85,7 @@ class Measurement:
             return self._measure(call, self._heads(shape))
 
     def cost(self, shape: AttentionShape) -> Cost:
-        """What it would take on a call of this shape. ValueError if it does not fit."""
+        """The cost on a call of this shape. ValueError if the measurement does not fit."""
         raise NotImplementedError
 
     def _measure(self, call: AttentionCall, heads: tuple[int, ...]) -> "Capture | AttentionStore":
@@ -134,7 +117,7 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Measurement):
-    """Whole rows of A: what chosen queries look at. Values (B, H, R, K)."""
+    """Whole rows of A: where chosen queries look. Values (B, H, R, K)."""
 
     queries: Sequence[int] | Tensor  #: R indices.
 
@@ -159,22 +142,36 @@ class Rows(Measurement):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupMass(Measurement):
-    """How much of its attention every query gives to each group of keys. Values (B, H, Q, m).
+class _Grouped(Measurement):
+    """Base of the measurements of groups of tokens."""
 
-    The model's fused kernel is called again in float32, with V replaced by one-hot columns that say which
-    group a key is in. Columns that the groups leave free take columns of the real V, whose output must be
-    the kernel's: a check of every query at no cost. Calls with a mask, which the kernel would write out in
-    full, and head sizes that do not divide by 8 go through blocks of exact rows.
-    """
-
-    groups: Tensor  #: (K,) labels 0 .. m - 1, or -1 for keys in no group.
-    names: Sequence[str] | None = None  #: of the groups, which may be empty; their numbers by default.
+    #: labels 0 .. m - 1 of all keys (:class:`GroupMass`) or queries (:class:`Columns`); -1: in no group.
+    groups: Tensor
+    names: Sequence[str] | None = None  #: of the groups; their numbers by default.
 
     def __post_init__(self):
-        groups, names = _labels(self.groups, self.names)
+        groups = whole_numbers("group labels", self.groups)
+        names = tuple(self.names or map(str, range(groups.max() + 1)))
+        low, high = int(groups.min()), int(groups.max())
+        if not names or low < -1 or high >= len(names):
+            raise ValueError(f"group labels lie in -1 .. {len(names) - 1}, not {low} .. {high}.")
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "names", names)
+
+    def _check_labels(self, shape: AttentionShape, what: str, count: int) -> None:
+        if len(self.groups) != count:
+            raise ValueError(f"{shape.module} has {count} {what}, but there are {len(self.groups)} labels.")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMass(_Grouped):
+    """How much of its attention every query gives to each group of keys. Values (B, H, Q, m).
+
+    The fused kernel runs again in float32, with V replaced by one-hot columns for the group of each key. Free
+    columns hold columns of the real V: their output must equal the model's, which checks every query at no
+    cost. Blocks of exact rows replace the kernel in calls with a mask, which the kernel would write out in
+    full, and for head sizes that 8 does not divide.
+    """
 
     @staticmethod
     def _is_fused(shape: AttentionShape) -> bool:
@@ -182,7 +179,7 @@ class GroupMass(Measurement):
 
     def cost(self, shape: AttentionShape) -> Cost:
         heads, groups, dim = len(self._heads(shape)), len(self.names), shape.head_dim
-        _check_count(shape.module, "keys", self.groups, shape.keys)
+        self._check_labels(shape, "keys", shape.keys)
         numbers = shape.batch * heads * shape.queries * groups
         if not self._is_fused(shape):
             rows = block_rows(shape.batch, shape.keys, shape.queries)
@@ -232,30 +229,25 @@ class GroupMass(Measurement):
 
 
 @dataclass(frozen=True, eq=False)
-class Columns(Measurement):
+class Columns(_Grouped):
     """How much attention every key receives from an average query of each group. Values (B, H, m, K).
 
     The mean over the group, not the sum: it compares groups of different sizes, and each (b, h, m) sums to
     1 as a row does. The residual compares the group's mean output.
     """
 
-    groups: Tensor  #: (Q,) labels 0 .. m - 1 of the queries, or -1 for queries in no group.
-    names: Sequence[str] | None = None  #: of the groups; their numbers by default.
-
     def __post_init__(self):
-        groups, names = _labels(self.groups, self.names)
-        for group, name in enumerate(names):
-            if not (groups == group).any():
+        super().__post_init__()
+        for group, name in enumerate(self.names):
+            if not (self.groups == group).any():
                 raise ValueError(f"group {name} has no query to average over.")
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "names", names)
 
     def cost(self, shape: AttentionShape) -> Cost:
         heads, groups = len(self._heads(shape)), len(self.names)
-        _check_count(shape.module, "queries", self.groups, shape.queries)
+        self._check_labels(shape, "queries", shape.queries)
         numbers = shape.batch * groups * shape.keys
         cost = exact_cost(shape, heads, shape.queries, heads * numbers, numbers)
-        # A V is taken of the means instead of every row.
+        # A V is computed from the means, not from every row.
         rows = shape.queries * (shape.head_dim + groups) + groups * shape.value_dim
         return Cost(cost.result_bytes, cost.transient_bytes, 2 * shape.batch * heads * shape.keys * rows)
 
@@ -274,9 +266,10 @@ class Columns(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class RowReduce(Measurement):
-    """Anything that reads whole rows of A: each block is reduced at once. Values (B, H, Q, n)."""
+    """Any function of whole rows of A, which reduces block by block. Values (B, H, Q, n)."""
 
-    #: (weights (B, b, K) of one head, indices (b,) of its queries) -> (B, b, n); may take two more blocks.
+    #: (weights (B, b, K) of one head, indices (b,) of its queries) -> (B, b, n). It may use the memory of two
+    #: more blocks.
     reduce: Callable[[Tensor, Tensor], Tensor]
     width: int = 1  #: n.
 

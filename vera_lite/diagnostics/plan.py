@@ -1,4 +1,4 @@
-"""What to measure in which layers and steps, at what price, known before anything runs.
+"""What to measure in which layers and steps, with the cost known before a run.
 
 shapes = attention_shapes(model, lambda: model(...))
 plan = CapturePlan([Entry("attn1$", GroupMass(frames), "frames")], budget_bytes=2 * 10**9)
@@ -26,11 +26,11 @@ class Entry(NamedTuple):
     """One line of a plan."""
 
     #: regular expression, searched for in the module's qualified name. The measurement must fit every call
-    #: that matches; one that does not fit is an error, not passed over.
+    #: that matches: a call that does not fit is an error.
     where: str
     measurement: Measurement  #: what to measure there.
     name: str | None = None  #: of the captures; ``where`` by default.
-    steps: Collection[int] | None = None  #: of the model's calls, which; all by default.
+    steps: Collection[int] | None = None  #: which steps; all by default.
 
     @property
     def label(self) -> str:
@@ -48,18 +48,18 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class EntryEstimate:
-    """What one entry of a plan takes."""
+    """The cost of one entry of a plan."""
 
     name: str
     calls: int  #: how many it measures.
     stored_bytes: int  #: of all its captures.
-    transient_bytes: int  #: the largest, while one of them is made.
+    transient_bytes: int  #: the largest further memory while one of them is made.
     flops: int  #: of all its measurements.
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan takes; ``print`` shows it as a table."""
+    """The cost of a plan; ``print`` shows it as a table."""
 
     entries: tuple[EntryEstimate, ...]  #: in the plan's order.
     model_flops: int  #: of the model's own attention calls.
@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Everything stored, and the largest transient: the most that memory can grow by."""
+        """All stored bytes and the largest transient: the most by which memory can grow."""
         return self.total.stored_bytes + self.total.transient_bytes
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Estimate:
 
 
 class CapturePlan:
-    """Measurements of chosen layers and steps within a memory budget; the observer that a :class:`Tap` calls.
+    """Measurements of chosen layers and steps within a memory budget; an observer for a :class:`Tap`.
 
     Captures of several runs add up; make a new plan to start afresh.
 
@@ -107,8 +107,8 @@ class CapturePlan:
         stored_bytes: of the captures.
 
     Raises:
-        ValueError: no entry, or two of one name; during capture a call that would go over budget, before it
-            is measured, or one that a measurement does not fit.
+        ValueError: no entry, or two with one name; during a run, a call that would exceed the budget (it is
+            not measured), or that a measurement does not fit.
     """
 
     def __init__(self, entries: Sequence[Entry | tuple], budget_bytes: int):
@@ -133,11 +133,11 @@ class CapturePlan:
 
     @property
     def unmatched(self) -> list[str]:
-        """Names of entries that captured nothing so far; a tap warns of them when it ends."""
+        """Names of entries without any capture so far; a tap warns of them when it ends."""
         return [name for name, found in self.captures.items() if not found]
 
     def estimate(self, shapes: Sequence[AttentionShape]) -> Estimate:
-        """What capturing these calls would take.
+        """The cost of capturing these calls.
 
         Args:
             shapes: every attention call of the run, from :func:`attention_shapes` or made by hand.
@@ -175,15 +175,15 @@ class CapturePlan:
 
     def _over_budget(self, needed: int, culprit: str) -> ValueError:
         return ValueError(
-            f"this capture needs {_size(needed)} and the budget is {_size(self.budget_bytes)}; take fewer "
-            f"heads, layers, steps or queries (above all in {culprit}) or raise the budget."
+            f"this capture needs {_size(needed)}, the budget is {_size(self.budget_bytes)}: take fewer "
+            f"heads, layers, steps or queries, above all in {culprit}."
         )
 
 
 def attention_shapes(model: nn.Module, run: Callable[[], Any]) -> list[AttentionShape]:
     """Sizes of every attention call that ``run()`` makes in the model.
 
-    Costs one run without measurements; where the model works on the meta device, nothing at all.
+    It takes one run without measurements, or nothing for a model on the meta device.
     """
     shapes = []
     with Tap(model, lambda call: shapes.append(AttentionShape.of(call))):

@@ -1,13 +1,13 @@
-"""Numbers that say where attention goes: pure functions of tensors.
+"""Scores of where attention goes: pure functions of tensors.
 
-N video tokens, K keys; any axes may lead (layers, heads, steps). A map is one row of weights: its scale
-does not matter, and where its total is zero each share of it is nan. All results are float64.
+N video tokens, K keys; any axes may lead (layers, heads, steps). A map is one row of weights. Its scale does
+not matter; if its total is zero, its shares are nan. All results are float64.
 
-The mask ratio is the diagnostic of MiVE (arXiv 2605.14664, Eq. 1-2), which can be read in two ways:
+The mask ratio is the diagnostic of MiVE (arXiv 2605.14664, Eq. 1-2). There are two readings:
 
-- softmax: the attention weights themselves, ``mask_ratio(weights.mean(-2), coverage)`` for weights
-  (..., text tokens, N). This averages over text tokens first, as MiVE's heat map does: a text token that
-  looks more at the video counts more. Average over heads as well for one number per layer.
+- softmax: the attention weights, ``mask_ratio(weights.mean(-2), coverage)`` for weights (..., text tokens,
+  N). The mean over text tokens comes first, as in MiVE's heat map: a text token that looks more at the video
+  counts more. Average over heads as well for one number per layer.
 - similarity: products of hidden states, :func:`similarity_map`.
 
 RVEDiT (arXiv 2605.24674) compares branches by entropy, cosine and Jensen-Shannon divergence.
@@ -26,8 +26,8 @@ class Sinks:
     """The s sink tokens of a set of maps (..., K), strongest first."""
 
     indices: Tensor  #: (s,), among the K tokens.
-    share: Tensor  #: (s,), of the mass of all maps together, in [0, 1].
-    is_sink: Tensor  #: (..., s), in which maps the token is one.
+    share: Tensor  #: (s,), share of the mass of all maps together, in [0, 1].
+    is_sink: Tensor  #: (..., s), whether the token is a sink in each map.
 
 
 def _shares(weights: Tensor) -> Tensor:
@@ -35,13 +35,13 @@ def _shares(weights: Tensor) -> Tensor:
     if weights.ndim == 0 or weights.shape[-1] == 0:
         raise ValueError(f"weights need a last axis of tokens, got shape {tuple(weights.shape)}.")
     if not (weights.isfinite() & (weights >= 0)).all():
-        raise ValueError("weights must be finite and not negative; similarity_map turns products into a map.")
+        raise ValueError("weights must be finite and not negative; similarity_map makes a map of products.")
     weights = weights.double()
     return weights / weights.sum(-1, keepdim=True)
 
 
 def mask_ratio(weights: Tensor, coverage: Tensor, exclude: Tensor | None = None) -> Tensor:
-    """Share of the video-directed mass that falls on the mask, sum_j a_j m_j / sum_j a_j.
+    """The share of the attention on the video that falls on the mask, sum_j a_j m_j / sum_j a_j.
 
     Args:
         weights: (..., N), not negative.
@@ -52,7 +52,7 @@ def mask_ratio(weights: Tensor, coverage: Tensor, exclude: Tensor | None = None)
         (...) in [0, 1].
 
     Raises:
-        ValueError: negative weights, or a coverage that does not fit them.
+        ValueError: negative weights, or a coverage of another shape or range.
     """
     tokens = weights.shape[-1] if weights.ndim else 0
     if coverage.shape != (tokens,) or not ((coverage >= 0) & (coverage <= 1)).all():
@@ -78,12 +78,12 @@ def similarity_map(
 ) -> Tensor:
     """Where the text's hidden states are similar to the video's: E V^T made into a map, averaged over text.
 
-    The product itself has negative entries, so shares of its sum mean nothing. There are two solutions:
+    The product has negative entries, so shares of its sum mean nothing. There are two solutions:
 
-    - "softmax": over video tokens, of the product / sqrt(D), for each text token. It sharpens as hidden
-      states grow, which they do with depth, so compare layers with care.
-    - "shifted": the mean product minus its smallest entry. Scaling to [0, 1] for a heat map gives the same
-      shares. One far outlier below flattens it.
+    - "softmax": for each text token, over video tokens, of the product / sqrt(D). It gets sharper as hidden
+      states grow with depth, so compare layers with care.
+    - "shifted": the mean product minus its smallest entry. A heat map scaled to [0, 1] has the same shares.
+      One very low outlier flattens it.
 
     Args:
         text_hidden: E (..., text tokens, D).
@@ -105,10 +105,11 @@ def similarity_map(
 def sinks(received: Tensor, factor: float = 20.0) -> Sinks:
     """Tokens that receive more than ``factor`` times the uniform share 1 / K in at least one map.
 
-    Gu et al. (arXiv 2410.10781) call a token a sink if its mean over queries exceeds 0.3 for any K. Among
-    thousands of video tokens few could, hence the multiple; 20 is our choice. High mass does not prove a
-    sink: a small object that all queries look at passes too. A mean over queries hides whether many look or
-    few; with rows (..., queries, K) as maps, the mean of ``is_sink`` over queries shows it.
+    Gu et al. (arXiv 2410.10781) call a token a sink if its mean over queries exceeds 0.3, for any K. With
+    thousands of video tokens few could, so here the limit is a multiple of 1 / K; 20 is our choice. High mass
+    does not prove a sink: a small object that all queries look at passes too. A mean over queries hides
+    whether many or few of them look; take rows (..., queries, K) as maps, and the mean of ``is_sink`` over
+    queries shows it.
 
     Args:
         received: (..., K), mass that each token receives, e.g. the mean over queries of each head.
@@ -146,7 +147,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence of maps, (..., K) twice -> (...) in [0, log 2] nats.
 
     H((p + q) / 2) - (H(p) + H(q)) / 2 of the normalised maps (Lin 1991); the divergence, not its root.
-    Not scipy's: its root is nan where rounding makes the divergence of nearly equal maps negative.
+    scipy's root is nan for nearly equal maps, where rounding makes the divergence negative.
     """
     if p.shape != q.shape:
         raise ValueError(f"two maps must have one shape, got {tuple(p.shape)} and {tuple(q.shape)}.")

@@ -1,4 +1,4 @@
-"""Q, K and two numbers per row of one attention call, from which any part of A follows later."""
+"""Q, K and two numbers per row of one attention call, which give any part of A later."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vera_lite.diagnostics.measurements import Measurement, check_range, whole_n
 class StoreQK(Measurement):
     """Keep Q, K and two numbers per row: returns an :class:`AttentionStore`.
 
-    All rows are computed once, to find the two numbers and to check every row against the kernel.
+    It computes all rows once, to get the two numbers and to check every row against the kernel.
     """
 
     def _shared(self, heads: tuple[int, ...], shape: AttentionShape) -> list[int]:
@@ -26,7 +26,7 @@ class StoreQK(Measurement):
         cost = exact_cost(shape, len(heads), shape.queries, 2 * shape.batch * len(heads) * shape.queries)
         tokens = len(heads) * shape.queries + len(set(self._shared(heads, shape))) * shape.keys
         stored = shape.batch * tokens * shape.head_dim * shape.itemsize + shape.mask_bytes
-        # Q and K are copied after the rows were computed, when that memory is free again.
+        # Q and K are copied after the rows are computed, when the memory of the rows is free.
         return Cost(cost.result_bytes + stored, max(cost.transient_bytes - stored, 0), cost.flops)
 
     def _measure(self, call, heads):
@@ -60,7 +60,7 @@ class StoreQK(Measurement):
 
 
 def _select(x: Tensor, heads: Sequence[int]) -> Tensor:
-    """A copy of some heads on the CPU, each head contiguous; head by head to hold nothing twice."""
+    """A copy of some heads on the CPU, each head contiguous; made head by head to save memory."""
     out = torch.empty(x.shape[0], len(heads), *x.shape[2:], dtype=x.dtype)
     for i, head in enumerate(heads):
         out[:, i] = x[:, head]
@@ -71,8 +71,8 @@ def _select(x: Tensor, heads: Sequence[int]) -> Tensor:
 class AttentionStore:
     """Attention weights of one call, on demand: A[q, k] = exp(scale * q . k + mask - maximum) / total.
 
-    The product is rounded in another way than when the maximum was taken, so weights are exact to about
-    1e-7 of the largest logit: 1e-6 for logits of 10.
+    The products are rounded differently from those of the first pass, so weights are exact to about 1e-7 of
+    the largest logit: 1e-6 for logits of 10.
     """
 
     site: CallSite
@@ -92,7 +92,7 @@ class AttentionStore:
     residual: float  #: as in :class:`Capture`, over all rows.
 
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """What these queries look at, (B, H, queries, K); see :meth:`tile`."""
+        """Where these queries look, (B, H, queries, K); see :meth:`tile`."""
         return self.tile(queries, None)
 
     def columns(self, keys: Sequence[int]) -> Tensor:
@@ -106,7 +106,7 @@ class AttentionStore:
         rows = self._chosen("queries", queries, query_count)
         columns = self._chosen("keys", keys, key_count)
         tiles = []
-        # Autocast would round the products, but maximum and total were found without it.
+        # Maximum and total were computed without autocast, which would round the products.
         with torch.autocast(self.query.device.type, enabled=False):
             for i, head in enumerate(self.heads):
                 mask = head_mask(self.mask, head, batch, query_count, key_count)

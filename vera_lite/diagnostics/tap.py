@@ -1,8 +1,8 @@
-"""Watch a model's attention, or cut connections in it, from outside and without knowing the model.
+"""Watch a model's attention, or cut connections in it, from outside and for any model.
 
 A ``TorchFunctionMode`` stands between a model and ``scaled_dot_product_attention`` (SDPA), and forward hooks
-name the running module. What does not pass through that function (eager attention, flash-attention packages,
-``nn.MultiheadAttention``) cannot be reached; :attr:`Tap.unseen` lists such modules.
+name the running module. Attention that does not call this function (eager attention, flash-attention
+packages, ``nn.MultiheadAttention``) is out of reach; :attr:`Tap.unseen` lists such modules.
 
 With the knock-out inside, the tap sees the cut in the call's mask::
 
@@ -51,13 +51,13 @@ class _AttentionMode(TorchFunctionMode):
         super().__exit__(*exception)
         while self._hooks:
             self._hooks.pop().remove()
-        self._running.clear()  # a keyboard interrupt runs no hooks
+        self._running.clear()  # after a keyboard interrupt no hooks run
 
     def _started(self, name: str, module: nn.Module, inputs: tuple) -> None:
         self._running.append(name)
 
     def _finished(self, name: str, *_) -> None:
-        if self._running[-1:] == [name]:  # not so if another hook's error kept the module from starting
+        if self._running[-1:] == [name]:  # unless an error in another hook kept the module from starting
             self._running.pop()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -66,22 +66,22 @@ class _AttentionMode(TorchFunctionMode):
 
 
 class Tap(_AttentionMode):
-    """See every attention call of a model, named by module, call and step; outputs keep every bit.
+    """See every attention call of a model, named by module, call and step; no output changes by a bit.
 
-    A step is one call of the model's forward, with what parts of the model did before it: a denoising
-    step; in ``generate()`` vision tower and prefill, then one step per token. A checkpointed block's second
-    run is not recorded (torch keeps function modes out of backward passes). A module registered under two
-    names has the first. Entering again starts anew. Do not nest taps of one model: the outer would see the
-    inner's measurements.
+    A step is one call of the model's forward, together with calls of its parts before that: one denoising
+    step; in ``generate()`` vision tower and prefill, then one step per token. The second run of a
+    checkpointed block is not recorded (torch disables function modes in backward passes). A module with two
+    names is recorded under the first. Entering again starts anew. Do not nest taps of one model: the outer
+    tap would see the measurements of the inner one.
 
-    When it decodes with grouped keys and a padding mask, transformers lays the heads that share a key
-    along the query axis.
+    When it decodes with grouped keys and a padding mask, transformers puts the heads that share a key on the
+    query axis.
 
     Args:
         model: any module that calls SDPA, not compiled.
-        observer: called after every call, without gradients and with the tap off. It must not change the
-            tensors, which are the model's own: clone what must outlive the call. If it has a list
-            ``unmatched``, as a :class:`.CapturePlan` has, the tap warns of what is in it at the end.
+        observer: called after every attention call, without gradients and with the tap off. It must not
+            change the tensors, which are the model's own: clone what must outlive the call. If it has a list
+            ``unmatched``, like a :class:`.CapturePlan`, the tap warns of its items at the end.
 
     Attributes:
         sites: where attention was seen, in order.
@@ -109,10 +109,10 @@ class Tap(_AttentionMode):
 
     @property
     def unseen(self) -> list[str]:
-        """Attention modules that ran, while neither they nor modules inside them made a visible call.
+        """Attention modules that ran without a visible call of their own or of a module inside them.
 
-        A module counts as attention if its class's name has "attention" or "attn" in it; of nested ones
-        only the innermost counts.
+        A module counts as attention if the name of its class contains "attention" or "attn"; of nested
+        modules only the innermost counts.
         """
         return [name for name in self._attention if name not in self._seen]
 
@@ -176,7 +176,7 @@ class Tap(_AttentionMode):
         self._calls[module] += 1
         self.sites.append(site)
         if self.observer is not None:
-            # Autocast casts below this function; what the kernel saw has its output's type.
+            # Autocast casts below this function: the kernel's inputs had the dtype of its output.
             query, key, value = (x.detach().to(output.dtype) for x in (query, key, value))
             if attn_mask is not None:
                 attn_mask = attn_mask.detach()
@@ -184,29 +184,29 @@ class Tap(_AttentionMode):
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value, shown, attn_mask = _four_axes(query, key, value, output.detach(), attn_mask)
             call = AttentionCall(site, query, key, value, attn_mask, is_causal, scale, shown)
-            # Selective checkpointing counts calls by a dispatch mode; a measurement's must not be counted.
+            # Selective checkpointing counts calls with a dispatch mode, which must not count a measurement.
             with torch.no_grad(), _disable_current_modes():
                 self.observer(call)
         return output
 
 
 class KnockOut(_AttentionMode):
-    """Forbid queries to look at some keys: what does the model lose without them?
+    """Hide some keys from queries: what does the model lose without them?
 
-    The cut is merged into the mask of every call made by a matching module whose keys (and queries)
-    have the given number; other calls are left alone. It refuses gradients of checkpointed blocks, because
-    a backward pass would compute the block again without the cut.
+    The cut is merged into the mask of every call of a matching module with the right number of keys (and
+    queries); other calls stay as they are. Gradients of checkpointed blocks are refused, because a backward
+    pass would compute the block again without the cut.
 
     Args:
         model: any module that calls SDPA, not compiled.
-        keys: bool (K,), True = knocked out, for calls with just K keys; or indices, for calls that
-            have them all.
+        keys: bool (K,), True = knocked out, for calls with K keys; or indices, for calls that have all of
+            them.
         where: regular expression, searched for in the module's qualified name.
-        queries: the queries that lose the keys, bool (Q,) or indices as ``keys``; None means all.
+        queries: the queries that lose the keys, bool (Q,) or indices like ``keys``; None means all.
 
     Raises:
-        ValueError: keys or queries are neither bool nor indices; during the model's run, if a query would be
-            left with no key.
+        ValueError: keys or queries are neither bool nor indices; during the model's run, if a query would
+            have no key left.
         RuntimeError: in a backward pass through a checkpointed block; on entering, as :class:`Tap`.
 
     Warns:
@@ -247,7 +247,7 @@ class KnockOut(_AttentionMode):
             if cut is not None:
                 if attn_mask is None:
                     attn_mask = torch.ones_like(cut)
-                    if is_causal:  # the kernel's triangle starts at the top left, also where K != Q
+                    if is_causal:  # the kernel's triangle starts at the top left, also if K != Q
                         attn_mask, is_causal = attn_mask.tril(), False
                 attn_mask = self._merge(attn_mask, cut)
                 self._changed = True
@@ -290,15 +290,15 @@ def _flags(chosen: Tensor, length: int, device: torch.device) -> Tensor | None:
 
 
 def _open(mask: Tensor) -> Tensor:
-    """Where a mask allows attention: additive ones forbid by -inf or by the lowest number of their type."""
+    """Where a mask allows attention; additive masks forbid with -inf or the lowest number of their dtype."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
 
 
 def _four_axes(query, key, value, output, mask):
-    """A call of any number of axes as (B, H, tokens, d): missing axes of size 1, all before H as one B.
+    """A call with any number of axes as (B, H, tokens, d): missing axes get size 1, all before H become B.
 
-    The kernel broadcasts all axes before the last two. Here the heads of keys are left as they are, which
-    may be fewer (grouped queries).
+    The kernel broadcasts all axes before the last two. Here keys keep their heads, which may be fewer
+    (grouped queries).
     """
     if query.ndim == key.ndim == value.ndim == 4 and len(query) == len(key) == len(value):
         return query, key, value, output, mask

@@ -1,9 +1,8 @@
-"""Which token is where: the one map between the tokens of a sequence and pixels or words.
+"""The map between the tokens of a sequence and pixels or words.
 
-A transformer sees a flat sequence. Here it is cut into streams: a video (or image) stream is a
-(t, h, w) grid of tokens, each of which covers a box of pixels in one or more source frames; a text
-stream has one piece of text per token. A stream need not be contiguous: Qwen3-VL writes a timestamp
-between two temporal slots of one video.
+A transformer sees a flat sequence. Here it is divided into streams. A video (or image) stream is a (t, h, w)
+grid of tokens; each covers a box of pixels in one or more source frames. A text stream has one piece of text
+per token. A stream need not be contiguous: Qwen3-VL writes a timestamp between two temporal slots of a video.
 
 Values of a stream (attention, coverage, ...) are always in (t, h, w) order:
 
@@ -30,10 +29,10 @@ class Token:
 
     stream: str
     word: str | None = None  #: its piece of text, or None.
-    #: source frames that it covers, or that a timestamp speaks of; () for other text.
+    #: source frames that it covers, or that a timestamp names; () for other text.
     frames: tuple[int, ...] = ()
-    #: (top, left, bottom, right) in source pixels, or None. Not whole where a processor resized the clip; its
-    #: resampling filter also reaches a little beyond the box.
+    #: (top, left, bottom, right) in source pixels, or None. Fractions if a processor resized the clip, whose
+    #: resampling filter reaches a little beyond the box.
     box: tuple[float, float, float, float] | None = None
     cell: tuple[int, int, int] | None = None  #: (t, y, x) in the stream's grid of tokens, or None.
 
@@ -44,7 +43,7 @@ class VideoStream:
 
     name: str
     positions: Tensor  #: (t * h * w,) place of each token in the sequence, in (t, h, w) order.
-    frames: tuple[tuple[int, ...], ...]  #: source frames that each of the t slots covers.
+    frames: tuple[tuple[int, ...], ...]  #: source frames of each of the t slots.
     grid: tuple[int, int]  #: (h, w) tokens of a slot.
     size: tuple[int, int, int]  #: (T, H, W) frames and pixels of the source.
 
@@ -55,7 +54,7 @@ class VideoStream:
 
     @cached_property
     def edges(self) -> tuple[list[float], list[float]]:
-        """Where rows and columns of tokens begin and end, in pixels."""
+        """The borders of rows and columns of tokens, in pixels."""
         (_, height, width), (rows, columns) = self.size, self.grid
         return [i * height / rows for i in range(rows + 1)], [i * width / columns for i in range(columns + 1)]
 
@@ -78,13 +77,12 @@ class TextStream:
 
     name: str
     positions: Tensor  #: (N,) place of each token in the sequence.
-    #: the piece of text of each token. Of T5's tokenizers: ``[piece.replace("\u2581", " ") for piece in
+    #: the piece of text of each token. For T5's tokenizers: ``[piece.replace("\u2581", " ") for piece in
     #: tokenizer.convert_ids_to_tokens(ids)]``.
     words: tuple[str, ...]
-    #: what stands between two pieces: " " for whole words, "" for a tokenizer's pieces, which carry their own
-    #: spaces.
+    #: text between two pieces: " " for whole words, "" for a tokenizer's pieces, which include their spaces.
     separator: str = " "
-    #: source frames that each token speaks of (timestamps); empty for other text.
+    #: source frames that each token names (timestamps); empty for other text.
     frames: tuple[tuple[int, ...], ...] = ()
 
     def token(self, rank: int) -> Token:
@@ -100,8 +98,11 @@ class TextStream:
 class TokenGrid:
     """The tokens 0 .. S - 1 of a sequence, each in exactly one stream.
 
-    In cross-attention queries and keys are two sequences, and have a grid each. ValueError if names repeat, a
-    stream's lengths disagree, or the streams do not cover every token once.
+    In cross-attention, queries and keys are two sequences with one grid each.
+
+    Raises:
+        ValueError: names repeat, the lengths of a stream disagree, or the streams do not cover every token
+            once.
     """
 
     streams: tuple[VideoStream | TextStream, ...]  #: in any order.
@@ -184,7 +185,7 @@ class TokenGrid:
         return stream.token(rank)
 
     def stream(self, name: str) -> VideoStream | TextStream:
-        """The stream of that name; of a video, ``.frames`` lists the frames that each slot covers."""
+        """The stream of that name. ValueError if there is none."""
         for s in self.streams:
             if s.name == name:
                 return s
@@ -203,10 +204,10 @@ class TokenGrid:
         return self.stream(stream).positions
 
     def index(self, stream: str, frame: int, y: float, x: float) -> int:
-        """The token that covers a point of a source frame of a video; the first, if two slots hold the frame.
+        """The token that covers a point of a source frame; the first one, if two slots hold the frame.
 
         y and x are in source pixels; the centre of the top left pixel is (0.5, 0.5). ValueError if the point
-        is outside, or the model was not shown this frame.
+        is outside, or the model does not see this frame.
         """
         video = self._video(stream)
         _, height, width = video.size
@@ -235,9 +236,10 @@ class TokenGrid:
     # --- values ----------------------------------------------------------------------------------
 
     def coverage(self, stream: str, mask: Tensor) -> Tensor:
-        """Mean of a mask over each token's box and frames, exactly weighted by area: (t * h * w,) in [0, 1].
+        """Mean of a mask over each token's box and frames, weighted exactly by area: (t * h * w,) in [0, 1].
 
-        The mask is (T, H, W) or (T, 1, H, W) in [0, 1], at the size of the video's source, or ValueError.
+        The mask is (T, H, W) or (T, 1, H, W) in [0, 1] and has the size of the stream's source, or else
+        ValueError.
         """
         video = self._video(stream)
         frames, height, width = video.size
@@ -251,7 +253,7 @@ class TokenGrid:
         rows, columns = (_shares(e, n).to(mask) for e, n in zip(video.edges, (height, width), strict=True))
         per_frame = rows @ (mask @ columns.T)  # (T, h, w)
         covered = torch.stack([per_frame[list(f)].mean(0) for f in video.frames])
-        return covered.flatten().clamp(0, 1)  # rounding may lift a sum of shares a hair above one
+        return covered.flatten().clamp(0, 1)  # a sum of shares may be rounded to slightly above one
 
     def to_latent(self, values: Tensor, stream: str) -> Tensor:
         """Values (..., t * h * w) of a stream on its grid: (..., t, h, w)."""
@@ -261,10 +263,10 @@ class TokenGrid:
         return values.unflatten(-1, video.cells)
 
     def to_video(self, values: Tensor, stream: str) -> Tensor:
-        """Values (..., t * h * w) of a stream painted onto source frames and pixels: (..., T, H, W).
+        """Values (..., t * h * w) of a stream, painted onto source frames and pixels: (..., T, H, W).
 
-        A pixel takes the value of the token at its centre; a frame that the model was not shown takes
-        the values of the nearest one that it was.
+        A pixel takes the value of the token at its centre. A frame that the model does not see takes the
+        values of the nearest frame that it sees.
         """
         video = self._video(stream)
         frames, *pixels = video.size
@@ -313,18 +315,18 @@ class TokenGrid:
 
 
 def merge_frames(frames: Sequence[tuple[int, ...]], n: int) -> tuple[tuple[int, ...], ...]:
-    """Join n neighbours; a frame that is repeated counts once."""
+    """Join n neighbours; a repeated frame counts once."""
     return tuple(tuple(dict.fromkeys(sum(frames[i : i + n], ()))) for i in range(0, len(frames), n))
 
 
 def join_words(words: Sequence[str], separator: str) -> tuple[str, list[int]]:
-    """The text, and for each of its characters the number of the word that it belongs to."""
+    """The text, and for each of its characters the number of its word."""
     owner = [i for i, word in enumerate(words) for _ in word + separator]
     return separator.join(words), owner
 
 
 def _shares(edges: list[float], pixels: int) -> Tensor:
-    """(cells, pixels) share of each pixel in the mean over each cell; rows add up to one."""
+    """(cells, pixels): the share of each pixel in the mean over each cell; rows add up to one."""
     edge = torch.tensor(edges, dtype=torch.float64)[:, None]
     pixel = torch.arange(pixels, dtype=torch.float64)
     overlap = (torch.minimum(edge[1:], pixel + 1) - torch.maximum(edge[:-1], pixel)).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Token grids of vision language models: Qwen2.5-VL, Qwen3-VL and GLM-4.6V."""
+"""Token grids of vision-language models: Qwen2.5-VL, Qwen3-VL and GLM-4.6V."""
 
 import math
 import re
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from vera_lite.diagnostics.token_grid import TextStream, TokenGrid, VideoStream, join_words, merge_frames
 
-_MARKS = {1: "\1", 2: "\2"}  # stand for an image's and a video's token in the joined text
+_MARKS = {1: "\1", 2: "\2"}  # one image token and one video token in the joined text
 
 # Qwen3-VL: <0.4 seconds><|vision_start|>VIDEO<|vision_end|>
 # GLM-4.6V: <|begin_of_image|>VIDEO<|end_of_image|>0.4 seconds
-# Pieces of a tokenizer of whole words carry no spaces.
+# Pieces of a whole-word tokenizer have no spaces.
 _SLOT = re.compile(
     "(<[0-9.]+ ?seconds>)?(?:<[|]vision_start[|]>)?(\2+)(?:<[|]end_of_image[|]>([0-9.]+ ?seconds))?"
 )
@@ -27,18 +27,17 @@ def qwen_vl_grid(
 ) -> TokenGrid:
     """The language sequence of Qwen2.5-VL, Qwen3-VL or GLM-4.6V.
 
-    Streams are "text"; "video" or, where there are several, "video 0", "video 1"; "image" likewise; and
+    Streams are "text"; "video" or, if there are several, "video 0", "video 1"; "image" likewise; and
     "video timestamps": the text ``<0.4 seconds>`` (GLM: ``0.4 seconds``) of each temporal slot.
 
     Args:
-        inputs: what ``processor(..., return_metadata=True)`` returned, for one prompt. For
-            generated tokens too, lengthen ``input_ids`` and, with zeros, ``mm_token_type_ids``.
+        inputs: the output of ``processor(..., return_metadata=True)`` for one prompt. To cover generated
+            tokens, append them to ``input_ids``, and zeros to ``mm_token_type_ids``.
         processor: with its tokenizer.
-        video_sizes, image_sizes: (height, width) of each in source pixels, as they stand in the
-            prompt.
+        video_sizes, image_sizes: (height, width) of each in source pixels, in the order of the prompt.
 
     Raises:
-        ValueError: inputs are incomplete, hold several prompts or do not fit the sizes given.
+        ValueError: inputs are incomplete, hold several prompts or do not fit the sizes.
     """
     ids, kinds = (_one_prompt(inputs, key) for key in ("input_ids", "mm_token_type_ids"))
     # mm_token_type_ids: 0 text, 1 image, 2 video.
@@ -50,7 +49,7 @@ def qwen_vl_grid(
     ]
     stamps = _timestamps(words, videos)
     rest = [i for i, kind in enumerate(kinds.tolist()) if kind == 0 and all(i not in s for s in stamps)]
-    # Most tokenizers' pieces carry their own spaces; those of whole words do not.
+    # The pieces of most tokenizers include their spaces; whole words do not.
     whole = processor.tokenizer.decode(ids[rest].tolist()) == " ".join(words[i] for i in rest)
     separator = " " if whole else ""
     texts = []
@@ -74,7 +73,7 @@ def _one_prompt(inputs: Mapping, key: str) -> Tensor:
 
 
 def _timestamps(words: list[str], videos: list[VideoStream]) -> list[dict[int, tuple[int, ...]]]:
-    """For each video its timestamp tokens, with the frames that they speak of."""
+    """For each video, its timestamp tokens with the frames that they name."""
     slot_of = {
         position: (video, frames)
         for video, stream in enumerate(videos)
@@ -116,12 +115,10 @@ def _vision_streams(kind, inputs, processor, sizes, positions) -> list[VideoStre
 def _sampled_frames(inputs, video, slots, temporal_patch) -> tuple[tuple[tuple[int, ...], ...], int]:
     """Source frames of each slot, the last repeated to fill it; and how many the source has."""
     if "video_metadata" not in inputs:
-        raise ValueError(
-            "which frames were sampled is not known: call the processor with return_metadata=True."
-        )
+        raise ValueError("the inputs have no video_metadata: call the processor with return_metadata=True.")
     metadata = inputs["video_metadata"][video]
     indices = metadata.frames_indices
-    # None: nothing was sampled, all frames were used.
+    # None: all frames were used.
     indices = range(metadata.total_num_frames) if indices is None else [int(i) for i in indices]
     if math.ceil(len(indices) / temporal_patch) != slots:
         raise ValueError(f"{len(indices)} sampled frames do not fill {slots} slots of {temporal_patch}.")

@@ -15,13 +15,13 @@ from vera_lite.errors import check_choices
 class Diffusion:
     """The training objective (arXiv 2006.11239) on the schedule of CogVideoX-5B.
 
-    With abar_t the share of signal left after t of 1000 steps, and sigma = t / 1000:
+    With abar_t the share of signal that is left after t of 1000 steps, and sigma = t / 1000:
 
         x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
         v   = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0        (arXiv 2202.00512)
 
     Attributes:
-        prediction: what the network outputs, in diffusers' words.
+        prediction: what the network outputs, in diffusers' terms.
             "epsilon": the noise; the loss is its mean squared error.
             "v_prediction": v. The loss (v' - v)^2 is computed as (x_0' - x_0)^2 / (1 - abar_t) with
             x_0' = sqrt(abar_t) x_t - sqrt(1 - abar_t) v'.
@@ -42,7 +42,7 @@ class Diffusion:
 
     def alphas_cumprod(self, sigma: Tensor) -> Tensor:
         """abar_t, (B,) -> (B, 1, 1, 1, 1)."""
-        # Without any signal left at t = 999, noise could not be turned into clean latents.
+        # With epsilon, some signal must be left at t = 999: x_0 is computed by dividing by it.
         table = _signal_table(zero_terminal_snr=self.prediction == "v_prediction")
         steps = (1000 * sigma).round().long().clamp(0, 999)
         return table.to(sigma.device)[steps].view(-1, 1, 1, 1, 1)
@@ -75,7 +75,7 @@ def _signal_table(zero_terminal_snr: bool) -> Tensor:
     beta_t rises from 0.00085 to 0.012, linear in its square root; abar_t is the product of 1 - beta so far.
     For a terminal signal of zero, sqrt(abar) is shifted and stretched (arXiv 2305.08891, Algorithm 1).
     """
-    # Cached beyond this call, so it must not be an inference tensor, nor live on another device.
+    # The cache outlives this call: it must hold no inference tensor, and stay on the CPU.
     with torch.inference_mode(False), torch.device("cpu"):
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         table = torch.cumprod(1 - betas, 0)

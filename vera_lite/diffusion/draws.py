@@ -1,4 +1,4 @@
-"""Randomness as pure functions: an interrupted run goes on as if it had not been interrupted."""
+"""Randomness as pure functions, so that a resumed run continues as if it had never stopped."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 class StepRandom:
     """Everything random in one training step, as a function of (seed, step, place in the global batch).
 
-    A rank draws what its clips would get if one process trained on the whole batch. So neither an
-    interruption nor another number of ranks changes what is learned.
+    A rank draws the same numbers for its clips as one process that trains on the whole batch. So neither an
+    interruption nor another number of ranks changes the result.
 
     Args:
         seed: of the run; any salt (training, validation) is part of it.
@@ -42,7 +42,7 @@ class StepRandom:
         return (self.permutation() + self.uniform()) / self.global_batch
 
     def shared_integer(self, below: int) -> int:
-        """One number in 0 .. below - 1 for the whole global batch: every rank draws the same."""
+        """One number in 0 .. below - 1 for the whole global batch, the same on every rank."""
         return int(torch.randint(below, (), generator=self._generator))
 
     def noise(self, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def add_noise(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def to_velocity(output: Tensor, x_sigma: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """A network's output as velocity. From x_0 it is (x_sigma - x_0) / sigma, with sigma at least 0.001."""
+    """A network's output as velocity; from x_0 it is (x_sigma - x_0) / sigma, with sigma at least 0.001."""
     if prediction == "velocity":
         return output
     return (x_sigma - output) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
@@ -36,14 +36,14 @@ class FlowMatching:
     """The training objective.
 
     Attributes:
-        prediction: what the network outputs. "velocity" is Wan's. With "x_0", a network that is narrower
-            than its token (toy scale) need not pass the noise through.
+        prediction: what the network outputs. "velocity" is Wan's. "x_0" suits a network that is narrower than
+            its token (toy scale): it need not carry the noise from input to output.
         shift: moves uniform sigma towards noise, where layout is decided: sigma' = shift * sigma /
             (1 + (shift - 1) * sigma). 1 is uniform.
         weighting: how much each noise level counts. "bell" is DiffSynth's, with which Kiwi-Edit trains:
             exp(-2 (sigma - 1/2)^2) less its smallest value, scaled to a mean of 1 over training's levels.
-        min_sigma_weight: with x_0 the loss is still that of the velocity, (error of x_0)^2 / sigma^2, but
-            divides by at least this sigma, so that small sigma do not dominate.
+        min_sigma_weight: for x_0. The loss is that of the velocity, (error of x_0)^2 / sigma^2, but divides
+            by this sigma at least, so that small sigma do not dominate.
     """
 
     prediction: Prediction = "velocity"
@@ -57,7 +57,7 @@ class FlowMatching:
             raise ValueError("shift and min_sigma_weight must be positive.")
 
     def sample_sigma(self, random: StepRandom) -> Tensor:
-        """(B,) noise levels: one per slice of [0, 1], so that batches differ little in their mean level."""
+        """(B,) noise levels: one in each slice of [0, 1], so that the mean level varies little by batch."""
         u = random.stratified()
         return self.shift * u / (1 + (self.shift - 1) * u)
 
@@ -65,9 +65,7 @@ class FlowMatching:
         """Where each sigma lies in the distribution that training draws from, in [0, 1]."""
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """:func:`add_noise`."""
-        return add_noise(x_0, noise, sigma)
+    add_noise = staticmethod(add_noise)
 
     def loss(self, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Mean squared velocity error of each clip in float32, (..., B, C, t, h, w) -> (..., B)."""
@@ -86,7 +84,7 @@ class FlowMatching:
         return (torch.exp(-2 * (sigma - 0.5) ** 2) - lowest).clamp_min(0) / (bell - lowest).mean()
 
     def loss_where(self, mask: Tensor, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """:meth:`loss` where ``mask`` (B, 1, t, h, w) is 1: a small edit counts as much as a large one. It is
-        0 for clips without any 1."""
+        """:meth:`loss` averaged where ``mask`` (B, 1, t, h, w) is 1, so that a small edit counts as much as a
+        large one. It is 0 for clips without any 1."""
         share = mask.mean((1, 2, 3, 4)).clamp_min(1e-6)
         return self.loss(mask * output, mask * x_0, mask * noise, sigma) / share

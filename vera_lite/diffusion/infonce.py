@@ -1,11 +1,11 @@
 """InfoNCE over all positions of a video: RVEDiT's alignment objective (arXiv 2605.24674, Eq. 4-5), exact.
 
-For each position it asks: which of the S positions of a reference is the same one? And the other way round:
+For each position it asks: which of the S positions of a reference is the same one? And in reverse:
 
     l_ij     = cosine(features_i, reference_j) / temperature
     estimate = 1/(2S) sum_i [log softmax_j(l_ij) at j = i  +  log softmax_j(l_ji) at j = i]
 
-For 81 frames at 480p, S = 32,760: the matrix l has 4.3 GB in float32, and a plain implementation holds
+For 81 frames at 480p, S = 32,760. The matrix l takes 4.3 GB in float32, and a plain implementation holds
 about three of them. :func:`info_nce` never holds the whole matrix, and leaves out no position.
 """
 
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 def info_nce(
     features: Tensor, reference: Tensor, temperature: float = 0.07, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """The estimate, and how high each position ranks its own counterpart.
+    """The estimate, and the rank of each position's own counterpart.
 
     Args:
         features: (B, S, D), of any scale. A row of zeros has cosine 0 with every other and gets no gradient.
         reference: (B, S, D), likewise.
         temperature: above 0.
-        chunk: how many rows of l exist at a time, in two or three copies: memory is O(B * chunk * S). They
+        chunk: how many rows of l exist at a time, in two or three copies: memory is O(B * chunk * S). Rows
             are computed twice, forward and backward.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Denoising: from noise to a sample step by step, and a callback that shows every step."""
+"""Denoising: from noise to a sample, step by step, with a callback that sees every step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class DenoisingState:
     step: int  #: 0 .. steps - 1.
     sigma: float  #: noise level that the network saw.
     latents: Tensor  #: x at the next noise level.
-    x_0: Tensor  #: the network's present guess of the clean latents.
+    x_0: Tensor  #: the network's current guess of the clean latents.
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def denoise(
             :class:`~vera_lite.diffusion.flow_matching.FlowMatching`, walked by Euler's method; "epsilon" and
             "v_prediction" of :class:`~vera_lite.diffusion.ddpm.Diffusion`, walked by deterministic DDIM
             (arXiv 2010.02502) from t = 999 on ("trailing").
-        callback: called after every step; it must not change what it is given.
+        callback: called after every step; it must not change the tensors.
 
     Returns:
         Clean latents of noise's shape.
@@ -67,14 +67,14 @@ def denoise(
 
 
 def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Prediction) -> _Walk:
-    # 1. The noise levels: evenly spaced from 1 to 1 / steps, shifted towards noise, and 0 at the end.
+    # 1. Noise levels, evenly spaced from 1 to 1 / steps, shifted towards noise; then 0.
     levels = torch.linspace(1, 1 / steps, steps)
     levels = torch.cat([shift * levels / (1 + (shift - 1) * levels), torch.zeros(1)]).to(x.device)
     for level, following in pairwise(levels):
         # 2. The network's velocity, in the precision of x.
         sigma = level.expand(x.shape[-5])
         velocity = to_velocity(predict(x, sigma).to(x.dtype), x, sigma, prediction)
-        # 3. One Euler step along it; the whole way would end at x_0.
+        # 3. One Euler step along it; a step down to sigma = 0 would end at x_0.
         x_0 = x - level * velocity
         x = x + (following - level) * velocity
         yield sigma, x, x_0
@@ -83,7 +83,7 @@ def _euler(predict: Predict, x: Tensor, steps: int, shift: float, prediction: Pr
 def _ddim(predict: Predict, x: Tensor, steps: int, objective: Diffusion) -> _Walk:
     if steps > 1000:
         raise UserError(f"diffusion has 1000 steps to sample, not {steps}.")
-    # diffusers' DDIM always goes down by 1000 // steps, and so misses these unless steps divides 1000.
+    # diffusers' DDIM always steps by 1000 // steps, and so has other timesteps unless steps divides 1000.
     timesteps = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)]
     levels = (torch.tensor(timesteps) / 1000).to(x.device)[:, None].expand(-1, x.shape[-5])
     for step, sigma in enumerate(levels):

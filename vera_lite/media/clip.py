@@ -1,4 +1,4 @@
-"""The layered clip, the one unit of data that everything else makes, reads and shows."""
+"""The layered clip, the unit of data that is made, read and shown everywhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.files import replacing_set
 from vera_lite.media.video import frame_rate, read_grey, read_video
 from vera_lite.media.video_writer import write_video
@@ -23,9 +23,8 @@ LAYERS = {"source": 3, "edit": 3, "alpha": 1, "composite": 3, "mask": 1}
 def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
     """Lay the edit over the source: ``alpha * edit + (1 - alpha) * source``.
 
-    Colours are straight (not multiplied by alpha beforehand). Where ``alpha == 0`` the result is
-    the source bit for bit, whatever the edit holds there, inf and nan included; for that, no
-    gradient flows to ``alpha`` from such pixels.
+    Colours are straight (not multiplied by alpha beforehand). Where ``alpha == 0`` the result is the source,
+    bit for bit, even if the edit is inf or nan there. Such pixels give no gradient to ``alpha``.
 
     Args:
         edit: floating ``(..., C, H, W)``.
@@ -47,7 +46,7 @@ def composite(edit: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [0, 1] as uint8 in [0, 255], rounded; what lies outside is clamped."""
+    """Floats in [0, 1] as uint8 in [0, 255], rounded; values outside are clamped."""
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -70,7 +69,7 @@ class LayeredClip:
         mask: ``(T, 1, H, W)``, the region that a user would mark.
         instruction: the edit in words.
         fps: frames per second.
-        attributes: further facts, of a kind that JSON can hold.
+        attributes: further facts, plain values for JSON.
 
     Raises:
         ValueError: a field does not fit this description.
@@ -91,16 +90,14 @@ class LayeredClip:
         for name, channels in LAYERS.items():
             layer = getattr(self, name)
             check_tensor(name, layer, frames, channels, height, width)
-            low, high = layer.min().item(), layer.max().item()
-            if not (low >= -1e-4 and high <= 1 + 1e-4):  # nan fails every comparison
-                raise ValueError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
+            check_pixels(name, layer)
         frame_rate(self.fps)
         try:
             survives = json.loads(json.dumps(self.attributes)) == self.attributes
         except (TypeError, ValueError):
             survives = False
         if not survives or not isinstance(self.attributes, dict) or not isinstance(self.instruction, str):
-            raise ValueError("instruction must be a string, and attributes a dict that survives JSON.")
+            raise ValueError("instruction must be a string, and attributes a dict of plain values for JSON.")
 
     def __repr__(self) -> str:
         frames, _, height, width = self.source.shape
@@ -108,10 +105,10 @@ class LayeredClip:
 
     @property
     def final(self) -> Tensor:
-        """The edit laid over the untouched source, ``(T, 3, H, W)``: what Vera delivers.
+        """The edit laid over the untouched source, ``(T, 3, H, W)``: Vera's result.
 
-        It differs from ``composite`` at the soft edges of a replaced background, where the source
-        still shows through.
+        It differs from ``composite`` at the soft edges of a replaced background, where the source is still
+        visible.
         """
         return composite(self.edit, self.alpha, self.source)
 
@@ -150,9 +147,7 @@ class LayeredClip:
             facts = json.loads(path.read_text(encoding="utf-8"))
             instruction, fps, attributes = (facts[key] for key in ("instruction", "fps", "attributes"))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not the description of a layered clip; save the clip again."
-            ) from error
+            raise UserError(f"{path} does not describe a layered clip; save the clip again.") from error
         layers = {
             name: to_float(
                 read_grey(folder / f"{name}.mkv") if channels == 1 else read_video(folder / f"{name}.mkv")[0]

@@ -1,27 +1,35 @@
-"""Files that appear whole or not at all, and files of a model whose headers are checked first."""
+"""Files that appear whole or not at all, and checks of a model's files."""
 
+import glob
 import json
 import os
+import platform
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vera_lite.errors import UserError
 
-#: Folder in a folder of results where the next set is made.
+#: Name of the folder, inside a folder of results, where the next set is made.
 UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
+    """Yield a temporary path beside ``path`` to write to, and put it in place if the block succeeds.
 
-    A block that fails leaves nothing behind, and an older file at ``path`` as it was. What a run that was
-    killed left behind is overwritten by the next one.
+    If the block fails, nothing is left behind, and an older file at ``path`` stays. The next process on this
+    computer removes what a killed process left behind. If two processes write at the same time, the last one
+    to finish wins.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{UNFINISHED}")
+    start = f".{path.name}.{zlib.crc32(platform.node().encode()):08x}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*{UNFINISHED}"):
+        if not _is_running(left.name.removesuffix(UNFINISHED).rpartition("-")[2]):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{start}{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -31,26 +39,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
-    """Give a temporary folder to write files to, and put them into ``folder`` together if the block succeeds.
+    """Yield a temporary folder to write to, and put its files into ``folder`` if the block succeeds.
 
-    All files are finished before the first one is put in place. The last of ``names`` says what the others
-    are: it is removed first and put in place last, so a folder caught between two sets has none. What a run
-    that was killed left behind is removed by the next one.
+    All files are finished before the first one is put in place. The last of ``names`` describes the others:
+    it is removed first and put in place last, so an interrupted replacement leaves a folder without it. The
+    next run removes what a killed run left behind.
 
     Args:
-        folder: made if needed. Files of other names in it stay.
-        names: of all files that such a set may have; those that the block does not write are removed.
+        folder: made if needed. Files with other names stay.
+        names: of all files that the set may have; those that the block does not write are removed.
 
     Raises:
-        UserError: ``folder`` is a file.
+        UserError: ``folder`` is a file, or another process is writing such a set to it.
     """
+    from filelock import FileLock, Timeout
+
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder.")
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    temporary = folder / UNFINISHED  # inside, as a folder beside may be on another disk
+    temporary = folder / UNFINISHED  # inside, because a folder beside it may be on another disk
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{UNFINISHED}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder}: wait, or give another folder.") from error
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         yield temporary
         for name in reversed(names):
@@ -60,9 +76,24 @@ def replacing_set(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
                 os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for path in missing:  # those that hold results stay
+        with suppress(OSError):  # Windows keeps a file that is open
+            os.unlink(lock.lock_file)
+        lock.release()
+        for path in missing:  # only empty folders can be removed
             with suppress(OSError):
                 path.rmdir()
+
+
+def _is_running(pid: str) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl+C
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def read_json(path: str | Path) -> dict:
@@ -96,6 +127,4 @@ def check_safetensors(path: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is cut short, damaged or no safetensors file: copy or export it again."
-        ) from error
+        raise UserError(f"{path} is damaged or no safetensors file: copy or export it again.") from error

@@ -1,7 +1,7 @@
-"""What a video file says about itself: checked from its packets before any work.
+"""The facts of a video file, checked from its packets before any work.
 
-Nothing here needs torch, so that a file that cannot be used is refused at once. The models count frames and
-know no clock, so a file must be whole and have a constant frame rate.
+Nothing here needs torch, so that an unusable file is refused at once. The models count frames and know no
+time, so a file must be whole and have a constant frame rate.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class VideoInfo:
         width, height: pixels, after rotation.
         fps: frames per second.
         frames: how many frames are read.
-        left_out: frames at the end that are not, because a cut left gaps between them.
-        rotation: degrees that the reader turns every frame counter-clockwise: 0, 90, 180 or 270.
+        left_out: frames at the end that are not read, because a cut left gaps between them.
+        rotation: degrees by which the reader turns every frame counter-clockwise: 0, 90, 180 or 270.
         has_alpha: whether the frames have an alpha channel.
         pixel_aspect: width of a pixel / its height, after rotation.
-        colour: how colours are coded; a file that does not say is taken as players take it: BT.709 from
-            1280 columns or 577 rows on, else BT.601.
+        colour: how colours are coded. If the file does not say, it is read as players do: BT.709 from 1280
+            columns or 577 rows on, else BT.601.
         start: time of the first frame in seconds.
         sound: names of the codecs of all sound tracks.
-        notes: what of the file is not read as a player shows it, a sentence each.
+        notes: how the frames read differ from what a player shows, one sentence each.
     """
 
     width: int
@@ -88,10 +88,10 @@ class VideoInfo:
 def check_video(path: str | Path) -> VideoInfo:
     """Check a video from its packets' timestamps; only the first frame is decoded.
 
-    Quick enough to run before hours of work. A file cut short is recognised where the container
-    announces its length or the cut goes through a packet; the dump of a live stream that ends
-    between two packets looks whole. What only decoding shows, ``VideoReader`` finds: a change of
-    the frame size, and damage inside packets, as far as the decoder notices it.
+    It is quick enough to run before hours of work. It recognises a file that was cut short if the container
+    announces its length or the cut goes through a packet; a recorded live stream that ends between two
+    packets looks whole. ``VideoReader`` finds what only decoding shows: a change of the frame size, and
+    damage inside packets that the decoder notices.
 
     Raises:
         UserError: the file is missing, a folder, no video, empty, cut short, HDR, or has a variable
@@ -119,7 +119,7 @@ def check_video(path: str | Path) -> VideoInfo:
                 )
             if not packet.is_discard:  # trimmed away by an edit list
                 times.append(packet.pts)
-        # The index, not stream.frames, which still counts what an edit list trims away.
+        # The index, because stream.frames also counts frames that an edit list trims away.
         indexed, tick = len(stream.index_entries), stream.time_base
         announced_end, slack = _announced_end(container, stream)
         rates = (stream.average_rate, stream.guessed_rate)
@@ -135,7 +135,7 @@ def check_video(path: str | Path) -> VideoInfo:
     end = times[-1] * tick + 1 / fps
     if slack:  # the announced end is that of the longest stream
         end = max(end, others_end)
-    # Three quarters: one missing frame is noticed, and rounded or sloppy ends are not.
+    # Three quarters of a frame: one missing frame counts, a rounded or inaccurate end does not.
     is_short = end < announced_end - slack - Fraction(3, 4) / fps
     if corrupt or packets < indexed or is_short:
         raise damaged(path)
@@ -175,7 +175,7 @@ def frame_rate(fps: float | Fraction) -> Fraction:
     Raises:
         UserError: not a number from 0.01 to 240.
     """
-    # Matroska counts milliseconds: far above 240 its frames could not be told apart.
+    # Matroska counts milliseconds: far above 240 two frames would have one time.
     if not isinstance(fps, Real) or not 0.01 <= fps <= 240:  # also catches nan
         raise UserError(f"The frame rate is {fps!r}; it must be a number from 0.01 to 240.")
     return Fraction(float(fps)).limit_denominator(1001)
@@ -183,13 +183,13 @@ def frame_rate(fps: float | Fraction) -> Fraction:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and its video stream; whatever FFmpeg cannot read becomes a UserError."""
+    """PyAV's container and its video stream; UserError for everything that FFmpeg cannot read."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the path of a video file.")
     if not path.exists():
         raise UserError(f"There is no file {path}; check the path.")
     try:
-        # An absolute path cannot be taken for a URL, and FFmpeg lets no file lead to the network.
+        # An absolute path is never a URL, and FFmpeg does not follow links from a file to the network.
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             name = container.format.name
             if name in ("tty", "image2") or name.endswith("_pipe"):
@@ -200,10 +200,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
                 or stream.codec_context is None
                 or stream.disposition & Disposition.attached_pic  # a song's cover
             ):
-                raise UserError(
-                    f"{path} has no video that can be decoded: it is only sound, cut short or of "
-                    "an unknown kind; give another file."
-                )
+                raise UserError(f"{path} has no video that can be decoded: give another file.")
             yield container, stream
     except av.error.FFmpegError as error:
         raise UserError(
@@ -215,10 +212,10 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 def _announced_end(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> tuple[Fraction, Fraction]:
-    """When the container says that the pictures end, and by how much it may overstate, in seconds.
+    """The end of the pictures that the container announces, and by how much it may be too late, in seconds.
 
-    Only Matroska and WebM need it, as they index no frames; for others, and for live recordings,
-    which announce nothing, the end is 0.
+    Only Matroska and WebM need it, because they index no frames. For others, and for live recordings, which
+    announce nothing, the end is 0.
     """
     if "matroska" not in container.format.name:
         return Fraction(0), Fraction(0)
@@ -238,19 +235,18 @@ def sound_codec(stream: av.AudioStream) -> str:
 
 
 def alpha_decoder(stream: av.VideoStream) -> str | None:
-    """For VP8 and VP9 with alpha, the decoder that gives it: FFmpeg's own drops it without a word."""
+    """The decoder that reads alpha in VP8 and VP9; FFmpeg's own decoders drop it silently."""
     decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
     has_alpha = stream.metadata.get("alpha_mode") == "1" and decoder in av.codecs_available
     return decoder if has_alpha else None
 
 
 def _colour(path: Path, frame: av.VideoFrame) -> Colour:
-    """How the colours of a file are coded; a size rule fills in what it does not say."""
+    """How the colours of a file are coded; the size decides what the file does not say."""
     transfer = int(frame.color_trc)
     if transfer in _HDR:
         raise UserError(
-            f"{path} is HDR ({_HDR[transfer]}), which the models do not know; tone-map it with: "
-            f"{ffmpeg(path, '-i', _TONE_MAP)}"
+            f"{path} is HDR ({_HDR[transfer]}); tone-map it with: {ffmpeg(path, '-i', _TONE_MAP)}"
         )
     is_rgb = frame.format.is_rgb
     usual = 1 if is_rgb or frame.width >= 1280 or frame.height > 576 else 6
@@ -258,7 +254,7 @@ def _colour(path: Path, frame: av.VideoFrame) -> Colour:
     matrix = 0 if is_rgb else matrix if matrix not in (0, 2, 3) else usual
     if matrix and matrix not in MATRICES:
         raise UserError(
-            f"{path} codes its colours in a way that is not supported (matrix {matrix}); convert it with: "
+            f"{path} has an unsupported colour coding (matrix {matrix}); convert it with: "
             f"{ffmpeg(path, '-i', '-vf zscale=m=bt709')}"
         )
     primaries, transfer = (value if value not in (0, 2, 3) else usual for value in (primaries, transfer))
@@ -278,7 +274,8 @@ def _notes(frame: av.VideoFrame) -> list[str]:
 def _ragged_end(times: list[int], most: int) -> int:
     """How many of the last ``most`` sorted timestamps come after a gap.
 
-    A cut without re-encoding ends in decoding order: frames shown before the last ones may be missing.
+    A cut without re-encoding ends in decoding order: frames that are shown before the last ones may be
+    missing.
     """
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     wide = [i for i in range(1, min(most + 1, len(gaps))) if gaps[-i] > 1.5 * median(gaps)]
@@ -286,10 +283,10 @@ def _ragged_end(times: list[int], most: int) -> int:
 
 
 def _check_constant_rate(path: Path, times: list[int], tick: Fraction, announced: tuple) -> None:
-    """Refuse sorted timestamps, counted in ``tick`` seconds, that no constant rate explains.
+    """Raise UserError for sorted timestamps, counted in ``tick`` seconds, that fit no constant rate.
 
-    A frame may be early or late by less than half a frame: rounding to milliseconds and sloppy recorders do
-    that. A dropped frame is more.
+    A frame may be early or late by less than half a frame, because of rounding to milliseconds or an
+    inaccurate recorder. A dropped frame is a larger gap.
     """
     if len(times) < 2:
         return
@@ -309,7 +306,7 @@ def _check_constant_rate(path: Path, times: list[int], tick: Fraction, announced
 
 
 def _nominal_rate(gap: Fraction | float, tick: Fraction, announced: tuple) -> Fraction:
-    """The frame rate that was meant when most frames last ``gap`` seconds."""
+    """The intended frame rate if most frames last ``gap`` seconds."""
     if not gap:
         return Fraction(24)
     near = [fps for fps in (*announced, *_RATES) if fps and abs(1 / fps - gap) <= tick + _MILLISECOND / 2]
@@ -317,7 +314,7 @@ def _nominal_rate(gap: Fraction | float, tick: Fraction, announced: tuple) -> Fr
 
 
 def _frame_rate(times: list[int], tick: Fraction, announced: tuple[Fraction | None, ...]) -> Fraction:
-    """The simplest frame rate that explains the timestamps; an announced one may be wrong."""
+    """The simplest frame rate that fits the timestamps; an announced rate may be wrong."""
     steps, span = len(times) - 1, (times[-1] - times[0]) * tick
     if not span:
         return next(filter(None, announced), Fraction(1))
@@ -334,21 +331,18 @@ def _rotation(path: Path, frame: av.VideoFrame) -> int:
         a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
         if a * d - b * c < 0:  # an angle cannot say this
             raise UserError(
-                f"{path} is to be shown mirrored, which is not supported; re-encode it with: "
+                f"{path} is a mirrored video, which is not supported; re-encode it with: "
                 f"{ffmpeg(path, '-i', '')}"
             )
     return round(frame.rotation / 90) % 4 * 90
 
 
 def damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path} is cut short or damaged: it does not hold the frames that it announces; copy or "
-        "export it again."
-    )
+    return UserError(f"{path} is cut short or damaged: frames are missing; copy or export it again.")
 
 
 def ffmpeg(path: Path, before: str, after: str) -> str:
-    """A command that converts the file, to be pasted into a shell."""
+    """A shell command that converts the file."""
     parts = ("ffmpeg", before, shlex.quote(str(path)), after, "converted.mp4")
     return " ".join(filter(None, parts))
 

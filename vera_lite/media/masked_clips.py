@@ -1,4 +1,4 @@
-"""Clips for the layer ladder, with masks as ``scripts/segment_clips.py`` writes them."""
+"""Clips with the masks that ``scripts/segment_clips.py`` writes."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 def read_masked_clips(
     folder: str | Path, masks: str | Path, frames: int = 16, size: tuple[int, int] = (704, 1280)
 ) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """Read the videos that have a mask, one at a time, all at one size, so that all have the same tokens.
+    """Read the videos that have a mask, one at a time and all at one size, so that all have the same tokens.
 
     Args:
         folder: with videos such as ``NAME.mp4``.
-        masks: folder with ``NAME.mask.mkv``, 255 on the thing; a video without one is passed over.
-        frames: taken from each clip, evenly from its first frame on; a shorter clip repeats some.
-        size: (H, W) in pixels. Frames lose what lies beyond its aspect, on both sides alike.
+        masks: folder with ``NAME.mask.mkv``, 255 on the thing; videos without a mask are skipped.
+        frames: how many to take from each clip, evenly from its first frame on; a shorter clip repeats some.
+        size: (H, W) in pixels. Frames are cropped to its aspect, equally on both sides.
 
     Yields:
         Name, clip (frames, 3, H, W) and mask (frames, 1, H, W), both in [0, 1], and frames per second of
-        the clip as sampled. A clip whose mask covers nothing or everything is left out, with one warning
-        at the end that counts them.
+        the sampled clip. Clips whose mask covers nothing or everything are left out; one warning at the end
+        counts them.
 
     Raises:
         UserError: at once if there is no such folder or no video with a mask; while iterating if a
-            mask's length or size is not its video's, or a file is damaged.
+            mask has another length or size than its video, or a file is damaged.
     """
     folder, masks = Path(folder), Path(masks)
     for place in (folder, masks):
@@ -76,7 +76,7 @@ def _read(pairs, frames: int, size: tuple[int, int]) -> Iterator[tuple[str, Tens
 def _sample(video: VideoReader, frames: int, size: tuple[int, int]) -> Tensor:
     """uint8 (frames, 3, H, W); all frames are decoded, so that damage is found."""
     count, (height, width) = len(video), (video.info.height, video.info.width)
-    # Frame i stands at i / frames of the duration: so the sampled rate gives true times.
+    # Frame i is at i / frames of the duration, so the sampled rate gives true times.
     chosen = [i * count // frames for i in range(frames)]
     rows = min(height, round(width * size[0] / size[1]))
     columns = min(width, round(height * size[1] / size[0]))

@@ -1,8 +1,8 @@
-"""What a person gives, made into GenCompositor's inputs (arXiv 2509.02460).
+"""GenCompositor's inputs (arXiv 2509.02460), made from a person's.
 
-A foreground is a video with a matte. It is centred on its own canvas, which takes its trajectory away;
-a :class:`~vera_lite.media.trajectory.Trajectory` says where it goes instead; the place where it will be is
-inflated, so that shadow and edge have room, and cut out of the background:
+A foreground is a video with a matte. It is centred on its own canvas, which removes its own path. A
+:class:`~vera_lite.media.trajectory.Trajectory` gives the new path. The object's place on it is inflated, so
+that shadow and edge have room, and cut out of the background:
 
     foreground, alpha = centre_foreground(foreground, alpha, size)
     placed, matte = place(foreground, alpha, *trajectory.sample(len(alpha)), trajectory.size)
@@ -51,15 +51,15 @@ def place(
 def centre_foreground(
     foreground: Tensor, alpha: Tensor, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Put the object into the middle of a canvas in every frame: shape and motion stay, the path goes.
+    """Put the object into the middle of a canvas in every frame: this keeps shape and motion, not the path.
 
-    The object's middle is the mean position weighted by alpha, which moves smoothly where that of a
-    bounding box would jump. One scale for all frames: 1, or smaller if the canvas is too small for it.
+    The object's middle is the mean position weighted by alpha, which moves smoothly where the middle of a
+    bounding box would jump. All frames have one scale: 1, or less if the canvas is too small.
 
     Args:
         foreground: (T, 3, H, W).
-        alpha: (T, 1, H, W). A frame where it is all 0 stays empty.
-        size: (h, w) of the canvas, that of the foreground by default.
+        alpha: (T, 1, H, W). Frames where it is all 0 stay empty.
+        size: (h, w) of the canvas; by default the foreground's.
 
     Returns:
         Colour (T, 3, h, w), 0 where alpha is 0, and alpha (T, 1, h, w).
@@ -78,20 +78,20 @@ def centre_foreground(
 
 
 def object_extent(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Where an object is, and how far it reaches from there.
+    """Where an object is, and how far it reaches from its middle, in pixels.
 
     Args:
         alpha: (T, 1, H, W).
 
     Returns:
-        x and y of its middle in every frame (T, 2), the mean position weighted by alpha; and how far any
-        frame reaches from there along x and y, (2,). In pixels.
+        x and y of its middle in every frame (T, 2), the mean position weighted by alpha; and the largest
+        reach from there along x and y in any frame, (2,).
 
     Raises:
         UserError: alpha is 0 everywhere.
     """
     if not alpha.any():
-        raise UserError("the foreground's alpha is 0 everywhere; there is no object to centre.")
+        raise UserError("the foreground's alpha is 0 everywhere: give a matte that shows the object.")
     mass = alpha[:, 0].double()
     total = mass.sum((1, 2)).clamp_min(torch.finfo(alpha.dtype).tiny)
     centres, reaches = [], []
@@ -107,9 +107,9 @@ def object_extent(alpha: Tensor) -> tuple[Tensor, Tensor]:
 def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.0) -> Tensor:
     """Enlarge a mask: blur it with a Gaussian, and keep what is above a threshold.
 
-    The paper names neither sigma nor threshold. The released code cuts the Gaussian off at 2.5 sigma
-    and keeps every response, which is a dilation by a square (51 pixels for sigma = 10 in a frame 720
-    wide): that is the default. A threshold in (0, 0.5) follows the outline more closely.
+    The paper names neither sigma nor threshold. The released code cuts the Gaussian off at 2.5 sigma and
+    keeps every response. This is a dilation by a square (51 pixels for sigma = 10 in a frame 720 wide), and
+    the default here. A threshold in (0, 0.5) follows the outline more closely.
 
     Args:
         mask: (T, 1, H, W) in [0, 1]; above 0.5 is inside.
@@ -131,7 +131,7 @@ def inflate_mask(mask: Tensor, sigma: float | None = None, threshold: float = 0.
         raise ValueError(f"threshold lies in [0, 1), not {threshold}.")
     inside = (mask > 0.5).to(mask.dtype)
     radius = round(2.5 * sigma)
-    if threshold == 0:  # a convolution may leave crumbs where it should give 0
+    if threshold == 0:  # exact, where a convolution may give tiny numbers instead of 0
         inside = F.pad(inside, (radius,) * 4)
         for kernel in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
             inside = F.max_pool2d(inside, kernel, stride=1)
@@ -148,9 +148,9 @@ LUMINANCE_GAMMA = (0.4, 1.9)
 
 
 def augment_luminance(foreground: Tensor, gamma: Tensor) -> Tensor:
-    """foreground ** gamma: darker above 1, brighter below; white canvas and black stay.
+    """foreground ** gamma: darker above 1, brighter below; white and black do not change.
 
-    Trained on foregrounds of a wrong brightness, the model learns to take it from the background.
+    Training on foregrounds with a wrong brightness teaches the model to match the background's.
 
     Args:
         foreground: pixels (B, T, 3, H, W) in [0, 1].
@@ -171,8 +171,8 @@ def resample(
 
     Scales are (T,), or (T, 2) for x and y; the rest is as for :func:`place`.
     """
-    # Separable, so two small matrix products do all frames. Colours are weighted by alpha on the way, or
-    # the invisible colour around the object would bleed into its edge.
+    # The filter is separable, so two small matrix products do all frames. Colours are weighted by alpha, or
+    # invisible colour around the object would mix into its edge.
     frames, shapes = len(alpha), (tuple(target.shape), tuple(scales.shape))
     if shapes not in (((frames, 2), (frames,)), ((frames, 2), (frames, 2))):
         raise ValueError(
@@ -187,7 +187,7 @@ def resample(
         pixel = torch.arange(outputs, device=alpha.device, dtype=torch.float64)
         seen = start[:, None] + (pixel - to[:, None]) / s[:, None]  # (T, outputs)
         reach = (1 / s).clamp_min(1)[:, None, None]
-        # Pixels past the border count when the weights are made to add up to 1: there alpha is 0.
+        # Pixels beyond the border, where alpha is 0, count when the weights are made to add up to 1.
         pad = 2 * math.ceil(reach.max())
         grid = torch.arange(-pad, inputs + pad, device=alpha.device)
         hat = (1 - (seen[..., None] - grid).abs() / reach).clamp_min(0)

@@ -1,7 +1,7 @@
-"""Where an object goes and how large it is: keyframes on a frame, drawn by hand or tracked in a video.
+"""The path and size of an object: keyframes on a frame, drawn by hand or tracked in a video.
 
-Positions are in pixels, x to the right and y down; (0, 0) is the *centre* of the top left pixel, so a
-clicked pixel is its own position. Times are shares of the clip: 0 is the first frame, 1 the last.
+Positions are in pixels, x to the right and y down; (0, 0) is the *centre* of the top left pixel, so whole
+numbers are pixel centres. Times are shares of the clip: 0 is the first frame, 1 the last.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Keyframe:
 
     Attributes:
         x, y: pixels.
-        scale: size of the object here, 1 = as it is; None or 0 leaves it to the neighbours.
-        time: when the object is here, in [0, 1]; None leaves it to the trajectory's timing.
+        scale: size of the object here, 1 = its own; None or 0: between those of the neighbours.
+        time: when the object is here, in [0, 1]; None: the trajectory's timing decides.
 
     Raises:
-        UserError: a value is no finite number, or out of its range.
+        UserError: a value is not a finite number, or out of its range.
     """
 
     x: float
@@ -52,11 +52,9 @@ class Keyframe:
     def __post_init__(self):
         optional = [v for v in (self.scale, self.time) if v is not None]
         if not all(_is_number(v) for v in (self.x, self.y, *optional)):
-            raise UserError(
-                f"{self} holds something that is no finite number; only scale and time may be None."
-            )
+            raise UserError(f"{self}: give finite numbers; only scale and time may be None.")
         if (self.scale or 0) < 0 or not 0 <= (self.time or 0) <= 1:
-            raise UserError(f"{self}: the scale must not be negative, and the time in [0, 1].")
+            raise UserError(f"{self}: the scale must not be negative, and the time must lie in [0, 1].")
         for name, value in vars(self).items():
             object.__setattr__(self, name, None if value is None else float(value))
 
@@ -65,22 +63,22 @@ class Keyframe:
 class Trajectory:
     """The path of one object: straight lines between keyframes.
 
-    ``timing`` gives keyframes without a time one between those of their neighbours; the first is at 0
-    and the last at 1. To let the object rest, give two keyframes one place and two times.
+    A keyframe without a time gets one between its neighbours', as ``timing`` says; the first is at 0 and the
+    last at 1. Two keyframes with one place and two times let the object rest.
 
     The default timing, and ``scales``, are those of GenCompositor's released demonstration (arXiv
-    2509.02460). It also drops the fraction of every position; that only :meth:`to_txt` does, or an object
-    in a small frame would stutter.
+    2509.02460). The demonstration also drops the fraction of every position. Here only :meth:`to_txt` does,
+    or an object in a small frame would move in jumps.
 
     Attributes:
-        keyframes: one or more, in order. Those outside the frame are moved to its edge, with a warning
-            that says which.
+        keyframes: one or more, in order. A keyframe outside the frame is moved to its edge, with a warning
+            that names it.
         size: (H, W) of the frame in pixels.
-        timing: "equal_frames" gives every segment the same time, so the object is faster in a longer
-            one; "constant_speed" gives time by length.
-        scales: one number, or several, spread evenly over the clip and linear between; empty ones (None
-            or 0) are skipped and the last is repeated instead: (0.4, None, 0.6) means (0.4, 0.6, 0.6).
-            Keyframes with scales of their own replace it: linear between them, constant outside.
+        timing: "equal_frames": every segment takes the same time, so the object is faster in a longer one;
+            "constant_speed": time is proportional to length.
+        scales: one number, or several, spread evenly over the clip and linear between. Empty ones (None or 0)
+            are skipped, and the last is repeated instead: (0.4, None, 0.6) means (0.4, 0.6, 0.6). Scales of
+            the keyframes replace it: linear between them, constant outside.
 
     Raises:
         UserError: no keyframe, times out of order, no scale, two kinds of scales, or a bad value.
@@ -105,7 +103,7 @@ class Trajectory:
             raise UserError("give scales for the clip, or a scale for each keyframe, not both.")
         times = [k.time for k in keyframes if k.time is not None]
         if times != sorted(times):
-            raise UserError(f"the keyframes have times {times}; put them in order of time.")
+            raise UserError(f"the keyframes have the times {times}; put them in order.")
 
         height, width = (int(n) for n in size)
         clamped = tuple(
@@ -125,12 +123,12 @@ class Trajectory:
             object.__setattr__(self, name, value)
 
     # --- sampling ----------------------------------------------------------------------------------
-    # A JavaScript twin gives the same bits if it takes the same steps in double precision: only + - * /
-    # and sqrt, in the order of the parentheses, and sums from left to right (not ``sum``, which Python
-    # 3.12 made more exact than that).
+    # The path editor's JavaScript gives the same bits with the same steps in double precision: only + - * /
+    # and sqrt, in the order of the parentheses, and sums from left to right (``sum`` is more exact since
+    # Python 3.12).
 
     def times(self) -> list[float]:
-        """When each keyframe is reached, never falling.
+        """The time of each keyframe, never falling.
 
         Between known times t_a and t_b:  t_i = t_a + ((t_b - t_a) * w_i) / w_b,  w being the length
         so far, sqrt((dx * dx) + (dy * dy)) a segment, or the segments so far.
@@ -147,13 +145,13 @@ class Trajectory:
             so_far = list(accumulate(lengths))
             for i in range(a + 1, b):
                 time = times[a] + (times[b] - times[a]) * so_far[i - a - 1] / so_far[-1]
-                times[i] = min(time, times[b])  # rounding must not put it behind the next
+                times[i] = min(time, times[b])  # rounding must not move it behind the next
         return times
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """Position and scale in each of n frames.
 
-        Frame i is at t = i / (n - 1), a lone frame at 0. With j the last keyframe that is not later:
+        Frame i is at t = i / (n - 1), a single frame at 0. With j the last keyframe that is not later:
         v = v_j + ((v_(j+1) - v_j) * (t - t_j)) / (t_(j+1) - t_j)  for each of x, y and scale.
 
         Returns:
@@ -181,33 +179,31 @@ class Trajectory:
     # --- files -------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """The trajectory as JSON, which :meth:`from_json` turns back into an equal one."""
+        """The trajectory as JSON for :meth:`from_json`."""
         return json.dumps({"version": _VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> Trajectory:
-        """Read what :meth:`to_json`, or the path editor, wrote; UserError if it is anything else."""
+        """Read the JSON of :meth:`to_json` or of the path editor; UserError if it is anything else."""
         try:
             fields = json.loads(text)
             version = fields.pop("version")
             if version != _VERSION:
-                raise UserError(
-                    f"the trajectory has version {version!r}, but only {_VERSION} can be read; draw it again."
-                )
+                raise UserError(f"the trajectory has version {version!r}, not {_VERSION}; draw it again.")
             keyframes = tuple(Keyframe(**keyframe) for keyframe in fields.pop("keyframes"))
             return cls(keyframes, **fields)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"this is not the JSON of a trajectory ({error!r}); export it again.") from error
 
     def to_txt(self, n: int) -> str:
-        """GenCompositor's form: one ``x,y`` per frame, fractions dropped; it knows no scales."""
+        """GenCompositor's format: one ``x,y`` per frame, without fractions and scales."""
         positions, _ = self.sample(n)
-        # 2.9999999 is 3 after rounding errors, and must not become 2. Nothing here is negative.
+        # 2.9999999 is a 3 with rounding errors and must not become 2. Nothing here is negative.
         return "".join(f"{int(x)},{int(y)}\n" for x, y in (positions + 1e-6).tolist())
 
     @classmethod
     def from_txt(cls, text: str, size: tuple[int, int]) -> Trajectory:
-        """Read GenCompositor's form (else UserError); sampled at its number of lines, it gives those."""
+        """Read GenCompositor's format, one keyframe per line; UserError if it is anything else."""
         keyframes = []
         for number, line in enumerate(text.strip().splitlines(), 1):
             try:
@@ -227,24 +223,22 @@ def _interpolate(times, values, t: float) -> float:
 
 
 def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> Trajectory:
-    """Follow one point through a video by optical flow (iterative Lucas-Kanade).
+    """Follow one point through a video by optical flow (iterative Lucas-Kanade of scikit-image).
 
-    scikit-image is a dependency already; OpenCV would be another, for one function.
-
-    The point is lost when it leaves the frame, or when the 21x21 pixels around it no longer look like
-    those of the first frame (correlation below 0.5): behind an occlusion, after a cut, and also after
-    much turning or zooming, or where there is no texture to follow. It then rests where it was seen last.
+    The point is lost when it leaves the frame, or when the 21x21 pixels around it no longer look like those
+    of the first frame (correlation below 0.5): behind an occlusion, after a cut, after much turning or
+    zooming, or where there is no texture. It then rests where it was seen last.
 
     Args:
         video: (T, 3, H, W), floating or uint8.
         point: x, y in the first frame, in pixels.
-        window: pixels to look at on each side; make it a few times the motion between two frames.
+        window: pixels to search on each side; a few times the motion between two frames.
 
     Returns:
-        A trajectory with one keyframe per frame; if the point is lost, a warning says when.
+        A trajectory with one keyframe per frame. If the point is lost, a warning says when.
 
     Raises:
-        UserError: video of another shape, or point outside the frame.
+        UserError: the video has another shape, or the point is outside the frame.
     """
     import torch
     from skimage.registration import optical_flow_ilk  # slow to import
@@ -264,7 +258,7 @@ def track_point(video: Tensor, point: tuple[float, float], window: int = 48) -> 
     path, clicked = [Keyframe(x, y)], patch(0, x, y)
     for t in range(1, frames):
         found, likeness = None, 0.5
-        # Something quick at the rim can mislead the flow in a whole window, but not in a smaller one.
+        # Something fast at the rim can disturb the flow in a whole window, but not in a smaller one.
         for side in (window, window // 2, window // 4):
             left, top = max(round(x) - side, 0), max(round(y) - side, 0)
             crop = video[t - 1 : t + 1, :, top : round(y) + side + 1, left : round(x) + side + 1]

@@ -1,4 +1,4 @@
-"""Read video files, and refuse the ones that would quietly spoil hours of work.
+"""Read video files, and refuse files that would spoil hours of work unnoticed.
 
 A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks and mattes.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "read_video",
 ]
 
-#: FFmpeg's default is quicker, and one or two levels off, with coarse chroma.
+#: FFmpeg's default is faster, but one or two levels off and with coarse chroma.
 ACCURATE = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -48,22 +48,22 @@ _KEPT_BYTES = 2**25
 
 
 class VideoReader:
-    """The frames of a video file, one at a time, so that a long file never fills the memory.
+    """The frames of a video file, one at a time, so that a long file does not fill the memory.
 
-    Iterating gives uint8 tensors ``(3, H, W)`` in RGB order, upright as a player shows them, and
-    may be done again from the start. ``len(reader)`` is the number of frames, and ``reader.info``
-    describes the file; both are known before the first frame is decoded. A short video (up to 32 MB)
-    stays in memory after it was decoded once.
+    Iterating yields uint8 tensors ``(3, H, W)`` in RGB order, upright as a player shows them; every iteration
+    starts at the first frame. ``len(reader)`` is the number of frames, and ``reader.info`` describes the
+    file; both are known before the first frame is decoded. A short video (up to 32 MB) stays in memory after
+    the first iteration.
 
     Args:
         path: the file.
-        kind: ``"rgb"``; ``"rgba"``, with the alpha channel as the last one (FFV1, ProRes 4444, QuickTime
-            Animation, VP8, VP9 and others can hold one); or ``"grey"``, the luma alone.
+        kind: ``"rgb"``; ``"rgba"``, with alpha as the last channel (FFV1, ProRes 4444, QuickTime Animation,
+            VP8, VP9 and others can have one); or ``"grey"``, only the luma.
         info: of the file, if it was checked already.
 
     Raises:
-        UserError: on opening, as ``check_video``, and if there is no alpha to read; while iterating,
-            as soon as a frame is damaged or its size changes, and at the end when frames are missing.
+        UserError: on opening, as ``check_video``, and if there is no alpha to read; while iterating, if a
+            frame is damaged or its size changes; at the end, if frames are missing.
     """
 
     def __init__(self, path: str | Path, kind: str = "rgb", info: VideoInfo | None = None):
@@ -80,7 +80,7 @@ class VideoReader:
         return map(self.to_tensor, self.decode())
 
     def decode(self) -> Iterator[av.VideoFrame]:
-        """FFmpeg's own frames, for :meth:`to_tensor`: those that are not wanted cost no conversion."""
+        """FFmpeg's frames, for :meth:`to_tensor`; frames that are not needed cost no conversion."""
         if len(self._kept) == len(self):
             yield from self._kept
             return
@@ -97,7 +97,8 @@ class VideoReader:
     def _decode(self) -> Iterator[av.VideoFrame]:
         count, size = 0, None
         with open_video(self.path) as (container, stream):
-            stream.thread_type = "AUTO"  # decode several frames at once
+            stream.thread_type = "AUTO"  # decode several frames at once,
+            stream.codec_context.thread_count = 2  # but few: each thread holds frames, 1080p takes 3 MB each
             frames, decoder = container.decode(stream), alpha_decoder(stream)
             if self.kind == "rgba" and decoder is not None:
                 context = av.CodecContext.create(decoder, "r")
@@ -120,7 +121,7 @@ class VideoReader:
             raise damaged(self.path)
 
     def to_tensor(self, frame: av.VideoFrame) -> Tensor:
-        """uint8 (3, 4 or 1, H, W), as the reader's kind says."""
+        """A frame as uint8 (3, 4 or 1, H, W), for the reader's kind."""
         name, planes = _FORMATS[self.kind]
         colour = self.info.colour
         frame = frame.reformat(
@@ -162,7 +163,7 @@ def read_grey(path: str | Path) -> Tensor:
 
 
 def _gather(reader: VideoReader, channels: int) -> Tensor:
-    """Collect frames into one tensor; stacking a list would take the memory twice."""
+    """All frames in one tensor; stacking a list would need twice the memory."""
     info = reader.info
     video = torch.empty((info.frames, channels, info.height, info.width), dtype=torch.uint8)
     for index, frame in enumerate(reader):

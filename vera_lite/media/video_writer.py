@@ -1,4 +1,4 @@
-"""Write video files: lossless for results, H.264 to look at.
+"""Write video files: lossless for results, H.264 for viewing.
 
 A frame is a uint8 tensor ``(3, H, W)`` in RGB order, or ``(1, H, W)`` for masks and mattes.
 """
@@ -27,9 +27,9 @@ SOUND_IN_MP4 = ("aac", "mp3", "opus", "flac", "ac3", "eac3", "alac")
 
 
 class VideoWriter:
-    """Writes a video file frame by frame; the file appears, whole, when the ``with`` block ends.
+    """Write a video file frame by frame; the whole file appears when the ``with`` block ends.
 
-    If the block fails, nothing is left behind and an older file of that name stays as it was::
+    If the block fails, nothing is left behind, and an older file of that name stays::
 
         with VideoWriter("out.mkv", fps=8, kind="lossless") as writer:
             for frame in frames:
@@ -38,14 +38,14 @@ class VideoWriter:
     Args:
         path: where to write, in a folder that exists.
         fps: frames per second, 0.01 to 240.
-        kind: ``"lossless"`` for FFV1 in ``.mkv``, bit for bit what was written; ``"preview"`` for
-            H.264 in ``.mp4``, which browsers play. H.264 wants even sizes, so a preview repeats
-            the last row or column of an odd size.
-        like: a video whose pixel aspect and colour coding are taken over. Without it pixels are square and
-            colours BT.709.
-        sound: a file whose sound tracks are copied into a preview, as they are; ``like`` describes it.
-        share: another lossless writer of frames of this shape, whose encoder is used: it takes 65 bytes a
-            pixel, and its frames do not depend on each other.
+        kind: ``"lossless"`` for FFV1 in ``.mkv``, which keeps every bit; ``"preview"`` for H.264 in ``.mp4``,
+            which browsers play. H.264 needs even sizes, so a preview repeats the last row or column of an odd
+            size.
+        like: a video whose pixel aspect and colour coding are used. Without it pixels are square and colours
+            BT.709.
+        sound: a file whose sound tracks are copied into a preview; ``like`` describes it.
+        share: another lossless writer of frames of this shape, whose encoder this one uses. An encoder takes
+            65 bytes per pixel, and lossless frames do not depend on each other.
 
     Raises:
         UserError: there is no such folder, or the frame rate is out of range.
@@ -65,7 +65,7 @@ class VideoWriter:
         if self.path.suffix.lower() != _SUFFIXES.get(kind):
             raise ValueError(f"a {kind!r} video cannot be written to {path}; endings by kind: {_SUFFIXES}.")
         if not self.path.parent.is_dir() or self.path.is_dir():
-            raise UserError(f"{path} cannot be written: give a file in a folder that exists.")
+            raise UserError(f"{path} cannot be written: give a file in an existing folder.")
         self._colour, self._aspect, self._start_time = Colour(), Fraction(1), Fraction(0)
         if like is not None:
             self._colour, self._aspect, self._start_time = like.colour, like.pixel_aspect, like.start
@@ -123,9 +123,9 @@ class VideoWriter:
         channels, height, width = frame.shape
         lossless = self.kind == "lossless"
         if lossless:
-            # The default number of slices depends on the machine's cores, and the bytes of a file must not;
-            # FFV1 cannot cut tiny frames into four. Every frame is a keyframe (g), whose bytes depend on its
-            # picture alone.
+            # The default number of slices depends on the machine's cores, and a file's bytes must not; FFV1
+            # cannot cut tiny frames into four. Every frame is a keyframe (g), so that its bytes depend only
+            # on its picture.
             encoder, options = "ffv1", {"slices": "4" if min(height, width) >= 16 else "1", "g": "1"}
         else:
             encoder, options = (
@@ -155,10 +155,10 @@ class VideoWriter:
                 colour.transfer,
             )
             context.color_range = 1  # limited, as players expect of H.264
-            context.thread_count = 2  # more hold more frames, and the bytes must not depend on the machine
+            context.thread_count = 2  # fixed, because the bytes must not depend on the machine
         self._encoder = self._stream
         if lossless and self._share is not None and self._share._shape == self._shape:
-            self._container.start_encoding()  # the file's header has to say how it is coded
+            self._container.start_encoding()  # writes the file's header
             self._encoder = self._share._encoder
         self._open_sound()
         return self._container
@@ -176,7 +176,7 @@ class VideoWriter:
             self._sound = [packets, copies, next(packets, None)]
 
     def _copy_sound(self, until: Fraction) -> None:
-        """Copy what is heard before a time of the result, so that sound and pictures lie side by side."""
+        """Copy the sound before a time of the result, so that sound and pictures are interleaved."""
         while self._sound and self._sound[2] is not None:
             packets, copies, packet = self._sound
             if packet.dts is not None and packet.pts is not None and packet.size:
@@ -207,7 +207,7 @@ class VideoWriter:
             return picture
         if lossless:
             return picture.reformat(format="bgr0")
-        # Players take untagged video for BT.601 or BT.709 as they please; say which, and use it.
+        # Players guess the colours of untagged video: the file names its matrix, and uses it.
         return picture.reformat(
             format="yuv420p",
             dst_colorspace=MATRICES[self._matrix],

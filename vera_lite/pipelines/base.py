@@ -1,8 +1,8 @@
 """One way to generate, for every system: conditions, noise, denoising, decoding, one result.
 
-A subclass adds three things: how a person's inputs become the model's (:meth:`Pipeline.prepare`), how these
-become arguments of the system (:meth:`Pipeline.conditions`), and how its output is read
-(:meth:`Pipeline.read`).
+A subclass adds three things: :meth:`Pipeline.prepare` turns a person's inputs into the model's,
+:meth:`Pipeline.conditions` turns these into arguments of the system, and :meth:`Pipeline.read` turns its
+output into the result.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vera_lite.codecs import Codec, PatchCodec, latent_shape
 from vera_lite.diffusion.sampling import DenoisingState, denoise
-from vera_lite.errors import RANGES, UserError, check_number, check_prompt, check_tensor
+from vera_lite.errors import RANGES, UserError, check_number, check_pixels, check_prompt, check_tensor
 from vera_lite.media.files import read_json, replacing
 from vera_lite.pipelines.saved import check_clip_size, load_weights
 from vera_lite.systems import build_system, describe_system
@@ -30,14 +30,14 @@ Layers = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled. A saved model states it in ``pipeline.json``; a call may change any field.
+    """How to sample a model. A saved model has it in ``pipeline.json``; a call may change any field.
 
     Attributes:
         steps: network calls.
         shift: above 1 spends more steps at high noise; flow matching only.
 
     Raises:
-        UserError: a value is no finite number, or out of its range.
+        UserError: a value is not a finite number, or out of its range.
     """
 
     steps: int
@@ -50,21 +50,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EditResult:
-    """What a pipeline returns: floating tensors in [0, 1] of the source's size.
+    """The result of a pipeline: floating tensors in [0, 1] of the source's size.
 
-    For a batch of clips at the model's size every tensor has a batch axis in front.
+    In a batch of clips at the model's size, every tensor has a batch axis in front.
 
     Attributes:
-        final: (T, 3, H, W), what a person gets.
-        composite: (T, 3, H, W), the whole frame as the model drew it. Systems that redraw the video have no
-            other result: it is ``final``.
+        final: (T, 3, H, W), the edited video.
+        composite: (T, 3, H, W), the whole frame as the model drew it. For systems that redraw the video it is
+            ``final``.
         edit: (T, 3, H, W), the edit layer in straight colour (Vera).
         alpha: (T, 1, H, W), its matte (Vera).
         mask: (T, 1, H, W), above 0 where the model could draw, falling to 0 at the rim (GenCompositor).
         matte: (T, 1, H, W), where the object was put (GenCompositor).
         exact_frames: frames that the model itself drew. Models draw a fixed number of frames, spread evenly
-            over the video; every other frame shows the nearest one of these. It is not a mix of two, which
-            would show a moving object twice.
+            over the video; every other frame shows the nearest of these. A mix of two would show a moving
+            object twice.
     """
 
     final: Tensor
@@ -76,7 +76,7 @@ class EditResult:
     exact_frames: tuple[int, ...] = ()
 
     def layers(self) -> Layers:
-        """The tensors that are there, by name."""
+        """The tensors that are not None, by name."""
         return {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
 
 
@@ -98,7 +98,7 @@ class Pipeline:
     #: Folder in the package that is loaded by default.
     shipped: str
     sampling_type: type[Sampling] = Sampling
-    #: Whether the system reads when frames are shown, so that it must know the frame rate.
+    #: Whether the system reads the times of frames, and so must know the frame rate.
     reads_time = False
 
     def __init__(
@@ -122,7 +122,7 @@ class Pipeline:
 
     @property
     def is_toy(self) -> bool:
-        """Whether a folder can hold all of it."""
+        """Whether :meth:`save_pretrained` can write all its parts."""
         return isinstance(self.codec, PatchCodec)
 
     @classmethod
@@ -155,8 +155,8 @@ class Pipeline:
         """Write ``pipeline.json``, ``system.safetensors`` (in ``dtype``) and ``codec.safetensors``.
 
         Raises:
-            ValueError: a part is a large pretrained model, which has a folder of its own already: save
-                the system alone and build the pipeline from its parts.
+            ValueError: a part is a large pretrained model, which has its own folder: save the system's
+                weights and build the pipeline from its parts.
         """
         if not self.is_toy:
             raise ValueError("only toy pipelines are saved whole; save system.state_dict() of a large one.")
@@ -172,19 +172,19 @@ class Pipeline:
             path.write_text(json.dumps(saved, indent=1) + "\n")
 
     def to(self, device: torch.device | str) -> Self:
-        """Move system and codec; inputs may stay where they are, results come back to them."""
+        """Move system and codec. Inputs may be on another device; results come back to it."""
         self.system.to(device)
         self.codec.to(device)
         return self
 
     # --- what a subclass adds ----------------------------------------------------------------------
 
-    def prepare(self, video: Tensor, *given) -> tuple:
-        """What a person gives -> the arguments of :meth:`conditions`: a batch of one at the model's size."""
+    def prepare(self, video: Tensor, *inputs) -> tuple:
+        """A person's inputs -> the arguments of :meth:`conditions`: a batch of one at the model's size."""
         raise NotImplementedError
 
-    def conditions(self, video: Tensor, *given) -> dict:
-        """Inputs at the model's size -> arguments of the system beside latents and timestep."""
+    def conditions(self, video: Tensor, *inputs) -> dict:
+        """Inputs at the model's size -> arguments of the system other than latents and timestep."""
         raise NotImplementedError
 
     def predict(self, latents: Tensor, timestep: Tensor, conditions: dict, sampling: Sampling) -> Tensor:
@@ -192,12 +192,12 @@ class Pipeline:
         return self.system(latents, timestep, **conditions)
 
     def encode(self, video: Tensor) -> Tensor:
-        """Pixels (B, T, C, H, W) on any device -> latents where the system is, in its precision."""
+        """Pixels (B, T, C, H, W) on any device -> latents with the system's device and dtype."""
         weights = next(self.system.parameters())
         return self.codec.encode(video.to(weights.device).float()).to(weights)
 
     def noise_shape(self, clips: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Of the latents of ``clips`` clips, (B, c, t, h, w)."""
+        """Shape (B, c, t, h, w) of the latents of ``clips`` clips."""
         return clips, *latent_shape(self.codec, frames, height, width)
 
     def decode(self, latents: Tensor) -> Layers:
@@ -205,13 +205,13 @@ class Pipeline:
         return {"composite": self.codec.decode(latents)}
 
     def read(self, layers: Layers, source: Tensor, sampling: Sampling) -> EditResult:
-        """What the layers mean for a source of their size, (..., 3, H, W)."""
+        """The result of these layers for a source (..., 3, H, W) of their size."""
         return EditResult(layers["composite"], layers["composite"])
 
     # --- generating --------------------------------------------------------------------------------
 
     def sampling_with(self, **changes) -> Sampling:
-        """The model's own settings with some changed; None leaves one as it is.
+        """The model's own settings with these changes; a value of None changes nothing.
 
         Raises:
             UserError: a value is out of its range.
@@ -223,18 +223,18 @@ class Pipeline:
     def layers(
         self,
         video: Tensor,
-        *given,
+        *inputs,
         sampling: Sampling,
         seed: int = 0,
         generator: torch.Generator | None = None,
         callback: Callable[[DenoisingState], None] | None = None,
         **named,
     ) -> Layers:
-        """What the model draws for a batch of clips at its own size; see :meth:`generate`."""
+        """The layers that the model draws for a batch of clips at its own size; see :meth:`generate`."""
         check_number("seed", seed)
-        weights = next(self.system.parameters())  # everything goes to their device, in their precision
-        conditions = self.conditions(video, *given, **named)
-        # Drawn on the CPU, so that one seed is one result on every device.
+        weights = next(self.system.parameters())  # gives device and dtype
+        conditions = self.conditions(video, *inputs, **named)
+        # Drawn on the CPU, so that a seed gives the same noise on every device.
         generator = generator or torch.Generator().manual_seed(seed)
         shape = self.noise_shape(len(video), video.shape[1], *video.shape[-2:])
         noise = torch.randn(shape, generator=generator).to(weights.device)
@@ -251,43 +251,43 @@ class Pipeline:
             raise UserError("the model drew numbers that are not finite: check its weights and settings.")
         return {name: layer.to(video) for name, layer in layers.items()}
 
-    def generate(self, video: Tensor, *given, **options) -> EditResult:
+    def generate(self, video: Tensor, *inputs, **options) -> EditResult:
         """Edit a batch of clips at the model's own size.
 
         Args:
             video: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
-            given: what else the model is given, see :meth:`conditions`.
-            options: ``seed`` or ``generator`` of the noise; ``callback``, which sees every step as
-                :class:`~vera_lite.diffusion.sampling.DenoisingState`; and fields of ``sampling``.
+            inputs: those besides the video, see :meth:`conditions`.
+            options: ``seed`` or ``generator`` of the noise; ``callback``, which gets a
+                :class:`~vera_lite.diffusion.sampling.DenoisingState` per step; fields of ``sampling``.
 
         Returns:
             Tensors (B, T, C, H, W).
         """
         sampling, rest = self._split(options)
-        return self.read(self.layers(video, *given, sampling=sampling, **rest), video, sampling)
+        return self.read(self.layers(video, *inputs, sampling=sampling, **rest), video, sampling)
 
     def check_prompt(self, prompt: str) -> None:
-        """UserError if the model cannot read a prompt."""
+        """Raise UserError if the model cannot read a prompt."""
         check_prompt(prompt)
 
     def draw(
         self,
         video: Tensor,
-        *given,
+        *inputs,
         frames: int | None = None,
         size: Sequence[int] | None = None,
         fps: float | None = None,
         **options,
     ) -> "Drawing":
-        """Edit one video at the model's own size, to be shown at the video's.
+        """Edit one video at the model's size; the drawing shows it at the video's size.
 
         Args:
-            video: (T, 3, H, W) in [0, 1]; of a long one the frames ``frame_choice(frames, T)`` are enough.
-            given: what else a person gives, see :meth:`prepare`.
-            frames: of the whole video, if ``video`` holds some of them only.
-            size: (H, W) of the video, if what is given was made smaller.
-            fps: frames per second of the whole video; a system that reads times is told when the frames that
-                it sees are shown. None: as in training.
+            video: (T, 3, H, W) in [0, 1]. Of a long video, the frames that the model sees are enough:
+                ``frame_choice(frames, self.clip_size[0])``.
+            inputs: those besides the video, see :meth:`prepare`.
+            frames: number of frames of the whole video, if ``video`` has only some of them.
+            size: (H, W) of the video, if ``video`` was made smaller.
+            fps: frames per second of the whole video, for systems that read times. None: as in training.
             options: as for :meth:`generate`.
         """
         sampling, rest = self._split(options)
@@ -295,11 +295,11 @@ class Pipeline:
         noise = {name: rest.pop(name) for name in ("seed", "generator", "callback") if name in rest}
         if fps is not None and self.reads_time and frames > 1:
             noise["fps"] = fps * (self.clip_size[0] - 1) / (frames - 1)
-        layers = self.layers(*self.prepare(video, *given, **rest), sampling=sampling, **noise)
+        layers = self.layers(*self.prepare(video, *inputs, **rest), sampling=sampling, **noise)
         small = {name: layer[0] for name, layer in layers.items()}
         return Drawing(self, small, sampling, frames, size or video.shape[-2:])
 
-    def __call__(self, video: Tensor, *given, **options) -> EditResult:
+    def __call__(self, video: Tensor, *inputs, **options) -> EditResult:
         """Edit one video of any size and length that fits in memory; the command line streams longer ones.
 
         The video is resampled to ``clip_size``: frames evenly over its whole length, pixels by area. Sides
@@ -307,8 +307,8 @@ class Pipeline:
 
         Args:
             video: (T, 3, H, W) in [0, 1].
-            given: what else a person gives, see :meth:`prepare`.
-            options: ``fps`` as for :meth:`draw`, and as for :meth:`generate`.
+            inputs: those besides the video, see :meth:`prepare`.
+            options: ``fps`` as for :meth:`draw`; the others as for :meth:`generate`.
 
         Returns:
             Tensors (T, C, H, W), drawn at ``clip_size`` and enlarged.
@@ -317,13 +317,13 @@ class Pipeline:
             UserError: a prompt has an unknown word, or a setting is out of its range.
             ValueError: a tensor has another shape.
         """
-        drawing = self.draw(video, *given, **options)
+        drawing = self.draw(video, *inputs, **options)
         shown = [drawing.frame(t, frame).layers() for t, frame in enumerate(video)]
         tensors = {name: torch.stack([frame[name] for frame in shown]) for name in shown[0]}
         return EditResult(**tensors, exact_frames=drawing.exact_frames)
 
     def _split(self, options: dict) -> tuple[Sampling, dict]:
-        """Options of a call -> how to sample; and the rest: noise, callback, and inputs that are named."""
+        """Options of a call -> sampling settings, and the rest: noise, callback, and inputs by name."""
         names = {field.name for field in fields(self.sampling)}
         changes = {name: value for name, value in options.items() if name in names}
         return self.sampling_with(**changes), {n: v for n, v in options.items() if n not in names}
@@ -335,12 +335,12 @@ class Pipeline:
 
 
 class Drawing:
-    """Layers at a model's size, shown on a video of any size and length one frame at a time.
+    """Layers at a model's size, shown one frame at a time on a video of any size and length.
 
     Args:
-        pipe: whose reading it is.
+        pipe: its ``read`` turns layers into a result.
         layers: (t, C, h, w) each.
-        sampling: settings of that reading.
+        sampling: settings for ``read``.
         frames: T of the video.
         size: (H, W) of the video.
     """
@@ -351,7 +351,7 @@ class Drawing:
         drawn = len(next(iter(layers.values())))
         #: Frames of the video that the model itself drew.
         self.exact_frames = tuple(sorted(set(frame_choice(frames, drawn))))
-        #: For each frame the nearest, in time, of the drawn ones.
+        #: For each frame of the video, the nearest drawn frame in time.
         self.nearest = frame_choice(drawn, frames)
         self._shown, self._large = None, {}
 
@@ -365,16 +365,9 @@ class Drawing:
 
 
 def check_video(video: Tensor) -> None:
-    """Raise ValueError if this is no floating (T, 3, H, W) in [0, 1]."""
+    """Raise ValueError unless this is a floating (T, 3, H, W) in [0, 1]."""
     check_tensor("the video", video, "T", 3, "H", "W")
     check_pixels("the video", video)
-
-
-def check_pixels(name: str, pixels: Tensor) -> None:
-    """Raise ValueError if pixels are not finite or far from [0, 1]."""
-    low, high = (v.item() for v in pixels.aminmax())
-    if not (low >= -0.01 and high <= 1.01):  # nan fails every comparison
-        raise ValueError(f"{name} ranges from {low:g} to {high:g}; it must lie in [0, 1].")
 
 
 def check_prompts(video: Tensor, prompts: Sequence[str]) -> None:
@@ -406,7 +399,7 @@ def _bicubic(inputs: int, outputs: int) -> Tensor:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name: "cpu", "cuda" or "mps"; "auto" is the first of CUDA, MPS and CPU that is there.
+    """The device with a name: "cpu", "cuda" or "mps"; "auto" is the first available of CUDA, MPS and CPU.
 
     Raises:
         UserError: this machine has no such device.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.codecs import Codec
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask, object_extent, resample
 from vera_lite.media.trajectory import Trajectory
@@ -15,14 +15,13 @@ from vera_lite.pipelines.base import (
     Layers,
     Pipeline,
     Sampling,
-    check_pixels,
     check_video,
     frame_choice,
 )
 from vera_lite.systems import GenCompositor
 from vera_lite.systems.gencompositor import encode_conditions
 
-#: How far an object reaches on its canvas, as a share of half the canvas: what is usual in the toy world.
+#: How far an object reaches on its canvas, as a share of half the canvas: the usual share in the toy world.
 CANVAS_FILL = 0.65
 
 
@@ -31,8 +30,8 @@ class CompositeSampling(Sampling):
     """:class:`Sampling`, and one setting of GenCompositor's own.
 
     Attributes:
-        paste_back: keep the background outside the mask, bit for bit (Vera's way); without, the whole
-            frame is the model's (the paper).
+        paste_back: keep the background outside the mask, bit for bit (Vera's way). False: the model draws the
+            whole frame (the paper).
     """
 
     paste_back: bool = False
@@ -43,9 +42,9 @@ class GenCompositorPipeline(Pipeline):
 
     Args:
         system, codec, clip_size, sampling: see :class:`Pipeline`.
-        mask_sigma: of :func:`.inflate_mask`, in pixels of ``clip_size``, as in training; None leaves masks as
-            they are.
-        text: features (T, text_dim) of a backbone with text: those of the empty prompt.
+        mask_sigma: for :func:`.inflate_mask`, in pixels of ``clip_size``, as in training; None does not
+            inflate masks.
+        text: features (T, text_dim) of the empty prompt, for a backbone that reads text.
 
     At full scale the parts are CogVideoX's::
 
@@ -53,7 +52,7 @@ class GenCompositorPipeline(Pipeline):
             GenCompositor.from_cogvideox(transformer),  # a diffusers.CogVideoXTransformer3DModel
             CogVideoXCodec.from_pretrained(cogvideox / "vae"),
             (49, 480, 720),
-            CompositeSampling(steps=50, shift=1.0),  # diffusers' for CogVideoX; DDIM has no shift
+            CompositeSampling(steps=50, shift=1.0),  # diffusers' steps for CogVideoX; DDIM has no shift
             mask_sigma=10,
             text=empty_prompt,
         )
@@ -89,15 +88,16 @@ class GenCompositorPipeline(Pipeline):
     def prepare(
         self, background: Tensor, foreground: Tensor, alpha: Tensor, trajectory: Trajectory
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the model sees, made from what a person gives; the inputs of training.
+        """Make the model's inputs from a person's inputs, as in training.
 
         Everything is resampled to ``clip_size``: frames evenly over the whole length of each video. Sides
-        are squeezed, not cropped, and the foreground's canvas is squeezed like the background. On it the
-        object has one size in all frames, see :data:`CANVAS_FILL`; the path's scales act on the matte alone.
+        are squeezed, not cropped, and the foreground's canvas is squeezed like the background. On the canvas
+        the object has one size in all frames, see :data:`CANVAS_FILL`; the path's scales only change the
+        matte.
 
         Args:
             background: (T, 3, H, W) in [0, 1].
-            foreground: (S, 3, h, w) in [0, 1], straight colour, the object anywhere.
+            foreground: (S, 3, h, w) in [0, 1], straight colour; the object may be anywhere.
             alpha: (S, 1, h, w) in [0, 1]; above 0.5 is the object.
             trajectory: where the object's middle goes, in pixels of the background; at scale 1 a pixel of
                 the foreground is one of the background.
@@ -107,7 +107,7 @@ class GenCompositorPipeline(Pipeline):
 
         Raises:
             ValueError: a tensor has another shape.
-            UserError: no object can be seen, or nothing else.
+            UserError: the path is for another frame size, or the object is not visible or covers everything.
         """
         check_video(background)
         check_video(foreground)
@@ -125,7 +125,7 @@ class GenCompositorPipeline(Pipeline):
         solid = (alpha > 0.5).to(alpha)  # a noisy matte must not change where the object is
         if not solid.any():
             raise UserError(
-                "alpha is nowhere above 0.5 in the frames that the model sees: there is no object to put in."
+                "alpha is nowhere above 0.5 in the frames that the model sees: give a matte with an object."
             )
         centres, reach = object_extent(solid)
         small = torch.tensor([width, height], dtype=torch.float64)
@@ -137,13 +137,11 @@ class GenCompositorPipeline(Pipeline):
         canvas = composite(colour, canvas_alpha, torch.ones_like(colour))
 
         positions, scales = trajectory.sample(frames)
-        # Smaller than a hundredth is nothing at this size, and would need a filter without end.
+        # Below a hundredth nothing is visible at this size, and the filter would grow without limit.
         positions, scales = (positions + 0.5) * squeeze - 0.5, scales[:, None].clamp_min(0.01) * squeeze
         _, matte = resample(foreground, alpha, centres, positions, scales, (height, width))
         if not (matte > 0.5).any():
-            raise UserError(
-                f"the object is too small for the model, which draws {width}x{height} pixels: scale it up."
-            )
+            raise UserError(f"the object is too small for a model of {width}x{height} pixels: scale it up.")
         mask = matte if self.mask_sigma is None else inflate_mask(matte, self.mask_sigma)
         if (mask > 0.5).all():
             raise UserError("the object covers the whole background in every frame: scale it down.")
@@ -156,9 +154,9 @@ class GenCompositorPipeline(Pipeline):
         Args:
             background: (B, T, 3, H, W) in [0, 1], of ``clip_size``.
             foreground: (B, T, 3, H, W), the object in the middle of a white canvas. None is a blank (white)
-                video, which asks for what would be there without an object: removal.
-            mask: (B, T, 1, H, W), inflated already; above 0.5 the model may draw.
-            matte: (B, T, 1, H, W), where the object is to be; it is passed on, the model does not see it.
+                video and asks for removal: the background without any object.
+            mask: (B, T, 1, H, W), inflated; the model may draw where it is above 0.5.
+            matte: (B, T, 1, H, W), where the object goes; for the result, the model does not see it.
         """
         foreground = torch.ones_like(background) if foreground is None else foreground
         check_tensor("the foreground", foreground, *background.shape)
@@ -178,14 +176,14 @@ class GenCompositorPipeline(Pipeline):
         matte: Tensor | None = None,
         **options,
     ) -> Layers:
-        """The composite, and the mask and matte that were given."""
+        """The composite, with the mask and the matte beside it."""
         drawn = super().layers(background, foreground, mask, **options) | {"mask": mask}
         return drawn if matte is None else drawn | {"matte": matte}
 
     def read(self, layers: Layers, source: Tensor, sampling: CompositeSampling) -> EditResult:
-        """final is the composite; with ``paste_back`` it is laid over the background by the mask."""
+        """final is the composite; with ``paste_back``, the composite laid over the background by the mask."""
         drawn = layers["composite"]
-        # In steps of 8 bits, so that a mask file says exactly where the background is kept.
+        # Rounded to 8 bits, so that a mask file shows exactly where the background is kept.
         mask = (255 * layers["mask"]).round() / 255
         final = composite(drawn, mask, source) if sampling.paste_back else drawn
         return EditResult(final, drawn, mask=mask, matte=layers.get("matte"))

@@ -6,16 +6,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera_lite.conditioning.vision_language import check_words
-from vera_lite.errors import check_tensor
-from vera_lite.pipelines.base import Pipeline, check_pixels, check_prompts, check_video
+from vera_lite.errors import check_pixels, check_tensor
+from vera_lite.pipelines.base import Pipeline, check_prompts, check_video
 from vera_lite.systems import MiVE
 
 
 class MiVEPipeline(Pipeline):
     """MiVE, its vision-language model and its codec, ready to edit.
 
-    The model draws the whole video anew: there are no layers, and no pixel is the source's own. There is no
-    guidance: the paper mentions none.
+    The model draws the whole video anew: there are no layers, and no pixel comes from the source. There is no
+    guidance; the paper names neither guidance nor steps nor shift.
 
     At full scale the parts are Wan2.1-T2V-14B's and Qwen3-VL's::
 
@@ -23,7 +23,7 @@ class MiVEPipeline(Pipeline):
             MiVE.from_wan(wan / "transformer", vlm="Qwen/Qwen3-VL-8B-Instruct"),
             WanCodec.from_pretrained(wan / "vae"),
             (81, 720, 1280),
-            Sampling(steps=50, shift=5.0),  # diffusers' for Wan2.1 at 720p
+            Sampling(steps=50, shift=5.0),  # diffusers' settings for Wan2.1 at 720p
         )
     """
 
@@ -62,5 +62,5 @@ class MiVEPipeline(Pipeline):
         return {
             "source": self.encode(video),
             "reading": self.system.read(video.float(), prompts, references.float(), fps),
-            "reference": self.encode(references[:, None]),  # coded as a clip of its own
+            "reference": self.encode(references[:, None]),  # a clip of one frame
         }

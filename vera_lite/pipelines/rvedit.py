@@ -12,8 +12,8 @@ from vera_lite.systems import RVEDiT
 class RVEDiTPipeline(Pipeline):
     """RVEDiT, its vision-language model and its codec, ready to edit.
 
-    The model draws the whole video anew: there are no layers, and no pixel is the source's own. There is no
-    guidance, as in the paper.
+    The model draws the whole video anew: there are no layers, and no pixel comes from the source. There is no
+    guidance, as in Kiwi-Edit, on which RVEDiT stands; the paper names neither guidance nor steps.
 
     At full scale the parts are Wan2.2-TI2V-5B's and Qwen2.5-VL's::
 
@@ -21,7 +21,7 @@ class RVEDiTPipeline(Pipeline):
             RVEDiT.from_wan(wan / "transformer", vlm="Qwen/Qwen2.5-VL-3B-Instruct"),
             WanCodec.from_pretrained(wan / "vae"),
             (81, 704, 1280),
-            Sampling(steps=50, shift=5.0),  # as in Wan2.2's ti2v-5B configuration
+            Sampling(steps=50, shift=5.0),  # the settings of Wan2.2's ti2v-5B and of Kiwi-Edit
         )
     """
 

@@ -1,4 +1,4 @@
-"""The parts of a saved pipeline, checked when they are put together."""
+"""Checks of a saved pipeline's parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from vera_lite.backbone import loading
 from vera_lite.codecs import Codec, latent_shape
 from vera_lite.errors import UserError
 from vera_lite.media.files import check_safetensors
@@ -17,24 +18,19 @@ def load_weights(system: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is damaged, does not fit the system, or holds numbers that are not finite.
     """
-    found = check_safetensors(path)
-    wanted = {name: tuple(v.shape) for name, v in system.state_dict().items()}
-    wrong = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if wrong:
-        name = min(wrong)
-        raise UserError(
-            f"{path} does not fit its pipeline.json: {len(wrong)} tensors differ, such as {name}, of shape "
-            f"{found.get(name, 'none')} instead of {wanted.get(name, 'none')}; export the model again."
-        )
-    weights = {name: v.float() for name, v in load_file(path).items()}
-    for name, value in weights.items():
+    check_safetensors(path)
+    tensors = load_file(path)
+    for name, value in tensors.items():
         if not value.isfinite().all():
             raise UserError(f"{path} holds numbers that are not finite, in {name}: export the model again.")
-    system.load_state_dict(weights)
+    try:
+        loading.load_weights(system, tensors, new=())
+    except UserError as error:
+        raise UserError(f"{path}: {error} Export the model again.") from error
 
 
 def check_clip_size(clip_size: Sequence[int], system: nn.Module, codec: Codec) -> tuple[int, int, int]:
-    """The size as a tuple; ValueError if codec and network cannot take clips of it."""
+    """The size as a tuple; ValueError if codec or network cannot take clips of this size."""
     size = tuple(clip_size)
     if len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
         raise ValueError(f"clip_size is (frames, height, width) in whole numbers above 0, not {size}.")

@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from vera_lite.codecs import Codec
 from vera_lite.conditioning.phrases import PhraseEncoder
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 from vera_lite.media.clip import composite
 from vera_lite.pipelines.base import (
     EditResult,
     Layers,
     Pipeline,
     Sampling,
-    check_pixels,
     check_prompts,
     check_video,
 )
@@ -27,9 +26,9 @@ class VeraSampling(Sampling):
     """:class:`Sampling`, and two settings of Vera's own.
 
     Attributes:
-        guidance: classifier-free guidance; 1 is off, more follows the prompt harder. "No prompt" is features
-            of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
-        alpha_floor: matte values below this count as zero, and there the source stays untouched. It costs the
+        guidance: classifier-free guidance; 1 is off, above 1 follows the prompt more strictly. "No prompt" is
+            features of zero, as in training (:func:`vera_lite.systems.vera.drop_conditions`).
+        alpha_floor: matte values below this become zero, and there the source stays untouched. This loses the
             faintest part of soft edges and shadows; the toy model's card has numbers.
     """
 
@@ -38,8 +37,8 @@ class VeraSampling(Sampling):
 
 
 class VeraPipeline(Pipeline):
-    """Vera, its codec and its text encoder, ready to edit. It also runs the regeneration baseline, whose one
-    layer is the composite.
+    """Vera, its codec and its text encoder, ready to edit. It also runs the regeneration baseline, which has
+    one layer, the composite.
 
     Args:
         system, codec, clip_size, sampling: see :class:`Pipeline`.
@@ -52,7 +51,7 @@ class VeraPipeline(Pipeline):
             Vera.from_wan(wan / "transformer"),
             WanCodec.from_pretrained(wan / "vae"),
             (49, 480, 832),
-            VeraSampling(steps=50, shift=3.0, guidance=5.0),  # diffusers' for Wan2.1 at 480p
+            VeraSampling(steps=50, shift=3.0, guidance=5.0),  # diffusers' settings for Wan2.1 at 480p
             Umt5Encoder.from_pretrained(wan),
         )
     """
@@ -76,9 +75,7 @@ class VeraPipeline(Pipeline):
             raise TypeError(f"text_encoder is {text_encoder!r}; it must turn prompts into features")
         text_dim, known = system.config.backbone.text_dim, getattr(self.text_encoder, "text_dim", None)
         if None not in (text_dim, known) and text_dim != known:
-            raise ValueError(
-                f"the text encoder makes features of {known} numbers, the network reads {text_dim}."
-            )
+            raise ValueError(f"the text encoder's features have width {known}, the network's {text_dim}.")
 
     def check_prompt(self, prompt: str) -> None:
         super().check_prompt(prompt)
@@ -111,7 +108,7 @@ class VeraPipeline(Pipeline):
         small = self.shrink(mask.float())
         if not small.max() > 0:
             raise UserError("the mask is empty in the frames that the model sees: paint it white somewhere.")
-        # Hard; a mask smaller than the model's pixels keeps its fullest ones.
+        # Binary. A mask smaller than a pixel of the model keeps its fullest pixels.
         return self.shrink(video)[None], [prompt], (small >= 0.5 * small.max()).float()[None]
 
     def conditions(self, video: Tensor, prompts: Sequence[str], mask: Tensor | None = None) -> dict:
@@ -148,8 +145,8 @@ class VeraPipeline(Pipeline):
         return videos
 
     def read(self, layers: Layers, source: Tensor, sampling: VeraSampling) -> EditResult:
-        """final = alpha * edit + (1 - alpha) * source, with alpha 0 below the floor: there final is the
-        source bit for bit."""
+        """final = alpha * edit + (1 - alpha) * source. Below the floor alpha is 0, and final is the source,
+        bit for bit."""
         if "alpha" not in layers:  # regeneration
             return super().read(layers, source, sampling)
         alpha = layers["alpha"].where(layers["alpha"] >= sampling.alpha_floor, 0)

@@ -1,4 +1,4 @@
-"""One file a paper."""
+"""One file per paper."""
 
 from dataclasses import asdict
 
@@ -24,14 +24,18 @@ SYSTEMS = {
 
 
 def describe_system(system: nn.Module) -> dict:
-    """What :func:`build_system` needs to make this system anew, as JSON can hold it; no weights."""
+    """A system without its weights as plain values for JSON, from which :func:`build_system` makes it."""
     # isinstance, not type: FSDP2 gives a sharded module a subclass of its own.
     kind = next(name for name, (build, *_) in SYSTEMS.items() if isinstance(system, build))
     return {"system": kind, "config": asdict(system.config)}
 
 
 def build_system(saved: dict) -> nn.Module:
-    """The inverse of :func:`describe_system`, with fresh weights. UserError for an unknown kind or field."""
+    """The system that :func:`describe_system` described, with fresh weights.
+
+    Raises:
+        UserError: an unknown system, or a config that this version does not have.
+    """
     if saved.get("system") not in SYSTEMS:
         raise UserError(f"unknown system {saved.get('system')!r}; known: {', '.join(SYSTEMS)}.")
     build, config_type, backbone_type = SYSTEMS[saved["system"]]
@@ -51,7 +55,7 @@ def build_system(saved: dict) -> nn.Module:
 
 
 def _with_tuples(saved: dict) -> dict:
-    """JSON has lists only."""
+    """JSON turns tuples into lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
 
 

@@ -53,7 +53,7 @@ AXES = ("t", "h", "w")
 
 @dataclass(frozen=True)
 class GenCompositorConfig:
-    """Size, and every choice in which paper and code differ or that an ablation changes.
+    """Size, and every choice where paper and code differ or that an ablation changes.
 
     Attributes:
         backbone: size of the main stream; its ``in_channels`` hold noisy latents and masked background.
@@ -61,18 +61,18 @@ class GenCompositorConfig:
             code; :class:`~vera_lite.diffusion.flow_matching.FlowMatching` is ours.
         mask_loss_weight: weight of a second loss term, the same error inside the mask only: 0 in the
             paper, 5 in the code.
-        rope: how positions tell the two videos apart, see :func:`stream_positions`. "shared" is an ablation.
+        rope: how positions distinguish the two videos, see :func:`stream_positions`. "shared" is an ablation.
         rope_axis: which axis is shifted: t, h (the paper) or w.
-        rope_offset: Delta of the foreground, in tokens; None is the size of the grid along that axis, the
-            smallest with which no two tokens share a position.
+        rope_offset: Delta of the foreground, in tokens. None is the size of the grid along that axis, the
+            smallest shift that gives every token its own position.
         fusion: "self": foreground tokens join the self-attention (the paper); "cross": noisy tokens read
             them in a cross-attention after every block (ablation).
         shared_projection: the foreground passes through P too, with b in its other channels. Then only
             positions, noise and (outside the mask) the branch distinguish the two videos. For the study of
             ERoPE; not published.
         branch_layers: blocks of the background branch; 0 leaves it out (ablation).
-        released_unused_layers: give the branch the layers that the released one has but never runs, so
-            that its checkpoint can be loaded.
+        released_unused_layers: also build the layers that the released branch has but never runs, so that
+            its checkpoint can be loaded.
         blank_foreground: chance that a training clip gets a blank foreground and the background as its
             target, so that the model learns removal; 0.2 in the code.
     """
@@ -120,11 +120,11 @@ class CompositionBatch(TypedDict):
     text: NotRequired[Tensor]
 
 
-#: What the released code chooses for the network and its loss. Ours does not follow it in these: it
+#: The released code's choices for the network and its loss. Its data and sampling differ from ours: it
 #: resizes the mask to latents by the nearest pixel (:func:`~vera_lite.codecs.latent_mask` takes any
 #: overlap, and so opens more tokens); it cleans masks before it inflates them (3 x 3 opening, parts below
 #: 0.01 % dropped); it centres objects frame by frame; gamma of the foreground starts at 0.3, not 0.4; its
-#: branch comes from VideoPainter's weights and is frozen; its sampler is DPM-Solver++.
+#: branch starts from VideoPainter's weights and is frozen; its sampler is DPM-Solver++.
 RELEASED = GenCompositorConfig(
     objective=Diffusion("v_prediction"),
     mask_loss_weight=5.0,
@@ -165,7 +165,7 @@ def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: i
 
 
 class BackgroundBranch(nn.Module):
-    """A few blocks that see noisy latents, masked background and mask, and feed the main stream."""
+    """A few blocks that read noisy latents, masked background and mask, and feed the main stream."""
 
     def __init__(self, config: GenCompositorConfig):
         super().__init__()
@@ -183,10 +183,15 @@ class BackgroundBranch(nn.Module):
             self.branch_x_embedder = nn.Linear(size.in_channels, dim)
 
     def forward(self, video: Tensor, timestep: Tensor, text: Tensor | None, rotary: Tensor) -> list[Tensor]:
-        """s_j, (B, S, D) each.
+        """
+        Args:
+            video: noisy latents, masked background and mask, (B, 2C + 1, t, h, w).
+            timestep: (B,).
+            text: as for the main stream.
+            rotary: (2, S, d), of positions without any shift.
 
-        ``video`` is noisy latents, masked background and mask (B, 2C + 1, t, h, w); timestep is (B,), text as
-        for the main stream, rotary (2, S, d) of plain positions.
+        Returns:
+            s_j, (B, S, D) each.
         """
         streams, time, features = self.patch_embed(video, text), self.time_embedding(timestep), []
         for block, out in zip(self.transformer_blocks, self.branch_blocks, strict=True):
@@ -241,23 +246,24 @@ class GenCompositor(nn.Module):
         """
         system = cls(GenCompositorConfig(backbone=config_of(model), **changes))
         main, branch, tensors = system.transformer, system.branch, model.state_dict()
+
+        def load(part: nn.Module, *own: str) -> None:
+            missing, _ = part.load_state_dict(tensors, strict=False)
+            if missing := [n for n in missing if not n.startswith(own)]:
+                raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
+
         with torch.no_grad():
             if "patch_embed.pos_embedding" in tensors:  # theirs ends with the noisy tokens
                 table = tensors.pop("patch_embed.pos_embedding")
                 main.patch_embed.pos_embedding[:, : table.shape[1]] = table
-            missing, _ = main.load_state_dict(tensors, strict=False)
-            if missing := [n for n in missing if not n.startswith(("patch_embed.fg_", "patch_embed.pos_"))]:
-                raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
+            load(main, "patch_embed.fg_", "patch_embed.pos_")
             projection = main.patch_embed.proj
             noisy = projection.weight[:, : system.config.backbone.out_channels]
             if main.patch_embed.fg_proj is not None:
                 main.patch_embed.fg_proj.load_state_dict({"weight": noisy, "bias": projection.bias})
             if branch is not None:
                 tensors["patch_embed.proj.weight"] = F.pad(torch.cat([noisy, noisy], 1), (0, 0, 0, 0, 0, 1))
-                missing, _ = branch.load_state_dict(tensors, strict=False)
-                own = ("branch_blocks.", "branch_x_embedder.", "patch_embed.pos_embedding")
-                if missing := [n for n in missing if not n.startswith(own)]:
-                    raise UserError(f"this model is no CogVideoX as released: it has no {missing[0]}.")
+                load(branch, "branch_blocks.", "branch_x_embedder.", "patch_embed.pos_")
         return system
 
     def forward(
@@ -275,8 +281,8 @@ class GenCompositor(nn.Module):
             timestep: (B,), 1000 * sigma.
             masked_background: latents b of the background, black inside the mask (B, C, t, h, w).
             mask: m on the latent grid (B, 1, t, h, w), above 0 where the model may draw.
-            foreground: latents f (B, C, t, h, w). A blank video asks for removal; None, for the backbone
-                alone, leaves the second stream out.
+            foreground: latents f (B, C, t, h, w). A blank video asks for removal; None leaves the second
+                stream out.
             text: features (B, T, text_embed_dim) of a backbone with text; the paper's prompt is empty.
 
         Returns:
@@ -308,7 +314,7 @@ class GenCompositor(nn.Module):
         if config.fusion == "cross":
             video, f = video[:, :S], video[:, S:]
 
-        # s_j = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m)), and the tokens of which no cell may be drawn
+        # s_j = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m)), and the tokens that lie wholly outside the mask
         features = []
         if self.branch is not None:
             features = self.branch(torch.cat([seen, mask.to(seen)], 1), timestep, text, one_stream)
@@ -331,8 +337,11 @@ class GenCompositor(nn.Module):
     def training_losses(
         self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
     ) -> dict[str, Tensor]:
-        """Losses of each clip at noise levels sigma (B,): ``{"composite": (B,)}``, and ``"masked"`` if
-        ``mask_loss_weight`` is set. The sum of both is the objective."""
+        """Losses per clip at noise levels sigma (B,).
+
+        Returns:
+            ``composite`` (B,) and, with a ``mask_loss_weight``, ``masked`` (B,); their sum is the objective.
+        """
         objective, weight = self.config.objective, self.config.mask_loss_weight
         x_0, foreground = blanked(batch, self.config.blank_foreground, random)
         noise = random.noise(x_0)
@@ -345,19 +354,19 @@ class GenCompositor(nn.Module):
             None if self.config.backbone.text_embed_dim is None else batch["text"],
         )
         losses = {"composite": objective.loss(output, x_0, noise, sigma)}
-        if weight:  # the mean still runs over the whole clip, as in the released code
+        if weight:  # a mean over the whole clip, as in the released code
             m = batch["mask"]
             losses["masked"] = weight * objective.loss(m * output, m * x_0, m * noise, sigma)
         return losses
 
 
 def token_mask(mask: Tensor, patch_size: int) -> Tensor:
-    """Which tokens may be drawn: those with any masked cell, (B, 1, t, h, w) -> bool (B, S, 1)."""
+    """Which tokens the model may draw: those with any masked cell, (B, 1, t, h, w) -> bool (B, S, 1)."""
     return F.max_pool3d(mask.float(), (1, patch_size, patch_size)).flatten(2).mT > 0
 
 
 def blanked(batch: CompositionBatch, rate: float, random: StepRandom) -> tuple[Tensor, Tensor]:
-    """Target and foreground of each clip; with chance ``rate`` they are the background and a blank video."""
+    """Target and foreground per clip; with probability ``rate`` they are the background and a blank video."""
     blank = (random.uniform() < rate).to(batch["composite"].device).view(-1, 1, 1, 1, 1)
     target = torch.where(blank, batch["background"], batch["composite"])
     return target, torch.where(blank, batch["blank"], batch["foreground"])

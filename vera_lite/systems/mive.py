@@ -1,8 +1,8 @@
 """MiVE (arXiv 2605.14664): edit a video by instruction and an edited first frame, in one self-attention.
 
-A frozen vision-language model (VLM) reads the instruction, the reference image (the edited first frame, made
-by an image editor) and the source video in one prompt. Hidden states of an early and of a
-late layer become one context c (Eq. 3-5, :mod:`vera_lite.conditioning.multiscale`).
+A frozen vision-language model (VLM) reads the instruction, the reference image (the first frame, edited by an
+image editor) and the source video in one prompt. Hidden states of an early and of a late layer become one
+context c (Eq. 3-5, :mod:`vera_lite.conditioning.multiscale`).
 
 *Reference-aware latents*: the reference is encoded as a clip of one frame. Its clean latents stand before
 both halves of the channels (Eq. 6):
@@ -15,8 +15,8 @@ cross-attention (Eq. 7-8):
     u^0 = [c; v]        v = PatchEmbed(z_t)
     v^  = Head(u^P[N_c:])                                       the reference frame is dropped
 
-*Per-token AdaLN*: tokens of context and reference are clean, so they are modulated as at t = 0; the video
-tokens as at the present t. Two vectors are enough: no vector per token is formed.
+*Per-token AdaLN*: tokens of context and reference are clean, so they are modulated with t = 0, and the video
+tokens with the current t. Two modulation vectors are enough; there is none per token.
 
 paper                    here
 phi_l                    :class:`vera_lite.conditioning.multiscale.Reading`
@@ -51,31 +51,31 @@ class MiVEConfig:
     """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
-        backbone: size of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec: the patch
+        backbone: size of Wan, 2.1-T2V-14B in the paper. ``in_channels`` are those of the codec; the patch
             embedding reads twice as many. ``text_dim`` and ``cross_attention`` are ignored: MiVE has neither
             text embedding nor cross-attention. With ``summed_text`` the text tokens of the context are also
             summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
-        vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy one in
-            the package. The paper does not say whether it is trained: it is frozen here, and no part of the
-            weights.
+        vlm: folder or Hub name of the vision-language model, Qwen3-VL-8B in the paper; None is the toy model
+            in the package. The paper does not say whether it is trained. Here it is frozen, and not saved
+            with the system.
         vlm_dim: width of its language tower.
         vlm_layers: which hidden states become context, numbered as in transformers. We read "first" as 1,
             the output of the first layer: at 0 no token has seen another yet. (Qwen3-VL adds DeepStack
-            features to its first layers' outputs; ours are taken before that.) We read "last" as -1, after
-            the final norm; before it makes next to no difference, as the adapter begins with a norm.
+            features to the outputs of its first layers; we take the output before that.) We read "last" as
+            -1, after the final norm. Before the norm is nearly the same, as the adapter begins with a norm.
         vlm_frames: how many frames of the video the VLM sees. The paper does not say; None leaves the choice
             to the processor of the model.
         context_positions: rotary positions of context tokens; the paper does not state them. "none": all at
-            0, all equally near. "index": 0, 1, 2, ... along t, as if each were a frame.
-            "before": ..., -2, -1 along t, positions that no video token has.
-        reference_position: "before": the reference stands at t = 0 and the video at 1, 2, ..., as its place
-            in the sequence suggests. "first": it shares t = 0 with the video's first frame, and the
-            video keeps Wan's positions.
+            0. "index": 0, 1, 2, ... along t, as if each were a frame. "before": ..., -2, -1 along t,
+            positions that no video token has.
+        reference_position: "before": the reference has t = 0 and the video 1, 2, ..., the order of the
+            sequence. "first": the reference shares t = 0 with the video's first frame, and the video keeps
+            Wan's positions.
         conditioning: "self" is MiVE. The others are the baselines of its Table 3, see
             :mod:`.mive_cross_attention`: "fused_cross", "dual_cross" and "decoupled".
         changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
-            pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
+            pixels. 0 in the paper. Without pretraining, unchanged pixels would dominate the loss.
     """
 
     backbone: WanConfig = WAN_14B
@@ -114,7 +114,7 @@ class MiVEBatch(TypedDict):
 class MiVE(nn.Module):
     """MiVE's denoiser and its training loss."""
 
-    #: Keeps what the frozen VLM reads, if it is set.
+    #: Folder that keeps what the frozen VLM read; None keeps nothing.
     readings: Readings | None = None
 
     def __init__(self, config: MiVEConfig):
@@ -124,7 +124,7 @@ class MiVE(nn.Module):
         self.transformer = WanTransformer(
             replace(wan, in_channels=2 * wan.in_channels, text_dim=None, cross_attention=crossed)
         )
-        # New channels say nothing yet.
+        # The source's channels start at zero: they have no effect yet.
         nn.init.zeros_(self.transformer.patch_embedding.weight[:, wan.in_channels :])
         apart = config.conditioning == "decoupled"
         self.adapter = MultiscaleContext(config.vlm_dim, wan.dim, 1 if apart else len(config.vlm_layers))
@@ -135,9 +135,9 @@ class MiVE(nn.Module):
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "MiVE":
-        """Start from the Wan transformer that diffusers saved in a folder, without text embedding and
-        cross-attention. ``changes`` are fields of :class:`MiVEConfig` other than ``backbone`` and
-        ``conditioning``.
+        """Start from a Wan transformer that diffusers saved, without its text embedding and cross-attention.
+
+        ``changes`` are fields of :class:`MiVEConfig` other than ``backbone`` and ``conditioning``.
         """
         backbone, tensors = read_wan(folder)
         system = cls(MiVEConfig(backbone=backbone, **changes))
@@ -193,7 +193,7 @@ class MiVE(nn.Module):
             timestep: (B,), 1000 * sigma.
             source: z_src, clean latents of the source (B, C, t, h, w).
             reading: see :meth:`read`.
-            reference: z_ref, clean latents of the edited first frame (B, C, 1, h, w); None goes without.
+            reference: z_ref, clean latents of the edited first frame (B, C, 1, h, w); None leaves it out.
 
         Returns:
             Prediction (B, C, t, h, w).
@@ -210,7 +210,7 @@ class MiVE(nn.Module):
             before = context.tokens.shape[1]  # N_c
             u = torch.cat([context.tokens.type_as(u), u], 1)  # (7): (B, N_c + S, D)
             words = context.text | context.visual
-            if len(words) > 1 and not words.all():  # one prompt alone is never padded
+            if len(words) > 1 and not words.all():  # a batch of one has no padding
                 key_padding_mask = F.pad(words, (0, u.shape[1] - before), value=True)
 
         noisy = math.prod(grid)
@@ -225,15 +225,15 @@ class MiVE(nn.Module):
         return wan.head(u[:, runs[0] :], time[:, 1:], [noisy], grid)  # (8)
 
     def context(self, reading: Reading) -> Context:
-        """c (Eq. 3-5), (B, N_c, D), and which of its tokens are words or pixels."""
+        """c (B, N_c, D) of Eq. 3-5, and which of its tokens are words or pixels."""
         tokens = self.adapter(reading.layers)
         if self.visual_adapter is not None:
             tokens = torch.where(reading.visual[..., None], self.visual_adapter(reading.layers), tokens)
         return Context(tokens, reading.text, reading.visual)
 
     def positions(self, context: int, reference: bool, grid: Grid) -> Tensor:
-        """Rotary positions of N_c context tokens, of the reference frame if there is one, and of the video's
-        (t, h, w) tokens: (N_c + S, 3)."""
+        """Rotary positions (N_c + S, 3) of N_c context tokens, the reference frame if there is one, and the
+        video's (t, h, w) tokens."""
         places = torch.zeros(context, 3, dtype=torch.long)
         if self.config.context_positions == "index":
             places[:, 0] = torch.arange(context)
@@ -246,8 +246,11 @@ class MiVE(nn.Module):
         return torch.cat([*parts, grid_positions(grid, (shift, 0, 0))])
 
     def training_losses(self, batch: MiVEBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow matching of each clip at noise levels sigma (B,): ``target`` (B,), and with its weight also
-        ``changed`` (B,)."""
+        """Flow matching per clip at noise levels sigma (B,).
+
+        Returns:
+            ``target`` (B,) and, with a ``changed_loss_weight``, ``changed`` (B,).
+        """
         objective, x_0 = self.config.objective, batch["target"]
         noise = random.noise(x_0)
         if "reading" in batch:  # read beforehand

@@ -11,8 +11,8 @@ The source video enters by addition, and fades with the noise (Kiwi-Edit's way, 
 
     h = P(x_sigma) + sigma * E(z_source)          E starts at zero
 
-*Reference-anchored attention alignment*: in training, a second pass through the same weights reads the
-answer instead of the question: the edited video v* and its caption l*. It has no gradient. At one random
+*Reference-anchored attention alignment*: in training, a second pass through the same weights, without
+gradient, reads the result instead of the request: the edited video v* and its caption l*. At one random
 depth the cross-attention outputs of both passes, A and A*, are pulled together position by position, by a
 bound on their mutual information (Eq. 4-5):
 
@@ -26,7 +26,8 @@ InfoNCE                  :func:`vera_lite.diffusion.infonce.info_nce`
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -51,29 +52,29 @@ class RVEDiTConfig:
     """Size, and every choice that the paper leaves open or that an ablation changes.
 
     Attributes:
-        backbone: Wan2.2-TI2V-5B in the paper. It says 34 blocks; the released model has 30, and the
-            fractions of its own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM. With
-            its ``summed_text``, X_e is also summed into the time embedding; not in the paper.
+        backbone: Wan2.2-TI2V-5B in the paper. The paper says 34 blocks; the released Wan has 30, and the
+            fractions in the paper's own sweep fit 30. ``text_dim`` must be None: contexts come from the VLM.
+            With ``summed_text``, X_e is also summed into the time embedding; not in the paper.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`. Kiwi-Edit, on which RVEDiT
             stands, has shift 5 and weights timesteps by a bell around 500; ours weights them equally.
-        vlm: folder or Hub name of the vision-language model; None is the toy one in the package. It is
+        vlm: folder or Hub name of the vision-language model; None is the toy model in the package. It is
             frozen, and not saved with the system.
         vlm_dim: width of its language tower.
-        lora_rank: of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64 in the
-            paper; 0: none. They are trained and saved with the system: the paper says "adapted" and
-            "update", but also "frozen", from a first stage.
+        lora_rank: rank of the adapters on q, k, v and o of its language tower (LoRA, arXiv 2106.09685), 64
+            in the paper; 0: none. They are trained and saved with the system: the paper says "adapted" and
+            "update", but also "frozen" after a first stage.
         editing_tokens: K.
-        text_tokens: longest instruction.
+        text_tokens: longest instruction, in tokens.
         read: see :class:`~vera_lite.conditioning.editing_tokens.EditingTokens`.
-        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). If all do,
-            this is its "without GRTC"; 0 gives every block all tokens, a control that the paper lacks.
+        routed_layers: L_s, how many blocks see X_e alone: half of them in the paper ("17", of 34). All of
+            them is its "without GRTC"; 0 gives every block all tokens, a control that the paper lacks.
         alignment_weight: lambda; 0 is "without RAAA". The paper prints 0.75 and 0.1, and in its own table
             0.25, 0.5 and 1 are worse than 0: start low.
         temperature: tau.
         reference_noise: "shared": the reference pass sees the same noisy latents, as we read Algorithm 1.
-            Then the noise alone can tell positions apart. "own": it draws its own noise (ours, a control).
+            Then the noise alone can identify positions. "own": it draws its own noise (ours, a control).
         changed_loss_weight: weight of a second loss term: flow matching, averaged where the edit changes
-            pixels. 0 in the paper. Without pretraining the unchanged pixels would dominate the loss.
+            pixels. 0 in the paper. Without pretraining, unchanged pixels would dominate the loss.
         source_fades: the source is weighted by sigma, as in Kiwi-Edit. Otherwise by 1 (ours), which a small
             model without pretraining learns faster.
     """
@@ -131,7 +132,7 @@ class AdaptedVLM(VisionLanguageModel):
 
     @classmethod
     def new(cls, name: str | None, rank: int) -> "AdaptedVLM":
-        """:func:`frozen_vlm` with fresh adapters, which change nothing yet: B = 0."""
+        """:func:`frozen_vlm` with fresh adapters. They change nothing yet, because B starts at zero."""
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
         frozen = frozen_vlm(name)
@@ -141,7 +142,7 @@ class AdaptedVLM(VisionLanguageModel):
         return vlm
 
     def adapters(self) -> dict[str, nn.Linear]:
-        """All A and B, named as peft's files name them but for dashes: "layers-0-self_attn-q_proj-lora_A"."""
+        """All A and B by their names in peft, with dashes for dots: "layers-0-self_attn-q_proj-lora_A"."""
         return {
             name.removesuffix(".default").replace(".", "-"): module
             for name, module in self.model.model.language_model.named_modules()
@@ -154,7 +155,7 @@ class RVEDiT(nn.Module):
 
     #: Entries of :meth:`training_losses` that are logged and not minimised.
     logged_only = ("positive_rank",)
-    #: Keeps what the frozen VLM reads, if it is set.
+    #: Folder that keeps what the frozen VLM read; None keeps nothing.
     readings: Readings | None = None
 
     def __init__(self, config: RVEDiTConfig):
@@ -165,15 +166,15 @@ class RVEDiT(nn.Module):
             config.vlm_dim, config.backbone.dim, config.editing_tokens, config.text_tokens, config.read
         )
         self.source_embedding = PatchEmbedding(config.backbone, zero=True)  # E
-        #: Of a compiled system: outputs of all cross-attentions of the last pass.
+        #: Of a compiled system: outputs of all cross-attentions in the current pass.
         self.attended: list[Tensor] | None = None
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
-            with torch.device("cpu"):  # the rest may be built without memory; a VLM is loaded
+            with torch.device("cpu"):  # the rest may be built on the meta device; a VLM is loaded
                 self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
-            # The frozen VLM is not a submodule, so checkpoints do not contain it. Its adapters are: the same
-            # modules as inside the VLM. In float32 even on a half-precision VLM, or small steps would be
-            # rounded away.
+            # The VLM is not a submodule, so checkpoints do not contain it. Its adapters are submodules, the
+            # same objects as inside the VLM. They are float32 even in a half-precision VLM, where small steps
+            # would be rounded away.
             self.adapters = nn.ModuleDict({n: m.float() for n, m in self._adapted.adapters().items()})
 
     @classmethod
@@ -189,8 +190,8 @@ class RVEDiT(nn.Module):
         return system
 
     def compile(self, *args, **kwargs) -> None:
-        """``nn.Module.compile``. Compiled code must not change with the aligned depth, so every
-        cross-attention hands out its output."""
+        """``nn.Module.compile``. Compiled code must not depend on the aligned depth, so here every
+        cross-attention keeps its output."""
         if self.config.alignment_weight and self.attended is None:
             attended: list[Tensor] = []
             self.attended = attended
@@ -200,7 +201,7 @@ class RVEDiT(nn.Module):
 
     @property
     def vlm(self) -> VisionLanguageModel:
-        """The vision-language model, with this system's adapters if it has any, on its device."""
+        """The vision-language model with this system's adapters, if it has any, on this system's device."""
         vlm = self._adapted or frozen_vlm(self.config.vlm)
         vlm.model.to(self.tokens.queries.device)
         return vlm
@@ -214,7 +215,7 @@ class RVEDiT(nn.Module):
         vlm, videos = self.vlm, list(videos)
         if self.readings is not None:
             if self._adapted is not None:
-                raise ValueError("readings can be kept of a frozen VLM alone, not of one with adapters.")
+                raise ValueError("readings are for a frozen VLM, not for one with adapters.")
             return self.tokens(vlm, *self.tokens.remembered(self.readings, vlm, videos, texts, fps))
         prompt = self.tokens.prompt(vlm, videos, texts, fps)
         return self.tokens(vlm, {name: v.to(self.tokens.queries.device) for name, v in prompt.items()})
@@ -246,10 +247,10 @@ class RVEDiT(nn.Module):
         """Flow matching and alignment of each clip, at noise levels sigma (B,).
 
         Returns:
-            ``target`` (B,); with its weight also ``changed`` (B,); with an alignment weight also
-            ``alignment`` (B,), which is -lambda times the bound and so starts near lambda * ln S, and
-            ``positive_rank`` (B,): the mean rank of a position's own counterpart among all S, at chance
-            (S + 1) / 2.
+            ``target`` (B,). With a ``changed_loss_weight``, ``changed`` (B,). With an ``alignment_weight``,
+            ``alignment`` (B,), -lambda times the bound, which starts near lambda * ln S; and
+            ``positive_rank`` (B,), the mean rank of a position's own counterpart among all S positions, by
+            chance (S + 1) / 2.
         """
         objective, weight = self.config.objective, self.config.alignment_weight
         x_0 = batch["target"]
@@ -258,45 +259,37 @@ class RVEDiT(nn.Module):
         depth = random.shared_integer(self.config.backbone.num_layers) if weight else None
 
         context = self.context(batch["source_video"], batch["instruction"])
-        with _CrossAttention(self, depth) as ours:
+        with _keep_cross_attention(self, depth) as ours:
             output = self(x_sigma, timestep, batch["source"], context)
         losses = {"target": objective.loss(output, x_0, noise, sigma)}
         if self.config.changed_loss_weight:
             inside = objective.loss_where(batch["changed"], output, x_0, noise, sigma)
             losses["changed"] = self.config.changed_loss_weight * inside
         if weight:
-            with torch.no_grad(), _CrossAttention(self, depth) as theirs:
-                answer = self.context(batch["target_video"], batch["target_caption"])
+            with torch.no_grad(), _keep_cross_attention(self, depth) as theirs:
+                reference = self.context(batch["target_video"], batch["target_caption"])
                 if self.config.reference_noise == "own":  # the second of two independent draws
                     x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
-                self(x_sigma, timestep, x_0, answer)
-            features = (gather(x.features, self.transformer.context_group) for x in (ours, theirs))
+                self(x_sigma, timestep, x_0, reference)
+            features = (gather(kept[0], self.transformer.context_group) for kept in (ours, theirs))
             bound, rank = info_nce(*features, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
         return losses
 
 
-class _CrossAttention:
-    """Keeps what the cross-attention of one block puts out: A (B, S, D). Depth None keeps nothing."""
-
-    def __init__(self, system: RVEDiT, depth: int | None):
-        self.system, self.depth = system, depth
-        self.features: Tensor | None = None
-
-    def __enter__(self):
-        self.hook = None
-        if self.depth is not None and self.system.attended is None:
-            block = self.system.transformer.blocks[self.depth]
-            self.hook = block.attn2.register_forward_hook(self._keep)
-        return self
-
-    def _keep(self, _module, _inputs, output: Tensor) -> None:
-        self.features = output
-
-    def __exit__(self, *_exception):
-        if self.hook is not None:
-            self.hook.remove()
-        if self.system.attended:
-            if self.depth is not None:
-                self.features = self.system.attended[self.depth]
-            self.system.attended.clear()
+@contextmanager
+def _keep_cross_attention(system: RVEDiT, depth: int | None) -> Iterator[list[Tensor]]:
+    """A list that receives the output A (B, S, D) of one block's cross-attention; of none for depth None."""
+    kept: list[Tensor] = []
+    hook = None
+    if depth is not None and system.attended is None:
+        attention = system.transformer.blocks[depth].attn2
+        hook = attention.register_forward_hook(lambda _m, _i, output: kept.append(output))
+    try:
+        yield kept
+    finally:
+        if hook is not None:
+            hook.remove()
+        if system.attended:
+            kept += system.attended[depth : depth + 1] if depth is not None else []
+            system.attended.clear()

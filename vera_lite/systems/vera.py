@@ -1,22 +1,22 @@
 """Vera (arXiv 2606.23610): generate an edit as layers over an untouched source.
 
 Three videos are denoised together: the edit layer E (RGB), its alpha matte A and the composite C.
-The result that a person gets uses only E, A and the source:
+The final video uses only E, A and the source:
 
     final = A * E + (1 - A) * source
 
-so where the matte is 0 the result is the source itself.
+Where the matte is 0, it is the source itself.
 
-Three diffusion transformers ("branches"), one per layer and each started from the same text-to-video
-model, keep their own projections and feed-forward layers and attend jointly over all 3S tokens
-(a Mixture of Transformers, arXiv 2411.04996). Conditions are added to the tokens:
+Each layer has its own diffusion transformer ("branch"); all start from the same text-to-video model. A branch
+keeps its own projections and feed-forward layers, and all branches attend jointly over the 3S tokens (a
+Mixture of Transformers, arXiv 2411.04996). Conditions are added to the tokens:
 
     h_E = P_E(x_E)
     h_A = P_A(x_A) + P_M(z_mask) + e_A          z_mask optional, dropped at random in training
-    h_C = P_C(x_C) + P_S(z_source) + e_C        the only way in for the source
+    h_C = P_C(x_C) + P_S(z_source) + e_C        the source enters here only
 
-x_k = (1 - sigma) z_k + sigma noise_k with one sigma and independent noise; e_A, e_C are layer
-embeddings, zero at the start; all branches use the same rotary positions.
+x_k = (1 - sigma) z_k + sigma noise_k has one sigma and independent noise per layer. The layer embeddings
+e_A, e_C start at zero. All branches use the same rotary positions.
 
 paper        here
 E, A, C      LAYERS, in this order along the first axis
@@ -52,17 +52,17 @@ class VeraConfig:
     Attributes:
         backbone: size of one branch.
         objective: see :class:`vera_lite.diffusion.flow_matching.FlowMatching`.
-        mixture: a set of weights per branch (the paper); False: one set for all (ablation).
+        mixture: one set of weights per branch (the paper); False: one set for all (ablation).
         joint_attention: branches see each other (the paper); False: they do not (ablation).
-        composite_weight: weight of the composite's loss; 1 is the paper's plain sum, 0 is the ablation
-            "without composite supervision", which keeps the branch: the source enters there.
+        composite_weight: weight of the composite's loss. 1 is the paper's plain sum. 0 is the ablation
+            "without composite supervision"; the branch stays, because the source enters there.
         share_text_kv, share_condition_embedder: all branches share the projection of text to keys and values,
             and the embedding of time and text. Not stated in the paper, but its parameter counts (3.9 B,
             38.2 B) imply both.
-        mask_drop, text_drop: chance that a training clip loses its mask or its prompt (for classifier-free
-            guidance). The rates are not published; 0.1 is common.
-        phrase_drop: chance that training blanks a single text token, so that prompts may leave things out.
-            Ours.
+        mask_drop, text_drop: probability that a training clip loses its mask or its prompt (for
+            classifier-free guidance). The rates are not published; 0.1 is common.
+        phrase_drop: probability that training blanks a single text token, so that prompts may leave things
+            out. Ours.
     """
 
     backbone: WanConfig = field(default_factory=WanConfig)
@@ -89,7 +89,7 @@ class VeraBatch(TypedDict):
 
 
 class JointAttention(nn.Module):
-    """One self-attention over the tokens of all branches; projections are each branch's own."""
+    """One self-attention over the tokens of all branches; each branch has its own projections."""
 
     #: Devices that share the tokens of every branch, see :mod:`vera_lite.backbone.context`.
     context_group: Any = None
@@ -114,16 +114,18 @@ class JointBlock(nn.Module):
         self.attn1 = JointAttention() if config.joint_attention else None
         self.shared_text = config.share_text_kv or not config.mixture
         if self.shared_text:
-            for branch in self.branches[1:]:  # the first one's serve all
+            for branch in self.branches[1:]:  # the first branch projects for all
                 branch.attn2.to_k = branch.attn2.to_v = branch.attn2.norm_k = None
 
     def forward(
         self, xs: list[Tensor], texts: list[Tensor], modulations: list[Tensor], rotary: Tensor
     ) -> list[Tensor]:
-        """Hidden states (B, S, D) per branch, updated.
-
-        Text features (B, T, D) and projected time embeddings (B, 1, 6, D) are one for all branches or one per
-        branch; rotary is (2, S, d).
+        """
+        Args:
+            xs: hidden states (B, S, D) per branch.
+            texts: text features (B, T, D), for all branches or per branch.
+            modulations: projected time embeddings (B, 1, 6, D), likewise.
+            rotary: (2, S, d).
         """
         blocks, runs = per_branch(self.branches), [xs[0].shape[1]]
         before = [b.before(x, m, runs) for b, x, m in zip(blocks, xs, per_branch(modulations), strict=True)]
@@ -139,7 +141,7 @@ class JointBlock(nn.Module):
 
 
 def per_branch(one_or_all: Sequence) -> list:
-    """Something for each branch: its own, or the only one there is."""
+    """One item per branch: its own, or the one that all share."""
     return list(one_or_all) * (len(LAYERS) // len(one_or_all))
 
 
@@ -157,14 +159,14 @@ class Vera(nn.Module):
         self.config, wan = config, config.backbone
         #: What a backward pass keeps, see :func:`vera_lite.backbone.checkpointing.run_block`.
         self.checkpointing = "none"
-        # The branches' embeddings and heads; their blocks stand together, layer by layer.
+        # Embeddings and heads of the branches; their blocks are in self.blocks, layer by layer.
         ends = replace(wan, num_layers=0)
         self.towers = nn.ModuleList(WanTransformer(ends) for _ in range(len(LAYERS) if config.mixture else 1))
         if config.share_condition_embedder:
             for tower in self.towers[1:]:
                 tower.condition_embedder = None
         self.blocks = nn.ModuleList(JointBlock(config) for _ in range(wan.num_layers))
-        # Zero, so that at the start each branch is the text-to-video model it was copied from.
+        # Zero: at the start each branch is the text-to-video model that it was copied from.
         self.source_embedding = PatchEmbedding(wan, zero=True)  # P_S
         self.mask_embedding = PatchEmbedding(wan, zero=True)  # P_M
         self.layer_embedding = nn.Parameter(torch.zeros(2, wan.dim))  # e_A, e_C
@@ -185,7 +187,7 @@ class Vera(nn.Module):
             text: features (B, T, text_dim).
             source: clean latents of the source (B, C, t, h, w).
             mask: clean latents of the mask, grey as RGB (B, C, t, h, w), or None.
-            mask_given: (B,) of 0 and 1: which clips' mask counts; None means all.
+            mask_given: (B,), 1 for clips whose mask counts and 0 for the others; None: all count.
 
         Returns:
             Prediction for E, A, C: (3, B, C, t, h, w).
@@ -214,24 +216,13 @@ class Vera(nn.Module):
         return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Flow-matching losses at noise levels sigma (B,).
-
-        Returns:
-            ``{layer: (B,)}``, weighted so that their sum is the objective.
-        """
-        objective = self.config.objective
-        text, mask_given = drop_conditions(batch["text"], self.config, random)
-        x_0 = torch.stack([batch[layer] for layer in LAYERS])  # (3, B, C, t, h, w)
-        noise = random.noise(x_0)
-        x_sigma = objective.add_noise(x_0, noise, sigma)
-        output = self(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
-        losses = objective.loss(output, x_0, noise, sigma)  # (3, B)
-        weights = (1.0, 1.0, self.config.composite_weight)
-        return {layer: w * loss for layer, w, loss in zip(LAYERS, weights, losses, strict=True)}
+        """Flow-matching losses at noise levels sigma (B,): ``{layer: (B,)}``, whose sum is the objective."""
+        losses = layer_losses(self, batch, sigma, random)
+        return losses | {"composite": self.config.composite_weight * losses["composite"]}
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "Vera":
-        """Start all branches from the Wan transformer that diffusers saved in a folder.
+        """Start all branches from a Wan transformer that diffusers saved in a folder.
 
         ``changes`` are fields of :class:`VeraConfig` other than ``backbone``.
         """
@@ -239,6 +230,17 @@ class Vera(nn.Module):
         vera = cls(VeraConfig(backbone=backbone, **changes))
         load_branches(vera, [tensors] * len(LAYERS))
         return vera
+
+
+def layer_losses(system, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
+    """Flow-matching loss (B,) of each layer that a system denoises, with some conditions dropped."""
+    objective = system.config.objective
+    text, mask_given = drop_conditions(batch["text"], system.config, random)
+    x_0 = torch.stack([batch[layer] for layer in system.layers])  # (layers, B, C, t, h, w)
+    noise = random.noise(x_0)
+    x_sigma = objective.add_noise(x_0, noise, sigma)
+    output = system(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
+    return dict(zip(system.layers, objective.loss(output, x_0, noise, sigma), strict=True))
 
 
 def drop_conditions(text: Tensor, config, random: StepRandom) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Questions about toy clips, with their true answers: what the toy vision-language model learns from.
+"""Questions about toy clips with their true answers, to train the toy vision-language model.
 
 Coordinates are cells of an 8 x 8 grid over the frame: "x3 y2" is the fourth column, third row.
 """
@@ -27,7 +27,7 @@ from vera_lite.toy.words import (
 )
 from vera_lite.toy.world import ToyBatch
 
-#: Kinds of questions, each with an example. "compare" has an image too, and is the only question then.
+#: Kinds of questions, each with an example. "compare" also has an image, and then is the only question.
 KINDS = {
     "locate": "the red ring in the video -> from x2 y5 to x4 y5",
     "where": "where is the red ring ? -> at the left moving right",
@@ -66,7 +66,7 @@ def ask(batch: ToyBatch, kind: str, seed: int, indices) -> list[Dialogue]:
 def talk(batch: ToyBatch, seed: int, indices, turns: int = 5) -> list[list[tuple[str, str]]]:
     """``turns`` questions and answers about each clip in random order, a pure function of (seed, index).
 
-    They are about both objects. The last one asks for a description, which would answer all others.
+    They are about both objects. The last question asks for a description, which answers all others.
     """
     talks = []
     for row, i in enumerate(indices):
@@ -145,7 +145,7 @@ def _edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str
 
 
 def _scene_edit(draws, thing: dict, other: dict | None, background: dict) -> tuple[str, str]:
-    """The same about things on places; what it makes are no held-out pairs."""
+    """The same for things on places; it makes no held-out pairs."""
     rest, name = [other] if other else [], describe_object(thing)
     kind = draws.integers(5)
     if kind == 0:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vera_lite.errors import UserError
+from vera_lite.errors import UserError, unknown_word
 from vera_lite.toy.drawing import ClipConfig, Sprite, paint, signed_distance, soft_coverage
 from vera_lite.toy.words import COLOURS, SHAPES, TEXTURES
 
@@ -29,8 +29,7 @@ def toy_foreground(words: str, frames: int, side: int) -> tuple[Tensor, Tensor]:
     for word in words.lower().split():
         kind = next((kind for kind, known in _KINDS.items() if word in known), None)
         if kind is None:
-            known = ", ".join(word for words in _KINDS.values() for word in words)
-            raise UserError(f"unknown word {word!r} in a toy object; the known ones are {known}.")
+            raise unknown_word(word, [known for words in _KINDS.values() for known in words])
         if kind in chosen:
             raise UserError(f"a toy object has one {kind}, not {chosen[kind]} and {word}.")
         chosen[kind] = word

@@ -18,12 +18,12 @@ from vera_lite.toy.things import choose, draw_thing, held_out, look, shade
 
 @dataclass(frozen=True)
 class SceneCompositionConfig(CompositionConfig):
-    """What the compositions show.
+    """Content of the compositions.
 
     Attributes:
-        unseen: every foreground shows a held-out (noun, colour); otherwise none does.
-        jitter: masks are the object's matte drawn up to this far from its place, in half-frames, and up to
-            this share larger or smaller, as a person's are; 0 for exact ones.
+        unseen: every foreground shows a held-out pair (noun, colour); otherwise none does.
+        jitter: masks are as rough as a person's: the object's matte, moved by up to this many half-frames and
+            scaled by up to this share; 0: exact.
     """
 
     unseen: bool = False

@@ -1,7 +1,7 @@
 """Toy edits of things on places: :mod:`vera_lite.toy.edits` in the world of :mod:`vera_lite.toy.scenes`.
 
-All nouns of a clip differ, so a noun names one thing only. A "local change" gives a thing another colour, if
-its noun comes in colours, or makes it another thing.
+All nouns of a clip differ, so a noun names exactly one thing. A "local change" gives a thing another colour,
+if its noun comes in colours, or turns it into another thing.
 """
 
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from vera_lite.toy.words import COLOURS
 
 @dataclass(frozen=True)
 class SceneEditConfig(EditConfig):
-    """What the edits show. Probabilities are per clip.
+    """Content of the edits. Probabilities are per clip.
 
     Attributes:
         from_place: always true here: paths begin at their place.
         unseen: every edited thing shows one held-out pair (after a change); otherwise no thing does.
-        shadow: chance that things cast soft shadows.
+        shadow: probability that things cast soft shadows.
     """
 
     from_place: bool = True
@@ -48,7 +48,7 @@ def render_scene_edits(seed: int, indices, config: SceneEditConfig = SceneEditCo
     renoun = change & ~recolour
     thing = draw_thing(draws, config, config.unseen, hued=recolour)  # after the edit, or removed by it
     other = draw_thing(draws, config, beside=thing)
-    # Before a change it had another colour or was another thing, which made no held-out pair either.
+    # Before a change it had another colour or was another thing, also without a held-out pair.
     pairs = held_out()
     nouns = ~(pairs["place"][:, thing.place] | pairs["motion"][:, thing.motion]).T
     nouns &= ~torch.eye(len(NOUNS), dtype=torch.bool)[torch.stack([thing.noun, other.noun])].any(0)

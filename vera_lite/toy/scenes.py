@@ -1,4 +1,4 @@
-"""Layered clips of things on places: the world of :mod:`vera_lite.toy.world` that people recognise."""
+"""Layered clips of things on places, with the tasks of :mod:`vera_lite.toy.world`."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from vera_lite.toy.things import (
 from vera_lite.toy.words import COLOURS, MOTIONS, PLACES, instruction
 from vera_lite.toy.world import TASKS, ToyBatch
 
-#: What the photographs of PHOTOS are called.
+#: Names of the photographs, in the order of PHOTOS.
 PHOTO_NAMES = ("an astronaut", "fur", "coffee", "a launch", "bricks", "grass", "gravel", "space")
 #: Names of all background pictures, as :func:`_backdrop` counts them.
 PICTURES = (*PHOTO_NAMES, *(word for word in LANDSCAPES for _ in range(VARIANTS)))
@@ -35,14 +35,14 @@ NAMED = ("bricks", "space", *LANDSCAPES)
 
 @dataclass(frozen=True)
 class SceneConfig(ClipConfig):
-    """What the scenes contain. Probabilities are per clip.
+    """Content of the scenes. Probabilities are per clip.
 
     Attributes:
-        tasks: the tasks drawn from, uniformly.
+        tasks: each clip has one of these, drawn uniformly.
         unseen: every clip shows one held-out pair; otherwise none does.
-        distractor: chance of another thing in the source.
-        behind: chance, given another thing, that the added one passes behind it.
-        shadow: chance of a soft shadow under an added thing.
+        distractor: probability of another thing in the source.
+        behind: probability, given another thing, that the added thing passes behind it.
+        shadow: probability of a soft shadow under an added thing.
     """
 
     tasks: tuple[str, ...] = ("add", "background")
@@ -77,8 +77,8 @@ def render_scenes(seed: int, indices, config: SceneConfig = SceneConfig()) -> To
     has_shadow = draws.chance(config.shadow) & ~is_background
     has_other = draws.chance(config.distractor) & ~is_background
     is_behind = draws.chance(config.behind) & has_other
-    # If the added thing passes behind the other one, that one stands near the middle of its way, but where a
-    # held-out pair would be seen.
+    # If the added thing passes behind the other one, the other one is near the middle of its path, unless it
+    # would show a held-out pair there.
     middle = config.frames // 2
     near = [path[:, middle] + 0.6 * draws.uniform(-0.5, 0.5) for path in (thing.cx, thing.cy)]
     column, row = ((at / PLACE_STEP).round().long().clamp(-1, 1) + 1 for at in near)
@@ -163,8 +163,8 @@ def put_thing(
 
 
 def name_thing(thing: Thing) -> list[dict]:
-    """Facts of each thing; its ``colour`` is None if the noun has its own, and ``unseen`` names the held-out
-    pair that it shows, or None."""
+    """Facts of each thing. ``colour`` is None if the noun has its own; ``unseen`` names the held-out pair
+    that it shows, or is None."""
     centre = torch.stack([thing.cx, thing.cy], -1)[:, [0, -1]] / 2 + 0.5
     nouns = [list(NOUNS)[k] for k in thing.noun.tolist()]
     return [

@@ -1,7 +1,7 @@
-"""Pictures of things that people recognise: sixty nouns from Noto Color Emoji (SIL Open Font License 1.1).
+"""Pictures of sixty well-known things, from Noto Color Emoji (SIL Open Font License 1.1).
 
-A sprite has a colour, a matte and the soft shadow that it casts. Nouns that come in many colours have a
-sprite in each of :data:`~vera_lite.toy.words.COLOURS`.
+A sprite has a colour, a matte and a soft shadow. Nouns that come in colours have a sprite in each of
+:data:`~vera_lite.toy.words.COLOURS`.
 """
 
 import functools
@@ -56,11 +56,11 @@ FIRST = dict(
 
 @functools.cache
 def textures(softness: float) -> Tensor:
-    """All sprites, (sprites, 5, side, side) in [0, 1]: straight colour, which continues past the matte, then
-    the matte, then the shadow.
+    """All sprites, (sprites, 5, side, side) in [0, 1]: straight colour (which continues beyond the matte),
+    matte, shadow.
 
     Args:
-        softness: standard deviation of a blur in pixels of a sprite, so that a frame can hold what it shows.
+        softness: standard deviation, in pixels of a sprite, of a blur against aliasing in a frame.
     """
     from PIL import Image
 
@@ -78,7 +78,7 @@ def textures(softness: float) -> Tensor:
 
 
 def _recolour(rgb: Tensor, old: float | None, new: float | None) -> Tensor:
-    """Turn the hue of what is coloured like ``old`` (degrees) to ``new``, at equal brightness; (3, H, W)."""
+    """Change pixels of the hue ``old`` (degrees) to the hue ``new``, at equal brightness; (3, H, W)."""
     if old is None or new is None:
         return rgb
     high, low = rgb.amax(0), rgb.amin(0)

@@ -1,8 +1,8 @@
-"""Things on places: the parts of a toy world that people recognise.
+"""Things on places: the parts of a toy world of well-known things.
 
 Objects are the sprites of :mod:`vera_lite.toy.sprites`, backgrounds are photographs and rendered landscapes.
-A fixed part of the pairs (noun, colour), (noun, place) and (noun, motion) is held out, so that training never
-shows them and a card can report them apart.
+Some pairs (noun, colour), (noun, place) and (noun, motion) are held out: training never shows them, so that a
+model card can report them separately.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vera_lite.toy.drawing import SHADOW_STRENGTH, ClipConfig, Draws, _column, _
 from vera_lite.toy.sprites import CELL, COLOURED, FIRST, MARGIN, NOUNS, textures
 from vera_lite.toy.words import COLOURS, MOTIONS, PLACES
 
-HELD_OUT = 8  # one pair of so many is held out
+HELD_OUT = 8  # one pair in this many is held out
 PLACE_STEP = 0.4  # distance between the centres of neighbouring places, in half-frames
 SOFTNESS = 0.6  # standard deviation of the blur of a sprite, in pixels of the frame
 #: Two things stand at opposite sides, or at the centre and in a corner: (places, places) boolean.
@@ -34,7 +34,7 @@ VARIANTS = 4  # of each landscape
 
 @functools.cache
 def held_out() -> dict[str, Tensor]:
-    """Which pairs no training world shows: boolean (nouns, colours), (nouns, places), (nouns, motions)."""
+    """The pairs that training never shows: boolean (nouns, colours), (nouns, places), (nouns, motions)."""
     random = np.random.Generator(np.random.Philox(key=[16, 0]))
     found = {}
     for kind, words in (("colour", COLOURS), ("place", PLACES), ("motion", MOTIONS)):
@@ -46,13 +46,13 @@ def held_out() -> dict[str, Tensor]:
 
 @functools.cache
 def seen_words(kind: str, noun: str) -> list[str]:
-    """The colours, places or motions (``kind``) that may be seen with a noun."""
+    """The colours, places or motions (``kind``) that are not held out for a noun."""
     words = {"colour": COLOURS, "place": PLACES, "motion": MOTIONS}[kind]
     return list(itertools.compress(words, ~held_out()[kind][list(NOUNS).index(noun)]))
 
 
 def choose(u: Tensor, allowed: Tensor) -> Tensor:
-    """Of each row's allowed words one, by uniform numbers u (B,); allowed (B, words) boolean."""
+    """One of the allowed words (B, words, boolean) in each row, chosen by uniform numbers u (B,)."""
     count = allowed.sum(1)
     rank = (u * count).long().clamp_max(count - 1)
     return (allowed.long().cumsum(1) > rank[:, None]).long().argmax(1)
@@ -79,13 +79,13 @@ def draw_thing(
     beside: Thing | None = None,
     hued: Tensor | None = None,
 ) -> Thing:
-    """Objects that begin at their place.
+    """Things that begin at their place.
 
     Args:
         draws, config: of the clips.
-        unseen: one pair of each is a held-out one; all other pairs are seen ones.
-        beside: things that are there already; the new ones are other things, at places far from them.
-        hued: (B,), clips that need a noun which comes in all colours. Of the others, half have one.
+        unseen: each thing shows one held-out pair; otherwise none.
+        beside: other things in the clips; the new ones have other nouns, at places far from them.
+        hued: (B,), clips that need a noun that comes in colours. Half of the other clips have one.
     """
     batch = len(draws.numbers)
     wanted = draws.chance(0.5)
@@ -95,7 +95,7 @@ def draw_thing(
         nouns = nouns & (torch.arange(len(NOUNS)) != beside.noun[:, None])
         places = FAR[beside.place]
     noun = choose(draws.take(1)[:, 0], nouns)
-    kind = draws.choice(3)  # which pair is the held-out one; a noun's own colour makes no pair
+    kind = draws.choice(3)  # which pair is held out; a noun with its own colour has no pair with a colour
     kind = torch.where(HUED[noun], kind, 1 + kind % 2)
     picked = []
     for k, name in enumerate(("colour", "place", "motion")):
@@ -138,14 +138,14 @@ def broken(thing: Thing) -> list[str | None]:
 def look(thing: Thing, config: ClipConfig) -> tuple[Tensor, Tensor]:
     """Straight colour (B, T, 3, H, W) and matte (B, T, 1, H, W).
 
-    Past the matte the colour runs on for a few pixels, then it fades to black.
+    Beyond the matte the colour continues for a few pixels, then it fades to black.
     """
     found = _sampled(thing, config, 0.0, 0.0, slice(0, 5))
     return found[:, :, :3] * (8 * found[:, :, 4:]).clamp(0, 1), found[:, :, 3:4]
 
 
 def shade(thing: Thing, config: ClipConfig, dx: float = 0.08, dy: float = 0.12) -> Tensor:
-    """How much of the light the shadow takes, (B, T, 1, H, W)."""
+    """The share of the light that the shadow takes, (B, T, 1, H, W)."""
     return SHADOW_STRENGTH * _sampled(thing, config, dx, dy, slice(4, 5))
 
 

@@ -1,15 +1,15 @@
-"""The words of the toy world: what things are called, and sentences made of these names.
+"""The words of the toy world, and sentences made of them.
 
-Sentences are made of *facts*: the dictionaries that renderers give each clip as its ``attributes``. Of a
-thing they hold its ``colour, texture, shape, place, motion``, or its ``colour, noun, place, motion`` (the
-colour is None if the noun has its own); of a background its ``colour, pattern``, or its ``name``.
+Sentences are made of *facts*: the dictionaries that renderers give each clip as its ``attributes``. A thing
+has ``colour, texture, shape, place, motion``, or ``colour, noun, place, motion`` (the colour is None if the
+noun has its own). A background has ``colour, pattern``, or a ``name``.
 """
 
 import torch
 from torch import Tensor
 
 SHAPES = ("circle", "square", "triangle", "ring")
-COLOURS = {  # name -> (hue in degrees); far enough apart for a plain judge
+COLOURS = {  # name -> hue in degrees; far enough apart for a judge
     "red": 0.0,
     "yellow": 55.0,
     "green": 120.0,

@@ -2,6 +2,7 @@
 
 from vera_lite.training.data import LatentCache, StepBatches
 from vera_lite.training.encoded import EncodedClips
+from vera_lite.training.layered import LayeredVideoData
 from vera_lite.training.module import EditingModule
 from vera_lite.training.sharded import Sharded
 from vera_lite.training.telemetry import Telemetry
@@ -15,6 +16,7 @@ __all__ = [
     "EditingModule",
     "EncodedClips",
     "LatentCache",
+    "LayeredVideoData",
     "SceneCompositionData",
     "SceneData",
     "SceneEditData",

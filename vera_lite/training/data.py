@@ -4,7 +4,7 @@ A cache is a folder of safetensors shards and an ``index.json`` that describes t
 whole or not at all, so an interrupted build continues where it stopped.
 
 Batch ``step`` of rank ``rank`` depends on (seed, step, rank) alone. No loader state has to be saved, and a
-resumed run sees the batches that the uninterrupted run would have seen.
+resumed run sees the same batches as an uninterrupted one.
 """
 
 import json
@@ -22,7 +22,7 @@ from vera_lite.errors import UserError
 
 STREAMS = ("source", "mask", "edit", "alpha", "composite")
 SHARD = 512  # clips per file
-VALIDATION = 1_000_000  # added to the seed: far from any seed of training
+VALIDATION = 1_000_000  # added to the seed, far from all seeds of training
 
 
 class LatentCache(Dataset):
@@ -36,7 +36,7 @@ class LatentCache(Dataset):
         self.folder = Path(folder)
         index = self.folder / "index.json"
         if not index.is_file():
-            raise UserError(f"{folder} is no finished latent cache: it has no index.json.")
+            raise UserError(f"{folder} is no finished latent cache: index.json is missing.")
         self.clips = json.loads(index.read_text())["clips"]
         self._shards: dict[int, dict] = {}
 
@@ -44,10 +44,10 @@ class LatentCache(Dataset):
         return self.clips
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_shards": {}}  # a loader process opens its own
+        return self.__dict__ | {"_shards": {}}  # each loader process opens its own
 
     def _shard(self, number: int) -> dict:
-        if number not in self._shards:  # memory-mapped: only rows that are asked for are read
+        if number not in self._shards:  # memory-mapped: only the needed rows are read
             file = safe_open(self.folder / f"{number:05d}.safetensors", framework="pt")
             self._shards[number] = {name: file.get_slice(name) for name in (*STREAMS, "text")}
         return self._shards[number]
@@ -73,8 +73,8 @@ class StepBatches(Dataset):
     def __init__(self, cache: Dataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         if batch_size * world_size > len(cache):
             raise UserError(
-                f"one step takes {world_size} x {batch_size} clips, but the cache holds {len(cache)}: "
-                "lower batch_size or cache more clips."
+                f"one step takes {world_size} x {batch_size} clips, but the cache has {len(cache)}: lower "
+                "batch_size or cache more clips."
             )
         self.cache, self.batch_size, self.seed = cache, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -100,7 +100,7 @@ class StepBatches(Dataset):
 
 
 class RenderedBatches(Dataset):
-    """Base of datasets whose item ``step`` is rendered on request; no clip number repeats.
+    """Base of datasets whose item ``step`` is rendered on request, always with new clips.
 
     Args:
         batch_size: clips per rank and step.
@@ -110,7 +110,7 @@ class RenderedBatches(Dataset):
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.epoch: int | None = None  # clips until the first comes again
+        self.epoch: int | None = None  # number of different clips; then they start again
 
     def clips(self, step: int) -> range:
         """Numbers of the clips in this rank's batch."""
@@ -131,7 +131,7 @@ class StepData(L.LightningDataModule):
     """Data whose item ``step`` is the batch of that step.
 
     Subclasses set ``train`` and ``validation`` (datasets), ``validation_steps`` and ``workers``. Loader
-    processes get the datasets alone, which therefore hold no trainer and can be pickled.
+    processes receive only the datasets, so these must be picklable and have no trainer.
     """
 
     @property
@@ -140,7 +140,7 @@ class StepData(L.LightningDataModule):
         return data_rank(self.trainer) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's present step on; a run is one epoch of all its steps."""
+        """Batches from the trainer's current step on; a run is one epoch of all its steps."""
         trainer: Any = self.trainer
         every = trainer.accumulate_grad_batches
         steps = _StepsFrom(trainer.global_step * every, trainer.max_steps * every)
@@ -161,7 +161,7 @@ class RenderedData(StepData):
         seed: of the world; validation uses another one.
         validation_clips: clips per validation round, in whole batches and at least one batch per rank.
         workers: loader processes.
-        clips: how many different ones there are, in whole steps; None: none comes twice.
+        clips: number of different clips, in whole steps; None: no clip repeats.
     """
 
     def __init__(
@@ -193,8 +193,8 @@ class RenderedData(StepData):
 class _StepsFrom(Sampler):
     """Steps first .. total - 1, with length ``total``.
 
-    Lightning counts the batches of a resumed epoch from its start; with length ``total - first`` it would
-    begin the loader anew after that many.
+    Lightning counts the batches of a resumed epoch from its start. With length ``total - first`` it would
+    restart the loader too early.
     """
 
     def __init__(self, first: int, total: int):

@@ -1,4 +1,4 @@
-"""Train a system from Python: what benchmarks and notebooks call; the command line has the same parts."""
+"""Train a system from Python, for benchmarks and notebooks; the command line has the same parts."""
 
 from pathlib import Path
 
@@ -30,12 +30,12 @@ def fit(
         system: see :class:`EditingModule`.
         data: e.g. :class:`vera_lite.training.ToyWorldData`.
         steps: optimizer steps in all; schedules depend on it.
-        folder: keeps ``last.ckpt``; None keeps nothing.
+        folder: for ``last.ckpt``; None writes nothing.
         accelerator: Lightning's; "auto" takes a GPU if there is one.
         precision: Lightning's; "bf16-mixed" is about 1.5 times faster on CPUs with bfloat16.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
-        checkpoint_every: steps.
+        checkpoint_every: steps between two checkpoints.
         override: resume with changed settings, see :class:`vera_lite.training.guard.RunGuard`.
         options: of :class:`EditingModule`.
 
@@ -46,7 +46,7 @@ def fit(
     watching: list[L.Callback] = [*callbacks, RunGuard(override)]
     resume = None
     if folder is not None:
-        # One file that is replaced: with a version counter a resumed run would write last-v1.ckpt.
+        # With a version counter a resumed run would write last-v1.ckpt instead of replacing the file.
         keep = {"save_last": True, "save_top_k": 0, "enable_version_counter": False}
         keep["every_n_train_steps"] = checkpoint_every
         watching.append(ModelCheckpoint(dirpath=folder, **keep))

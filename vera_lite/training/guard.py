@@ -1,4 +1,4 @@
-"""What makes a training safe to leave alone: it stops at NaN, owns its folder, and resumes as it began."""
+"""Makes unattended training safe: it stops at NaN, owns its folder, and resumes with the same settings."""
 
 import inspect
 import json
@@ -21,14 +21,14 @@ from vera_lite.media.files import replacing
 from vera_lite.systems import describe_system
 from vera_lite.training.data import data_rank
 
-#: May change at a resume: where and how long a training runs, not what is learned.
+#: Settings that may change at a resume, because they do not change the result.
 _FREE = ("workers", "validation_clips", "cache_dir", "readings", "compile", "parallel")
 _KEY = "vera_lite_settings"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it. Lightning writes to the system's folder of
-    temporary files; moved from another file system, a file is not replaced in one step."""
+    """Writes a checkpoint beside its place and renames it. Lightning writes to the system's temporary folder,
+    and a move between two file systems does not replace a file in one step."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -41,15 +41,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class RunGuard(L.Callback):
     """Watches over a training.
 
-    - A gradient or a weight that is not finite stops it; the last checkpoint stays as it was.
+    - A gradient or a weight that is not finite stops it; the last checkpoint does not change.
     - Two trainings cannot share a folder of checkpoints, and checkpoints are replaced whole.
-    - SIGTERM saves ``last.ckpt`` after the present step and exits with 143, on all ranks.
-    - A resumed training prints which settings have changed. It is refused if one of them decides what is
-      learned, unless ``override`` is set; then the new values hold.
+    - SIGTERM saves ``last.ckpt`` after the current step and exits with 143, on all ranks.
+    - A resumed training prints the changed settings. It refuses changes of the result, unless ``override`` is
+      set; then the new values hold.
     - A checkpoint from inside an accumulation window resumes at the window's first batch.
 
     Args:
-        override: resume in spite of changed settings.
+        override: resume with changed settings.
 
     Raises:
         FloatingPointError: a gradient or a weight is not finite.
@@ -92,7 +92,7 @@ class RunGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return  # in float16 infinite gradients are expected: the scaler skips such steps
+            return  # in float16 the scaler skips steps with infinite gradients, which are normal there
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if not _finite(gradients):
             raise FloatingPointError(
@@ -149,7 +149,7 @@ class RunGuard(L.Callback):
             if changed and not self.override:
                 raise UserError(
                     f"this training began with other settings: {'; '.join(changed)}. Give the old ones, or "
-                    "--override to go on with the new ones."
+                    "--override to continue with the new ones."
                 )
             if changed:
                 _put_rates(checkpoint, pl_module)
@@ -165,7 +165,7 @@ def _finite(tensors: list[torch.Tensor]) -> bool:
 
 
 def _settings(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict]:
-    """What a training depends on: ``learned`` decides what is learned, ``free`` may change."""
+    """Settings of a training: ``learned`` ones decide the result, ``free`` ones may change."""
     data, every = trainer.datamodule, trainer.accumulate_grad_batches
     learned, free = {}, {"max_steps": trainer.max_steps, "precision": str(trainer.precision)}
     for part, owner in (("model", module), ("data", data)):
@@ -182,7 +182,7 @@ def _settings(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict]:
 
 
 def _arguments(owner: object) -> dict[str, Any]:
-    """The arguments that an object was made with and still has as attributes, if JSON can hold them."""
+    """An object's constructor arguments, as far as it has them as attributes that fit into JSON."""
     names = {n for c in type(owner).__mro__ for n in inspect.signature(c.__init__).parameters}
     found = {}
     for name in sorted(names - {"self", "args", "kwargs", "options"}):
@@ -194,14 +194,14 @@ def _arguments(owner: object) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    """As JSON gives it back; TypeError if JSON cannot hold it."""
+    """The value after a round trip through JSON; TypeError if it does not fit."""
     if is_dataclass(value):
         value = asdict(value)
     return json.loads(json.dumps(value, default=str if isinstance(value, Path) else None))
 
 
 def _put_rates(checkpoint: dict, module: L.LightningModule) -> None:
-    """Lightning restores the checkpoint's learning rates and weight decay; put in the module's own."""
+    """Replace the checkpoint's learning rates and weight decay, which Lightning restores, by the module's."""
     configured: Any = module.configure_optimizers()
     fresh = configured["optimizer"].param_groups
     [schedule] = checkpoint["lr_schedulers"]
@@ -218,7 +218,7 @@ def _put_rates(checkpoint: dict, module: L.LightningModule) -> None:
 
 
 def _rewind(checkpoint: dict, trainer: L.Trainer) -> None:
-    """Go back to the first batch of an accumulation window: its gradients were not saved."""
+    """Go back to the first batch of an accumulation window, because its gradients were not saved."""
     done = checkpoint["global_step"] * trainer.accumulate_grad_batches
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):

@@ -1,6 +1,8 @@
 """One LightningModule for every system."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning as L
@@ -8,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vera_lite.codecs import describe_codec
 from vera_lite.conditioning.readings import Readings
@@ -24,8 +27,8 @@ class EditingModule(L.LightningModule):
     """Trains a system and keeps an exponential moving average (EMA) of its weights.
 
     A system is a module with ``config.objective`` and ``training_losses(batch, sigma, random)``, which
-    returns ``{term: (B,)}``. Their sum is minimised, but for terms that the system lists as
-    ``logged_only``. Everything random in a step (noise levels, noise, dropped conditions) comes from
+    returns ``{term: (B,)}``. The sum of all terms is minimised, except those in the system's ``logged_only``.
+    Everything random in a step (noise levels, noise, dropped conditions) comes from
     :class:`vera_lite.diffusion.draws.StepRandom`.
 
     Args:
@@ -39,11 +42,11 @@ class EditingModule(L.LightningModule):
         ema_decay: of the average.
         seed: of everything random in training.
         compile: ``torch.compile`` the system: slow first steps, then up to twice the speed. Ignored, with a
-            warning, where there is no compiler or weights are sharded; ``parallel`` compiles block by block.
+            warning, without a compiler or with sharded weights; ``parallel`` compiles block by block.
+        readings: folder for the readings of a frozen vision-language model, see
+            :class:`vera_lite.conditioning.readings.Readings`. Useful if clips repeat.
         frozen: parts of the system that are not trained, e.g. "transformer".
         parallel: how the devices are used, see :class:`vera_lite.training.parallel.Parallel`.
-        readings: folder that keeps what a frozen vision-language model reads, see
-            :class:`vera_lite.conditioning.readings.Readings`. It pays where clips come again.
     """
 
     def __init__(
@@ -71,8 +74,8 @@ class EditingModule(L.LightningModule):
         self.system: Any = system
         for part in frozen:
             system.get_submodule(part).requires_grad_(False)
-        #: The average, a frozen copy: checkpoints hold it, DDP leaves it alone, FSDP2 shards it. (Lightning's
-        #: EMAWeightAveraging does not shard, and keeps the precision of the weights.)
+        #: The average, a frozen copy: checkpoints contain it, DDP ignores it, FSDP2 shards it. (Lightning's
+        #: EMAWeightAveraging does not shard, and has the precision of the weights.)
         self.ema = copy.deepcopy(system).float().requires_grad_(False)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
@@ -85,7 +88,7 @@ class EditingModule(L.LightningModule):
             system.readings = self.ema.readings = Readings(readings)
 
     def _apply(self, fn, recurse=True):
-        """The average stays in float32 under "bf16-true": there small updates would be rounded away."""
+        """The average stays in float32 under "bf16-true", where small updates would be rounded away."""
         average = self.ema
         del self._modules["ema"]
         super()._apply(fn, recurse)
@@ -124,7 +127,7 @@ class EditingModule(L.LightningModule):
         if reason is not None:
             rank_zero_warn(f"The system is not compiled: {reason}.")
             return
-        self.system.compile()  # in place: names in the state dict stay
+        self.system.compile()  # in place, so names in the state dict stay the same
 
     def on_train_end(self) -> None:
         self.system._compiled_call_impl = None  # attention can be captured again
@@ -135,12 +138,13 @@ class EditingModule(L.LightningModule):
         clips, (rank, ranks) = len(next(iter(batch.values()))), data_rank(self.trainer)
         seed = mix_seed(self.seed, salt)
         random = StepRandom(seed, batch["step"], clips, rank, ranks)
-        # In float32 whatever the latents are: in bfloat16 a timestep would be off by up to 4.
+        # In float32 for all latents: in bfloat16 a timestep would be off by up to 4.
         sigma = system.config.objective.sample_sigma(random).to(self.device)
         return system.training_losses(batch, sigma, random), sigma
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        losses, sigma = self._losses(self.system, batch, salt=0)
+        with attention_by_products():
+            losses, sigma = self._losses(self.system, batch, salt=0)
         self._log("loss", losses, sigma)
         return self._total(losses).mean()
 
@@ -180,7 +184,7 @@ class EditingModule(L.LightningModule):
         self.update_ema()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Say what the weights are weights of, so that a checkpoint can be exported by itself."""
+        """Describe the system, codec and pipeline, so that a checkpoint alone can be exported."""
         data = self.trainer.datamodule
         checkpoint["vera_lite"] = describe_system(self.system) | {
             "pipeline": data.pipeline_settings,
@@ -197,8 +201,27 @@ class EditingModule(L.LightningModule):
         torch._foreach_lerp_(average, weights, 1 - decay)  # pyright: ignore
 
 
+@contextmanager
+def attention_by_products() -> Iterator[None]:
+    """Under CPU autocast, compute attention as two matrix products with a softmax between them.
+
+    PyTorch's fused CPU kernel has a slow backward pass: in bfloat16, 576 tokens in 2 heads of 64 numbers take
+    0.47 of its time this way. The price is memory for the weights of attention.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the name says CUDA; it rules the CPU, too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
 def _no_compiler(device: torch.device) -> str | None:
-    """Why ``torch.compile`` cannot work on this device, if so."""
+    """Why ``torch.compile`` does not work on this device; None if it does."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -215,7 +238,7 @@ def _no_compiler(device: torch.device) -> str | None:
 
 
 def _without_dtype(fn):
-    """``fn`` of ``Module._apply``, but for a change of precision."""
+    """``fn`` of ``Module._apply`` without its change of dtype."""
 
     def apply(x: Tensor) -> Tensor:
         y = fn(x)

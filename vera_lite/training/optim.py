@@ -8,15 +8,11 @@ from torch import Tensor, nn
 
 
 class BatchedMuon(torch.optim.Muon):
-    """``torch.optim.Muon`` that orthogonalises up to eight matrices of one shape at once. For matrices of
-    width 128 that takes half the time on a CPU; more of them no longer fit its caches."""
+    """``torch.optim.Muon`` that orthogonalises up to eight matrices of one shape at once. For width 128 this
+    takes half the time on a CPU; more matrices do not fit into its caches."""
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for p in group["params"]:
@@ -32,7 +28,6 @@ class BatchedMuon(torch.optim.Muon):
                     updates = orthogonalise(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
                     for p, update in zip(params, updates.type_as(params[0]), strict=True):
                         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
-        return loss
 
 
 def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
@@ -49,7 +44,7 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], st
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon and ``torch.optim.AdamW`` as one optimizer, which is what Lightning takes.
+    """Muon and ``torch.optim.AdamW`` as one optimizer for Lightning.
 
     Args:
         muon: parameter groups of matrices.
@@ -62,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._link()
 
     def _link(self) -> None:
-        # The parts own groups and state; schedules change the very same groups.
+        # The parts own groups and state; schedules change the same group objects.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = {p: s for part in self.parts for p, s in part.state.items()}
 
@@ -94,9 +89,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW for all parameters or, with ``muon_lr``, Muon for the matrices inside blocks.
 
-    Embeddings, heads, tables, adapters and connectors stay with AdamW. Muon makes the steps of all
-    directions equally long; nothing normalises what a connector puts out, and with Muon the toy RVEDiT's
-    went silent: all units of its GELU negative.
+    Embeddings, heads, tables, adapters and connectors stay with AdamW. Muon steps equally far in all
+    directions, and nothing normalises a connector's output: with Muon, all units of the GELU in the toy
+    RVEDiT's connector became negative, and its output constant.
 
     Raises:
         ValueError: Muon's matrices are sharded (FSDP2); it needs them whole.

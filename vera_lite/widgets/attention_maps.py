@@ -1,6 +1,6 @@
 """The maps that an explorer shows: rows or columns of A, in every layer, step and run.
 
-A map of direction "from" is a row of A (what a token looks at), of direction "to" a column (who looks at
+A map in direction "from" is a row of A (where a token looks); in direction "to" it is a column (who looks at
 it). Axis letters: B batch, H heads, L layers, M tokens of the sequence that is looked at, m groups.
 """
 
@@ -16,26 +16,26 @@ from vera_lite.diagnostics.store import AttentionStore
 from vera_lite.diagnostics.token_grid import Token, TokenGrid, VideoStream
 
 DIRECTIONS = ("from", "to")
-#: A token is listed as a sink if it gets this many times the uniform share.
+#: A token is listed as a sink if it gets more than this many times the uniform share.
 SINK_FACTOR = 20
-#: The strongest sinks, which are listed and can be left out; each costs four bytes per map.
+#: How many of the strongest sinks are listed; each costs four bytes per map.
 SINK_COUNT = 8
-#: Of each store, evenly spaced queries by which sinks are found.
+#: How many evenly spaced queries of a store are searched for sinks.
 SINK_QUERIES = 16
 
 
 class MapSources:
-    """Captures, or stores, of one or two runs as a table; of a batch, the first sample is shown.
+    """Captures, or stores, of one or two runs as a table; only the first sample of a batch is shown.
 
     Args:
-        runs: of each run, one source of every layer and step, as ``CapturePlan.captures`` lists them.
+        runs: for each run, one source per layer and step, as in ``CapturePlan.captures``.
         grids: of the queries and of the keys.
 
     Attributes:
         layers, steps: names of layers, numbers of steps.
         heads: numbers of the heads.
         tables: sources by [run][step][layer].
-        has_stores: whether any token's map can be computed.
+        has_stores: whether the sources are stores, which have the maps of all tokens.
 
     Raises:
         ValueError: sources do not fit together, or not the grids.
@@ -66,7 +66,7 @@ class MapSources:
             if found != expected:
                 raise ValueError(
                     f"{source.site.module}, step {source.site.step}, has {found} (kind, heads, queries or "
-                    f"rows, keys), but the token grid and the other captures {expected}."
+                    f"rows, keys); the token grid and the other captures have {expected}."
                 )
 
     def __iter__(self) -> Iterator[Capture | AttentionStore]:
@@ -79,7 +79,7 @@ class MapSources:
         return self.tables[0][0][0].values.shape[2]
 
     def maps(self, source: Capture | AttentionStore, tokens: list[int], direction: str) -> Tensor:
-        """Mean map of some tokens (of a capture: of some rows) for each head, (H, M)."""
+        """The mean map of some tokens (for a capture: some rows) per head, (H, M)."""
         if isinstance(source, Capture):
             maps = source.values[0][:, tokens].mean(1)
         elif direction == "from":
@@ -91,7 +91,7 @@ class MapSources:
         return maps
 
     def default_words(self, direction: str) -> dict[str, list[int]]:
-        """Every row of captures; of stores, the patch in the middle of the first video stream."""
+        """Every row of captures; for stores, the middle patch of the first video stream."""
         if not self.has_stores:
             return {f"row {i}": [i] for i in range(self.rows)}
         grid = self.grids[direction == "to"]
@@ -103,7 +103,7 @@ class MapSources:
         return {token_name(grid[token]): [token]}
 
     def find_sinks(self) -> list[int]:
-        """The strongest sinks of heads and rows on average, in any layer, step or run."""
+        """The strongest sinks in any layer, step or run, by the mean over heads and rows."""
         if len(self.grids[1]) <= SINK_FACTOR:
             return []
         received = []
@@ -133,12 +133,12 @@ class GroupMatrix:
         """Means over heads and over the queries of each group.
 
         Args:
-            captures: of :class:`vera_lite.diagnostics.GroupMass`, one of every layer and step.
-            labels: (Q,) group of each query, -1 for none, as :meth:`TokenGrid.groups` gives them.
+            captures: of :class:`vera_lite.diagnostics.GroupMass`, one per layer and step.
+            labels: (Q,) group of each query, -1 for none, see :meth:`TokenGrid.groups`.
             names: of these groups.
 
         Raises:
-            ValueError: captures do not make a table, or do not fit the labels.
+            ValueError: a layer or step is missing, or the labels do not fit.
         """
         _, _, table = by_layer_and_step(captures)
         masses = torch.stack([torch.stack([c.values[0].mean(0) for c in row]) for row in table])
@@ -155,8 +155,8 @@ def by_layer_and_step(sources: Sequence) -> tuple[list[str], list[int], list[lis
     cells = {(s.site.step, s.site.module): s for s in sources}
     if not layers or len(cells) != len(sources) or len(cells) != len(layers) * len(steps):
         raise ValueError(
-            f"give one capture of every layer and step: there are {len(sources)} for {len(layers)} layers "
-            f"and {len(steps)} steps; of a layer that attends several times, keep one site.call."
+            f"give one capture per layer and step, not {len(sources)} for {len(layers)} layers and "
+            f"{len(steps)} steps; if a layer attends several times, keep one site.call."
         )
     return layers, steps, [[cells[step, layer] for layer in layers] for step in steps]
 
@@ -167,5 +167,5 @@ def token_name(token: Token) -> str:
 
 
 def with_mean(maps: Tensor) -> Tensor:
-    """The mean of heads, then the heads: (..., H, M) -> (..., 1 + H, M)."""
+    """The mean over heads, then the heads: (..., H, M) -> (..., 1 + H, M)."""
     return torch.cat([maps.mean(-2, keepdim=True), maps], -2)

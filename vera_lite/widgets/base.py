@@ -1,16 +1,17 @@
-"""What all widgets share: one small script serves three hosts.
+"""The base of all widgets: one small script serves three hosts.
 
 * Live in Jupyter, anywidget syncs traits with the kernel.
 * A saved and trusted notebook restores the traits; no kernel answers.
 * A static page (:meth:`Widget.to_static`) holds the traits and a stand-in for the model.
 
-A widget's script is a plain module without imports, ``export default { render({ model, el }) {...} }``, and
-its style a file beside it. ``render`` may be called again at any time and returns a cleanup. By convention
-it shows the trait ``error`` in a banner (closing it sets ``error`` to ""). A script that needs Python sends
-``{hello: true}`` when it is rendered and takes Python to be there once ``{alive: true}`` comes back: a trait
-would be saved with the notebook, and would claim a kernel that is gone. Key handlers stop propagation, or
-JupyterLab takes the keys. Colours are JupyterLab's variables (``--jp-layout-color0`` and so on), which the
-static page defines as well. Bytes arrive as a DataView, which need not start at byte 0 of its buffer.
+A widget's script is a plain module without imports, ``export default { render({ model, el }) {...} }``; its
+style is a file beside it. ``render`` may be called again at any time and returns a cleanup. It shows the
+trait ``error`` in a banner (closing it sets ``error`` to ""). A script that needs Python sends
+``{hello: true}`` when it is rendered, and knows that Python is there when ``{alive: true}`` comes back. A
+trait could not say so: it is saved with the notebook, and would name a kernel that is gone. Key handlers stop
+propagation, or JupyterLab takes the keys. Colours are JupyterLab's variables (``--jp-layout-color0`` and so
+on), which the static page defines too. Bytes arrive as a DataView, which need not start at byte 0 of its
+buffer.
 """
 
 import functools
@@ -26,13 +27,13 @@ from PIL import Image
 from torch import Tensor
 from traitlets import Int, Unicode
 
-from vera_lite.errors import UserError, check_tensor
+from vera_lite.errors import UserError, check_pixels, check_tensor
 
 HOST = Path(__file__).with_name("host.html")
 
 
 def shows_error(method: Callable) -> Callable:
-    """Decorate a method of a widget: what it raises is shown in the widget as well."""
+    """Decorate a method of a widget: its exceptions are also shown in the widget."""
 
     @functools.wraps(method)
     def guarded(self, *arguments, **options):
@@ -48,21 +49,21 @@ def shows_error(method: Callable) -> Callable:
 class Widget(anywidget.AnyWidget):
     """A view whose whole state is its synced traits."""
 
-    #: what a callback raised last (of ``observe`` or ``on_msg``, on something that the browser did); without
-    #: it, a widget whose callback fails just seems to do nothing.
+    #: the last exception of a callback (``observe`` or ``on_msg``) after something that the browser did.
+    #: Without it, a widget whose callback fails seems to do nothing.
     error = Unicode("").tag(sync=True)
     height = Int(600).tag(sync=True)  #: pixels of the frame that holds the static page.
 
     @shows_error
     def set_state(self, sync_data: dict) -> None:
-        """Take what the browser set."""
+        """Take the browser's changes."""
         super().set_state(sync_data)
 
     @shows_error
     def _handle_custom_msg(self, content, buffers):
         if content == {"hello": True}:
             return self.send({"alive": True})
-        # Not through ipywidgets' dispatcher, which keeps to itself what a callback raises.
+        # ipywidgets' own dispatcher would hide the exceptions of callbacks.
         for callback in self._msg_callbacks.callbacks:
             callback(self, content, buffers)
 
@@ -73,9 +74,10 @@ class Widget(anywidget.AnyWidget):
 
 
 def static_page(saved: dict, budget_mb: float = 8.0) -> str:
-    """The page of a widget as notebooks save it: ``{"state": traits, "buffers": [...]}``.
+    """The page of a widget in the form that notebooks save: ``{"state": traits, "buffers": [...]}``.
 
-    UserError if the page would be larger than ``budget_mb`` (millions of bytes).
+    Raises:
+        UserError: the page would be larger than ``budget_mb`` (millions of bytes).
     """
     # A "<" in JSON could close the script element that holds it.
     text = json.dumps(saved).replace("<", "\\u003c")
@@ -86,19 +88,19 @@ def static_page(saved: dict, budget_mb: float = 8.0) -> str:
         sizes |= {".".join(map(str, b["path"])): len(b["data"]) for b in saved.get("buffers", [])}
         name = max(sizes, key=lambda name: sizes[name])
         raise UserError(
-            f"the page of {widget_name(saved)} would be {size:.2f} MB, over the budget of {budget_mb:g} MB; "
-            f"{name} alone is {sizes[name] / 1e6:.2f} MB: show less, or raise the budget."
+            f"the page of {widget_name(saved)} would be {size:.2f} MB, over {budget_mb:g} MB: show less. The "
+            f"largest part, {name}, is {sizes[name] / 1e6:.2f} MB."
         )
     return page
 
 
 def widget_name(saved: dict) -> str:
-    """The class of a saved widget that has a script."""
+    """The name of a saved widget's class."""
     return saved["state"]["_anywidget_id"].rpartition(".")[2]
 
 
 def iframe(page: str, height: int) -> str:
-    """A page inside another one, with scripts allowed and nothing else."""
+    """An element that shows a page inside another; only scripts are allowed."""
     # Screen readers announce the title.
     return (
         f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
@@ -109,15 +111,12 @@ def iframe(page: str, height: int) -> str:
 def checked_video(name: str, video: Tensor, channels: int) -> Tensor:
     """The video on the CPU, without gradients; ValueError unless it is (T, channels, H, W) in [0, 1]."""
     check_tensor(name, video, "T", channels, "H", "W")
-    video = video.detach().cpu()
-    low, high = video.min().item(), video.max().item()
-    if not -1e-3 <= low <= high <= 1 + 1e-3:  # rounding may lead a little outside
-        raise ValueError(f"{name} has values from {low:g} to {high:g}; give values in [0, 1].")
-    return video
+    check_pixels(name, video)
+    return video.detach().cpu()
 
 
 def image_file(image: Image.Image, is_exact: bool) -> bytes:
-    """An image file: PNG if every pixel must stay as it is, otherwise JPEG."""
+    """An image file: PNG if every pixel must stay exact, otherwise JPEG."""
     file = io.BytesIO()
     image.save(file, **({"format": "PNG"} if is_exact else {"format": "JPEG", "quality": 85}))
     return file.getvalue()

@@ -4,9 +4,9 @@
     explorer                       # click a patch, move the layer slider, brush the curve
     explorer.query, explorer.selected_layers, explorer.current_maps()
 
-A map is one row of A (direction "from": what a token looks at) or one column ("to": who looks at it). The
-maps of some named tokens, the words, are saved with the widget, so a page without Python shows them; maps of
-other tokens are computed when they are clicked.
+A map is one row of A (direction "from": where a token looks) or one column ("to": who looks at it). The maps
+of some named tokens, the words, are saved with the widget, so that a page without Python shows them. Maps of
+other tokens are computed on a click.
 """
 
 import math
@@ -41,32 +41,32 @@ class AttentionExplorer(Widget):
     """Attention over a clip: layer, head, step, frame and word axes, and any patch on a click.
 
     Args:
-        captures: of :class:`Rows` or another measurement whose values are (B, H, R, K), which know their
-            rows only; or :class:`AttentionStore`, which answer clicks. One of every layer and step, as
-            ``CapturePlan.captures`` lists them.
-        grid: of the queries' sequence, and of the keys' unless ``key_grid`` is given (cross-attention).
+        captures: one per layer and step, as in ``CapturePlan.captures``. Either captures of :class:`Rows` or
+            another measurement with values (B, H, R, K), which have the maps of their rows only; or
+            :class:`AttentionStore`, which answer clicks.
+        grid: of the queries' sequence, and also of the keys' unless there is a ``key_grid``.
         video: (T, 3, H, W) in [0, 1], of the size of the grid's video streams.
-        key_grid: of the keys' sequence.
-        words: name -> rows of the captures, or tokens of the stores, whose mean map is saved with the
-            widget; or a list of (name, rows or tokens) if two have one name, such as a word that is said
-            twice. By default every row of captures; of stores, the patch in the middle of the first video
-            stream.
-        direction: at the start; in cross-attention also that of the saved maps, and of the words' tokens:
-            "from" means queries, "to" keys. Captures know only "from".
+        key_grid: of the keys' sequence, for cross-attention.
+        words: name -> rows of the captures, or tokens of the stores; their mean map is saved with the widget.
+            Or a list of (name, rows or tokens), if two have the same name. By default every row of captures;
+            for stores, the middle patch of the first video stream.
+        direction: at the start. In cross-attention also that of the saved maps, and of the words' tokens:
+            "from" means queries, "to" keys. Captures have only "from".
         compare: captures of a second run (B) with the same layers, steps, heads and tokens.
         names: of the two runs.
-        mask: (T, 1, H, W) in [0, 1]; draws its mask ratio by layer, from every word, against uniform
-            attention. The band spans the heads.
+        mask: (T, 1, H, W) in [0, 1]; the explorer draws its mask ratio by layer, for every word, against
+            uniform attention. The band spans the heads.
         curve: (L,) each; another curve by layer with its band, such as a bootstrap over clips.
         baselines: name -> (L,) or one number, drawn beside the curve.
         matrix: group to group, by layer and step.
-        sinks: tokens among the keys to be listed; by default up to 8 that receive over 20 times the uniform
-            share, averaged over heads and captured rows (of stores: 16 evenly spaced queries), in some layer.
+        sinks: tokens of the keys to list. By default up to 8 tokens that receive more than 20 times the
+            uniform share in some layer, averaged over heads and captured rows (for stores: over 16 evenly
+            spaced queries).
         fps: frames per second when playing.
-        budget_bytes: of the saved state. Where the maps of single heads do not fit, means over heads are
+        budget_bytes: of the saved state. If the maps of single heads do not fit, only means over heads are
             saved, and heads need Python.
 
-    The title says of each saved map:
+    The title shows for each saved map:
 
     - its spatial entropy over the video: 1 is uniform, 0 a single patch;
     - how far away a patch looks on average, if it looks at its own grid;
@@ -74,8 +74,8 @@ class AttentionExplorer(Widget):
       patch that looks at its own grid, "spatial" if more than half of its mass in the video is in its own
       slot, "temporal" if not;
     - lift: its mask ratio over the mask's share of the area;
-    - with two runs, the Jensen-Shannon divergence between them in nats, of the mean of heads with the range
-      over heads.
+    - with two runs, the Jensen-Shannon divergence between them in nats: of the means over heads, and the
+      range over heads.
 
     Attributes:
         layer, step, word: place in the lists ``layers``, ``steps``, ``words``.
@@ -93,10 +93,10 @@ class AttentionExplorer(Widget):
     frame = Int(0).tag(sync=True)  #: of the video.
     word = Int(0).tag(sync=True)
     stream = Int(0).tag(sync=True)  #: place in the list of shown video streams.
-    run = Int(0).tag(sync=True)  #: whose thumbnails are shown: 0 is A, 1 is B, 2 their difference.
-    query = Int(-1).tag(sync=True)  #: token that was clicked, or -1: the word's map is shown.
+    run = Int(0).tag(sync=True)  #: which run's thumbnails are shown: 0 is A, 1 is B, 2 their difference.
+    query = Int(-1).tag(sync=True)  #: the clicked token; -1 shows the map of the word.
     direction = Enum(DIRECTIONS, "from").tag(sync=True)  #: "from": where it looks; "to": who looks at it.
-    selected_layers = List(Int()).tag(sync=True)  #: places in ``layers`` that were brushed in the curve.
+    selected_layers = List(Int()).tag(sync=True)  #: places in ``layers`` that are brushed in the curve.
     #: leave the listed sinks out of pictures, scales and mask ratios.
     exclude_sinks = Bool(False).tag(sync=True)
     #: one colour scale for all layers, steps and words, instead of one for each map.
@@ -104,10 +104,10 @@ class AttentionExplorer(Widget):
     opacity = Float(0.6, min=0, max=1).tag(sync=True)  #: of the map over the video, in [0, 1].
     height = Int(1150).tag(sync=True)
 
-    # What the script draws from. Axis letters as in explorer_state; floats are float32.
-    _facts = Dict().tag(sync=True)  # everything but arrays
+    # Data of the script. Axis letters as in explorer_state; floats are float32.
+    _facts = Dict().tag(sync=True)  # everything except arrays
     _picture = Bytes().tag(sync=True)  # all frames in one image file, row by row
-    _positions = Bytes().tag(sync=True)  # int32, tokens of all streams in a row
+    _positions = Bytes().tag(sync=True)  # int32, tokens of all streams, one stream after the other
     _overview = Bytes().tag(sync=True)  # uint8 codes (R, S, L, W, D, G or 1, M)
     _ranges = Bytes().tag(sync=True)  # (R, S, L, W, D, G or 1, 2 + sinks)
     _ratios = Bytes().tag(sync=True)  # (2, R, S, L, W, D, G)
@@ -141,8 +141,8 @@ class AttentionExplorer(Widget):
         sources = self._sources = MapSources(runs, (grid, grid if is_square else key_grid))
         self.layers, self.steps, self.heads = sources.layers, sources.steps, sources.heads
         if direction == "to" and not sources.has_stores:
-            raise ValueError('captured rows know direction "from" only; capture StoreQK for "to".')
-        # The saved maps; in cross-attention, words are tokens of one side.
+            raise ValueError('captured rows have only direction "from"; capture StoreQK for "to".')
+        # Directions of the saved maps; in cross-attention, words are tokens of one side.
         self._directions = DIRECTIONS if sources.has_stores and is_square else (direction,)
         self.words = self._checked_words(words)
         self.sinks = sources.find_sinks() if sinks is None else [int(s) for s in sinks]
@@ -222,7 +222,7 @@ class AttentionExplorer(Widget):
     def of_stores(
         cls, stores: Mapping[str, AttentionStore], grid: TokenGrid, video: Tensor, **options
     ) -> "AttentionExplorer":
-        """Layers by name, of one step each; options as for the class."""
+        """An explorer of stores by layer name, one step each; options as for the class."""
         named = [replace(s, site=CallSite(name)) for name, s in stores.items()]
         return cls(named, grid, video, **options)
 
@@ -230,11 +230,11 @@ class AttentionExplorer(Widget):
     def of_layer_attention(
         cls, found: LayerAttention, clip: Tensor, phrase: str = "phrase", **options
     ) -> "AttentionExplorer":
-        """Where a phrase looks, layer by layer of a vision-language model.
+        """An explorer of where a phrase looks, layer by layer of a vision-language model.
 
         Args:
             found: of :func:`vera_lite.diagnostics.attention_by_layer`.
-            clip: (T, 3, H, W) in [0, 1], the one that was looked at.
+            clip: (T, 3, H, W) in [0, 1], the clip of ``found``.
             phrase: its name.
             options: as for the class.
         """
@@ -248,7 +248,7 @@ class AttentionExplorer(Widget):
     # --- what Python can ask -----------------------------------------------------------------------
 
     def current_maps(self) -> Tensor:
-        """The shown maps, exact: (runs, H, M), M tokens of the sequence that is looked at."""
+        """The exact values of the shown maps: (runs, H, M), M tokens of the sequence that is looked at."""
         return self._maps(self.layer, self.step, self.word, self.query, self.direction)
 
     @validate("layer", "head", "step", "frame", "word", "stream", "run", "query")
@@ -268,7 +268,7 @@ class AttentionExplorer(Widget):
     # --- answers to the browser --------------------------------------------------------------------
 
     def _on_message(self, _widget, content: dict, _buffers) -> None:
-        """A map on demand, of the mean and all heads; the reply carries the request's number."""
+        """Answer a request for a map (the mean and all heads); the reply has the request's id."""
         try:
             maps = self._maps(*(content.get(k) for k in ("layer", "step", "word", "query", "direction")))
             codes, ranges = packed(with_mean(maps), content["direction"], self.sinks)
@@ -284,7 +284,7 @@ class AttentionExplorer(Widget):
         if direction not in (self._directions if query == -1 else DIRECTIONS):
             raise ValueError(f"there is no map in direction {direction!r}; words have {self._directions}.")
         if query != -1 and not self._sources.has_stores:
-            raise ValueError("captured rows cannot answer for other tokens; capture StoreQK instead.")
+            raise ValueError("captured rows have no maps of other tokens; capture StoreQK instead.")
         tokens = [query] if query != -1 else self.words[word][1]
         maps = [self._sources.maps(t[step][layer], tokens, direction) for t in self._sources.tables]
         return torch.stack(maps)

@@ -1,7 +1,7 @@
-"""What an attention explorer saves: maps in 8 bits, a few words on each, curves, and the frames.
+"""The saved state of an attention explorer: maps in 8 bits, a note on each, curves, and the frames.
 
-Axis letters: R runs, S steps, L layers, W words, D directions, G = 1 + H (the mean of heads, then the
-heads), M tokens of the sequence that is looked at, N of them video tokens that are shown.
+Axis letters: R runs, S steps, L layers, W words, D directions, G = 1 + H (the mean over heads, then the
+heads), M tokens of the sequence that is looked at, N shown video tokens among them.
 """
 
 import json
@@ -36,8 +36,8 @@ class Band(Protocol):
 def quantise(maps: Tensor, apart: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Maps (..., M) in 8 bits, each with its own range: value = zero + code / 255 * scale.
 
-    Values of the tokens ``apart`` are kept exactly: a sink would stretch the range until all other tokens
-    share one code.
+    Values of the tokens ``apart`` stay exact: a sink would stretch the range until all other tokens share
+    one code.
 
     Returns:
         Codes (..., M), uint8, off by at most scale / 510, 0 for tokens apart; and (..., 2 + len(apart))
@@ -55,7 +55,7 @@ def quantise(maps: Tensor, apart: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
 
 
 def packed(maps: Tensor, direction: str, sinks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Quantised maps (..., M), ranges (..., 2 + sinks). Sinks are keys: columns of A have none."""
+    """Quantised maps (..., M) and ranges (..., 2 + sinks). Sinks are keys, so columns of A have none."""
     codes, ranges = quantise(maps, sinks if direction == "from" else ())
     return codes, F.pad(ranges, (0, 2 + len(sinks) - ranges.shape[-1]))
 
@@ -70,9 +70,9 @@ class Targets:
 
     Attributes:
         grid: their sequence.
-        video: (N,) tokens of the video streams that have the clip's size.
+        video: (N,) tokens of the video streams with the clip's size.
         cells: (N, 3) their (t, y, x).
-        coverage: (N,) what the mask covers of each; None without a mask.
+        coverage: (N,) how much of each the mask covers; None without a mask.
         area: mean of ``coverage``; None without a mask or a video.
         text: tokens of the text streams.
         apart: sinks among them.
@@ -94,7 +94,7 @@ class Targets:
         self.apart = torch.tensor(sinks if direction == "from" else [], dtype=torch.long)
 
     def mask_ratios(self, maps: Tensor) -> Tensor:
-        """(2, G): with all tokens, and without sinks."""
+        """Mask ratios (2, G): with all tokens, and without sinks."""
         if not len(self.video):
             return torch.full((2, len(maps)), torch.nan)
         exclude = torch.isin(self.video, self.apart).nonzero()[:, 0]
@@ -114,14 +114,14 @@ class Targets:
 def notes(
     maps: Tensor, targets: Targets, own_cells: Tensor | None, ratios: Tensor | None, other: Tensor | None
 ) -> list[str]:
-    """A few words on each of the maps (G, M).
+    """A note on each of the maps (G, M).
 
     Args:
         maps: of one word.
-        targets: of the map's direction.
+        targets: of the maps' direction.
         own_cells: (tokens, 3) places of the word's own patches, if they are in the same grid.
         ratios: (2, G) mask ratios.
-        other: the first run's maps (G, N) over the video, to compare with.
+        other: the first run's maps (G, N) over the video, for comparison.
     """
     video = maps[:, targets.video]
     total, sink, text = maps.sum(-1), maps[:, targets.apart].sum(-1), maps[:, targets.text].sum(-1)
@@ -160,8 +160,8 @@ class Overview:
     codes: Tensor
     ranges: Tensor
     ratios: Tensor | None  #: (2, ..., G) mask ratios, with all tokens and without sinks; None without a mask.
-    #: the highest value by [direction][over video, over text][mean, heads][all, no sinks]. One scale for
-    #: video and text would show nothing of a video beside a strong word.
+    #: the highest value by [direction][over video, over text][mean, heads][all, no sinks]. With one scale for
+    #: video and text, a strong word would leave the video dark.
     tops: Tensor
     notes: list[str]  #: of each map, G per place.
 
@@ -199,10 +199,10 @@ class Overview:
 
 
 def streams_on_show(grids: Mapping[str, TokenGrid], size: tuple) -> tuple[list[dict], Tensor]:
-    """What the script knows of tokens: streams, and the positions of all their tokens in a row.
+    """The script's data on tokens: streams, and the positions of all their tokens, stream by stream.
 
     Args:
-        grids: by the side that they are of: "both", or "query" and "key".
+        grids: by side: "both", or "query" and "key".
         size: (T, H, W) of the clip; video streams of other sizes are not shown.
     """
     streams, positions = [], []
@@ -219,17 +219,14 @@ def streams_on_show(grids: Mapping[str, TokenGrid], size: tuple) -> tuple[list[d
                 continue
             positions.append(s.positions)
     if not any("cells" in s for s in streams):
-        raise ValueError(
-            f"the video is {size} (T, H, W) and no video stream of the grid is; "
-            "give the clip that the grid was made for."
-        )
+        raise ValueError(f"no video stream of the grid has the video's size {size} (T, H, W).")
     return streams, torch.cat(positions)
 
 
 def beside(
     curve: Band | None, baselines: Mapping, matrix: GroupMatrix | None, steps: int, layers: int
 ) -> tuple[dict, dict]:
-    """The other curve and the matrix: what the script knows of them, and their numbers as bytes."""
+    """The script's data on the other curve and the matrix, and their numbers as bytes."""
     state = {}
     if curve is not None:
         lines = [curve.mean, curve.low, curve.high, *baselines.values()]
@@ -241,25 +238,25 @@ def beside(
         raise ValueError("baselines are drawn beside a curve: give curve= as well.")
     if matrix is not None:
         if matrix.values.shape[:2] != (steps, layers):
-            raise ValueError(
-                f"the matrix must be given for {steps} steps and {layers} layers, not for "
-                f"{tuple(matrix.values.shape[:2])}."
-            )
+            found = tuple(matrix.values.shape[:2])
+            raise ValueError(f"the matrix has (steps, layers) {found}, the captures {(steps, layers)}.")
         state["_matrix"] = float_bytes(matrix.values)
     groups = matrix and {"rows": list(matrix.rows), "columns": list(matrix.columns)}
     return {"baselines": list(baselines), "matrix": groups}, state
 
 
 def maps_within(state: dict, overview: Overview, budget: int, counts: str) -> tuple[int, dict]:
-    """Groups that fit into a budget of saved bytes, G or 1 (the mean of heads), and their maps as bytes.
+    """How many groups fit into a budget of saved bytes, G or 1 (the mean over heads); their maps as bytes.
 
     Args:
-        state: all else that is saved.
+        state: the rest of the saved state.
+        overview: the maps.
+        budget: bytes.
         counts: how many maps there are, for the error.
     """
     codes, ranges = overview.codes, overview.ranges
     groups = codes.shape[1]
-    # Notebooks write bytes in base64, four letters for three.
+    # Notebooks store bytes in base64, four letters for three bytes.
     rest = sum(4 / 3 * len(v) if isinstance(v, bytes) else len(json.dumps(v)) for v in state.values())
     maps = 4 / 3 * (codes.nbytes + ranges.nbytes)
     if rest + maps > budget:
@@ -277,7 +274,7 @@ def maps_within(state: dict, overview: Overview, budget: int, counts: str) -> tu
 
 
 def sprite(video: Tensor) -> tuple[bytes, int]:
-    """All frames in one image file, row by row, and how many there are in a row."""
+    """All frames in one image file, row by row, and the number of frames per row."""
     scale = min(1, MAX_SIDE / max(video.shape[2:]))
     height, width = (max(1, round(n * scale)) for n in video.shape[2:])
     frames = video.float()
@@ -287,5 +284,5 @@ def sprite(video: Tensor) -> tuple[bytes, int]:
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % columns))
     sheet = to_uint8(frames).unflatten(0, (-1, columns))  # (rows, columns, 3, h, w)
     sheet = sheet.permute(0, 3, 1, 4, 2).reshape(-1, columns * width, 3)
-    # Of large clips nobody sees the difference under a map.
+    # In large clips nobody sees the difference under a map.
     return image_file(Image.fromarray(sheet.contiguous().numpy()), sheet.numel() <= 2**20), columns

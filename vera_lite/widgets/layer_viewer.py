@@ -1,4 +1,4 @@
-"""The layers of an edit, frame by frame: what was there, what was drawn, and how they combine."""
+"""The layers of an edit, frame by frame: the source, the drawn layers, and their composite."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ BUDGET = 3_000_000
 class LayerViewer(Widget):
     """Look through the layers of an edit.
 
-    The browser gets 8-bit layers and lays the edit over the source itself; the result is within 1/255 of
-    :func:`.composite` of these layers, and where the 8-bit alpha is 0 it is the source. Large
-    clips are thinned: every k-th frame and pixel is shown, never a mean of several.
+    The browser gets 8-bit layers and lays the edit over the source itself. The result is within 1/255 of
+    :func:`.composite` of these layers, and is the source where the 8-bit alpha is 0. With ``max_frames`` and
+    ``max_side``, every k-th frame and pixel is shown, never a mean of several.
 
     Args:
-        layers: the clip, or what a pipeline returned.
+        layers: the clip, or the result of a pipeline.
         source: (T, 3, H, W) in [0, 1]; needed with an EditResult, which has none.
         fps: frames per second; default: the clip's, or 8.
-        max_frames: show at most so many frames, evenly spaced.
-        max_side: show at most so many pixels along the longer side.
+        max_frames: the most frames to show, evenly spaced.
+        max_side: the most pixels to show along the longer side.
 
     Raises:
         ValueError: layers do not fit together, a value is out of range, or the state would be larger than
@@ -47,7 +47,7 @@ class LayerViewer(Widget):
     alpha = Bytes().tag(sync=True)
     composite = Bytes().tag(sync=True)
     size = List(Int()).tag(sync=True)  #: (shown frames, height, width).
-    strides = List(Int()).tag(sync=True)  #: (frames, pixels) of the clip from one that is shown to the next.
+    strides = List(Int()).tag(sync=True)  #: (frames, pixels) of the clip between two shown ones.
     fps = Float().tag(sync=True)
     caption = Unicode().tag(sync=True)
     frame = Int(0).tag(sync=True)  #: shown frame, 0 .. shown frames - 1.
@@ -70,7 +70,7 @@ class LayerViewer(Widget):
         max_side: int | None = None,
     ):
         if source is None and not hasattr(layers, "source"):
-            raise ValueError("an edit result holds no source: give the video as source=.")
+            raise ValueError("an edit result has no source: give the video as source=.")
         tensors = {name: getattr(layers, name) for name in ("edit", "alpha", "composite")}
         tensors["source"] = layers.source if source is None else source
         tensors = {name: checked_video(name, x, 1 if name == "alpha" else 3) for name, x in tensors.items()}
@@ -87,8 +87,8 @@ class LayerViewer(Widget):
         size = shown["edit"].shape[:3]
         if stored > BUDGET:
             raise ValueError(
-                f"{size[0]} frames of {size[2]}x{size[1]} would put {stored / 1e6:.1f} MB into the notebook; "
-                f"a widget may take {BUDGET / 1e6:g} MB: give a smaller max_frames or max_side."
+                f"{size[0]} frames of {size[2]}x{size[1]} would put {stored / 1e6:.1f} MB into the notebook, "
+                f"over {BUDGET / 1e6:g} MB: give a smaller max_frames or max_side."
             )
         super().__init__(
             **{name: layer.contiguous().numpy().tobytes() for name, layer in shown.items()},

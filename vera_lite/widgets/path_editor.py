@@ -5,8 +5,8 @@
     editor                                   # click in the picture, drag the points, play
     place(foreground, alpha, *editor.trajectory.sample(len(alpha)), editor.trajectory.size)
 
-Drawing needs no Python: in a saved notebook and in a static page everything works, and the path can be copied
-out as the JSON that :meth:`Trajectory.from_json` and `vera-lite composite --path` read.
+Drawing needs no Python: everything works in a saved notebook and in a static page. The path can be copied as
+JSON for :meth:`Trajectory.from_json` and `vera-lite composite --path`.
 """
 
 import json
@@ -24,34 +24,34 @@ from vera_lite.media.trajectory import Trajectory
 from vera_lite.media.video import frame_rate
 from vera_lite.widgets.base import Widget, checked_video, image_file
 
-#: Frames of a clip that pictures alone make.
+#: Frames of a clip if all inputs are pictures.
 STILL_FRAMES = 24
-#: Frames that are stored of a video, evenly spaced; between them the nearest is shown.
+#: The most stored frames of a video, evenly spaced; between them the nearest is shown.
 MAX_FRAMES = 16
-#: Pixels of the longer side, as stored, of a background and of what is visible of a foreground.
+#: Stored pixels of the longer side of a background, and of the visible part of a foreground.
 BACKGROUND_SIDE, FOREGROUND_SIDE = 640, 160
-#: Empty pixels around a foreground: a browser that scales it has nothing else to fade its edge into.
+#: Empty pixels around a foreground, so that a browser that scales it gives it a soft edge.
 MARGIN = 2
-#: Bytes of pictures that a notebook may have to store, in base64.
+#: The most bytes of pictures that a notebook may have to store, in base64.
 BUDGET = 3_000_000
 
 
 class PathEditor(Widget):
     """Draw the trajectories of objects on a background.
 
-    The preview lays the foregrounds over the background as :func:`.place` puts them, but
-    of large videos it shows smaller and fewer frames. Later objects cover earlier ones.
+    The preview lays the foregrounds over the background as :func:`.place` does, with smaller and fewer frames
+    for large videos. Later objects cover earlier ones.
 
     Args:
         background: (T, 3, H, W) in [0, 1], or one picture (3, H, W).
-        foregrounds: pairs of colour (T, 3, h, w) and alpha (T, 1, h, w), or one pair, centred as
-            :func:`.centre_foreground` does it; by default a plain disc stands for every
-            object. Videos must have as many frames as the background; pictures (T = 1) stay as they are.
-        trajectories: to begin with, drawn in the background's size; see the property.
+        foregrounds: pairs of colour (T, 3, h, w) and alpha (T, 1, h, w), or one pair, centred as by
+            :func:`.centre_foreground`. By default a plain disc stands for every object. Videos must have as
+            many frames as the background; pictures (T = 1) stand still.
+        trajectories: the first ones, drawn in the background's size; see the property.
         fps: frames per second when playing.
 
     Raises:
-        ValueError: tensors of another shape or type or that do not fit together, a value out of range, or
+        ValueError: tensors of another shape or dtype or that do not fit together, a value out of range, or
             more pictures than a notebook should store.
     """
 
@@ -64,14 +64,14 @@ class PathEditor(Widget):
     object = Int(0).tag(sync=True)  #: the one that is edited, counted from 0.
     keyframe = Int(-1).tag(sync=True)  #: the selected one, or -1.
     frame = Int(0).tag(sync=True)  #: of the preview, 0 .. frames - 1.
-    #: whether the edited object is also drawn at other moments, translucent.
+    #: whether the edited object is also drawn, translucent, at other times.
     onion_skin = Bool(True).tag(sync=True)
-    #: diameter in pixels at scale 1 of the disc that stands for an object.
+    #: diameter, in pixels at scale 1, of the disc that stands for an object.
     disc = Float(min=1e-3, max=1e6).tag(sync=True)
     height = Int(780).tag(sync=True)
 
-    # size: (H, W) of the frame; shown: of the stored background; frames and fps: of the clip; foregrounds:
-    # left, top, width and height of what is stored of each, from the middle of its canvas.
+    # size: (H, W) of the frame; shown: (H, W) of the stored background; frames and fps: of the clip;
+    # foregrounds: left, top, width and height of the stored part of each, from the middle of its canvas.
     _facts = Dict().tag(sync=True)
     _background = List(Bytes()).tag(sync=True)
     _foregrounds = List(List(Bytes())).tag(sync=True)
@@ -87,10 +87,10 @@ class PathEditor(Widget):
         pairs = [] if foregrounds is None else list(foregrounds)
         pairs = [pairs] if pairs and isinstance(pairs[0], Tensor) else pairs
         if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("a foreground is a pair of colour and alpha; give one pair, or a list of them.")
+            raise ValueError("a foreground is a pair of colour and alpha; give one pair, or a list of pairs.")
         counts = {len(video) for video in (background, *(colour for colour, _ in pairs)) if len(video) > 1}
         if len(counts) > 1:
-            raise ValueError(f"the videos have {sorted(counts)} frames; give as many of each, or pictures.")
+            raise ValueError(f"the videos have {sorted(counts)} frames; give equally many, or pictures.")
         stored, (height, width) = _files(background, BACKGROUND_SIDE)
         facts = {
             "size": list(background.shape[2:]),
@@ -107,8 +107,8 @@ class PathEditor(Widget):
         size = 4 / 3 * sum(len(file) for files in (stored, *layers) for file in files)
         if size > BUDGET:
             raise ValueError(
-                f"the editor would put {size / 1e6:.1f} MB of pictures into the notebook, over "
-                f"{BUDGET / 1e6:g} MB: give fewer foregrounds, or smaller or shorter videos."
+                f"the editor would put {size / 1e6:.1f} MB into the notebook, over {BUDGET / 1e6:g} MB: give "
+                "fewer foregrounds, or smaller or shorter videos."
             )
         disc = max(1.0, round(min(facts["size"]) / 4))
         super().__init__(_facts=facts, _background=stored, _foregrounds=layers, disc=disc)
@@ -116,19 +116,16 @@ class PathEditor(Widget):
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """One for each object, as drawn. ValueError if a path is still empty.
+        """The drawn trajectory of each object. ValueError if a path is still empty.
 
-        Set it to draw on: the i-th moves foreground i, and further ones the last. Foregrounds without a
-        trajectory get an empty path.
+        Set it to continue drawing: the i-th trajectory moves foreground i, further ones the last foreground.
+        Foregrounds without a trajectory get an empty path.
         """
         paths = []
         for number, item in enumerate(self.objects, 1):
             path = _trajectory(item)
             if path is None:
-                raise ValueError(
-                    f"the path of object {number} is empty: click in the picture to draw it, or remove the "
-                    "object."
-                )
+                raise ValueError(f"the path of object {number} is empty: draw it, or remove the object.")
             paths.append(path)
         return paths
 
@@ -149,7 +146,7 @@ class PathEditor(Widget):
 
     @property
     def trajectory(self) -> Trajectory:
-        """That of the only object. ValueError if there are several, or the path is empty."""
+        """The trajectory of the only object. ValueError if there are several, or the path is empty."""
         if len(self.objects) > 1:
             raise ValueError(f"there are {len(self.objects)} objects; read their .trajectories.")
         return self.trajectories[0]
@@ -162,8 +159,8 @@ class PathEditor(Widget):
             path, (height, width) = _trajectory(item), self._facts["size"]
             if path and path.size != (height, width):
                 raise ValueError(
-                    f"the trajectory of object {number} is for a {path.size[1]}x{path.size[0]} frame, but "
-                    f"the background is {width}x{height}: draw it on this background."
+                    f"the trajectory of object {number} is for a {path.size[1]}x{path.size[0]} frame, the "
+                    f"background is {width}x{height}."
                 )
         return proposal["value"]
 
@@ -185,7 +182,7 @@ class PathEditor(Widget):
 
 
 def _trajectory(item: dict) -> Trajectory | None:
-    """That of one of the objects; None if its path is empty."""
+    """The trajectory of an object; None if its path is empty."""
     if item.keys() != {"foreground", "trajectory"}:
         raise ValueError(f"an object has the keys foreground and trajectory, not {', '.join(item)}.")
     fields = item["trajectory"]
@@ -195,10 +192,8 @@ def _trajectory(item: dict) -> Trajectory | None:
 
 
 def _visible(name: str, colour: Tensor, alpha: Tensor) -> tuple[Tensor, list[float]]:
-    """What is visible of a foreground in any frame, (T, 4, h, w), and left, top, width and height of it.
-
-    Left and top count from the middle of the canvas.
-    """
+    """The part of a foreground that is visible in some frame, (T, 4, h, w), and its left, top, width and
+    height; left and top count from the middle of the canvas."""
     colour, alpha = (
         checked_video(f"the colour of {name}", colour, 3),
         checked_video(f"the alpha of {name}", alpha, 1),

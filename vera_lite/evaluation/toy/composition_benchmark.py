@@ -1,4 +1,4 @@
-"""How well GenCompositor composes toy clips that it never saw, and where its tokens look."""
+"""How well GenCompositor composes unseen toy clips, and where its tokens look."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from vera_lite.media.placement import inflate_mask
 from vera_lite.pipelines import GenCompositorPipeline
 from vera_lite.toy.compositions import CompositionConfig, ToyCompositions
 
-CHANGED = 0.08  # where a channel differs from the background by more, a pixel shows object or shadow
+CHANGED = 0.08  # a pixel with a channel that differs more from the background shows object or shadow
 
 
 def compositions(
@@ -28,14 +28,14 @@ def compositions(
     relit: bool = True,
     world: CompositionConfig | None = None,
 ):
-    """Unseen clips, and the pipeline's inputs made from them.
+    """Unseen clips, and the pipeline's inputs for them.
 
     Args:
-        pipe: gives the size and how far masks are inflated.
+        pipe: its size and ``mask_sigma`` are used.
         indices: which clips of the world ``seed``.
         relit: foregrounds have their own light, see
             :class:`~vera_lite.toy.compositions.CompositionConfig`.
-        world: what the clips show; None: shapes, at the pipeline's size.
+        world: the content of the clips; None: shapes, at the pipeline's size.
 
     Returns:
         :class:`~vera_lite.toy.compositions.ToyCompositions`, foregrounds on white (B, T, 3, H, W) and masks
@@ -59,24 +59,23 @@ def evaluate(
     draw: Callable[[ToyCompositions], Tensor] | None = None,
     **options,
 ) -> dict[str, float]:
-    """Compose ``clips`` unseen clips and measure the result against the rendered truth.
+    """Compose ``clips`` unseen clips and compare the results with the rendered truth.
 
     Args:
         pipe: see :class:`~vera_lite.pipelines.GenCompositorPipeline`.
         clips: how many, of the world ``seed``.
         relit, world: see :func:`compositions`.
         batch_size, options: of sampling.
-        draw: what to judge instead of the pipeline's composites, as (B, T, 3, H, W) of clips.
+        draw: makes the composites (B, T, 3, H, W) of clips to judge, instead of the pipeline.
 
     Returns:
         ``psnr`` and ``ssim`` of whole frames; ``object_psnr`` where the object is; ``preserved_psnr`` where
-        the truth is the plain background. How much of the foreground arrives: ``colour`` (share of clips
-        with its hue; in scenes ``noun``, the share in which the judge sees the right thing), ``shape``
-        (overlap of what changed with what should change), ``texture`` (correlation of grey values with the
-        foreground's at its true place in all frames, so it sees motion as well), ``brightness`` (relative
-        error of the object's mean). ``removal_psnr`` (not with ``draw``): inside the
-        mask, against the plain background, when the foreground is blank. PSNRs pool the squared error over
-        clips, the others are means.
+        the truth is the plain background. How well the foreground is kept: ``colour`` (share of clips with
+        its hue; in scenes ``noun``, the share in which the judge sees the right thing), ``shape`` (overlap of
+        the changed pixels with those that should change), ``texture`` (correlation of grey values with the
+        truth where the object is, in all frames, so motion counts too), ``brightness`` (relative error of the
+        object's mean). ``removal_psnr`` (not with ``draw``): inside the mask, against the plain background,
+        for a blank foreground. PSNRs pool the squared error over clips, the others are means.
     """
     row = Tally()
     generator = torch.Generator().manual_seed(seed)
@@ -125,8 +124,8 @@ def position_leakage(
 ) -> dict[str, float]:
     """How much a token of the composite looks at the foreground token of the same index.
 
-    The two show the same place in two unrelated frames. Where both videos have the same positions, content
-    alone tells them apart.
+    The two tokens show the same place in two unrelated frames. If both videos have the same positions, only
+    content distinguishes the tokens.
 
     Args:
         pipe: a system with either fusion.

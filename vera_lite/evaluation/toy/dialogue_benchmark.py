@@ -1,4 +1,4 @@
-"""How well a vision-language model answers questions about toy clips that it never saw."""
+"""How well a vision-language model answers questions about unseen toy clips."""
 
 import itertools
 
@@ -22,11 +22,11 @@ def score_dialogues(
 ) -> dict[str, dict[str, float]]:
     """Ask every kind of question about ``clips`` clips, and let the model answer greedily.
 
-    The kind "edit" is of toy edits: the question is the bare instruction, the answer describes the result.
+    In the kind "edit" the question is the instruction of a toy edit, and the answer describes the result.
 
     Returns:
-        For each kind, and for its ``"chance"`` (the same answers compared with the truths of other clips,
-        mean over all pairs):
+        For each kind, and for its ``"chance"`` (the same answers compared with the truth of other clips, mean
+        over all pairs):
 
         ``words``: share of the true answer's words that are at their place in the model's answer.
         ``exact``: share of answers that are right in every word.
@@ -71,6 +71,6 @@ def _compare(kind: str, said: str, true: str) -> tuple[float, ...]:
         try:
             found, place = ([int(w[1:]) for w in answer[i : i + 2]] for answer in (a, b))
             distances.append(sum((f - p) ** 2 for f, p in zip(found, place, strict=True)) ** 0.5)
-        except ValueError:  # no place named: as wrong as a corner from the opposite one
+        except ValueError:  # no place named: the largest error, from corner to corner
             distances.append(7 * 2**0.5)
     return words, float(a == b), sum(distances) / 2, sum(d < 1.5 for d in distances) / 2

@@ -1,5 +1,4 @@
-"""How well RVEDiT and MiVE follow toy instructions that they never saw, and what RVEDiT's cross-attention
-does meanwhile."""
+"""How well RVEDiT and MiVE follow unseen toy instructions, and what RVEDiT's cross-attention does."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
 
 
 def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> Tensor:
-    """The pipeline's edits (B, T, 3, H, W); MiVE is shown the true first frame of each.
+    """The pipeline's edits (B, T, 3, H, W); MiVE sees the true first frame of each.
 
     Args:
         pipe: of the clips' size.
@@ -33,7 +32,7 @@ def redraw(pipe: RVEDiTPipeline | MiVEPipeline, edits: ToyEdits, **options) -> T
 def unseen_world(pipe: RVEDiTPipeline | MiVEPipeline, category: str) -> EditConfig:
     """The world of one category, at the pipeline's size.
 
-    MiVE is shown the target's first frame, so in its world this frame does not give away how objects move.
+    MiVE sees the target's first frame, so in its world this frame does not show how objects move.
     """
     return EditConfig(*pipe.clip_size, (category,), from_place=isinstance(pipe, MiVEPipeline))
 
@@ -43,7 +42,7 @@ def _world(pipe: RVEDiTPipeline | MiVEPipeline, category: str, world: EditConfig
 
 
 def exchanged(edits: ToyEdits) -> ToyEdits:
-    """The same clips, each with the instruction of the next one: shows what the words are worth."""
+    """The same clips, each with the instruction of the next one, to measure the effect of the words."""
     return replace(edits, instruction=edits.instruction[1:] + edits.instruction[:1])
 
 
@@ -61,13 +60,13 @@ def evaluate(
     """Edit ``clips`` unseen clips of each category and judge them.
 
     Args:
-        pipe: gives the size, and the edits; see :func:`redraw`.
+        pipe: makes the edits, see :func:`redraw`; its size is used.
         clips: of each category.
         categories: some of ``CATEGORIES``.
-        world: what the clips show; None: :func:`unseen_world`.
+        world: the content of the clips; None: :func:`unseen_world`.
         seed: of the world.
         batch_size, options: of sampling.
-        draw: what to judge instead of the pipeline's edits, as (B, T, 3, H, W) of clips.
+        draw: makes the edits (B, T, 3, H, W) of clips to judge, instead of the pipeline.
 
     Returns:
         For each category, and for "overall" (their mean): the three scores of
@@ -103,9 +102,9 @@ def added_motion(
     draw: Callable[[ToyEdits], Tensor] | None = None,
     **options,
 ) -> float:
-    """The share of added objects that are there and move as the instruction says.
+    """The share of added objects that are visible and move as the instruction says.
 
-    The edited first frame shows everything else about such an object; its motion is in the words alone.
+    The edited first frame shows everything about such an object except its motion, which only the words say.
 
     Args:
         pipe, clips, world, seed, draw, options: as for :func:`evaluate`; "local add" alone.
@@ -125,8 +124,8 @@ def added_motion(
 def attention_by_depth(
     pipe: RVEDiTPipeline, clips: int = 32, *, sigma: float = 0.8, seed: int = TEST_SEED
 ) -> dict[str, list[float]]:
-    """What the paper's Figure 4 shows, at one noise level: where cross-attention looks, and how far the
-    training pass (source and instruction) agrees with the reference pass (target and its caption).
+    """The paper's Figure 4 at one noise level: where cross-attention looks, and how far the training pass
+    (source and instruction) agrees with the reference pass (target and its caption).
 
     Args:
         pipe: a system, its codec and its size.
@@ -137,15 +136,15 @@ def attention_by_depth(
         One value per block, means over clips, heads and positions.
 
         ``editing_mass``: share of attention on X_e (1 where a block sees nothing else).
-        ``spatial_entropy``: how evenly the attention that a context token receives is spread over the
-        positions of the video, in [0, 1]; the mean weighs tokens by what they receive.
+        ``spatial_entropy``: how evenly the attention on a context token is spread over the positions of the
+        video, in [0, 1]; the mean weighs tokens by their attention.
         ``cosine``: between the cross-attention's outputs A and A* at the same position.
         ``divergence``: Jensen-Shannon divergence in nats between the two passes' attention over context
         tokens. Both have the same number of tokens, but instruction and caption say different things.
         ``estimate``, ``rank``: of :func:`~vera_lite.diffusion.infonce.info_nce` between A and A*. With S
         positions, chance is -ln S and (S + 1) / 2.
-        ``estimate_other_noise``, ``rank_other_noise``: the same when the reference pass has other noise, so
-        that the noise itself cannot tell the positions apart.
+        ``estimate_other_noise``, ``rank_other_noise``: the same with other noise in the reference pass, so
+        that the noise itself cannot identify the positions.
     """
     edits = render_edits(seed, range(clips), EditConfig(*pipe.clip_size))
     system, K = pipe.system, pipe.system.config.editing_tokens
@@ -183,10 +182,10 @@ def attention_by_depth(
     for p, q, a, b, other in zip(ours, theirs, features, anchors, others, strict=True):
         received = p.mT  # (B, H, T, S)
         share = received.sum(-1) / received.sum((-2, -1))[..., None]
-        spread = entropy(received).nan_to_num()  # a token without attention has none, and no share
+        spread = entropy(received).nan_to_num()  # a token without attention has no entropy, and no share
         values["editing_mass"].append(float(p[..., :K].sum(-1).mean()))
         values["spatial_entropy"].append(float((spread * share).sum(-1).mean()))
-        # torch's cosine_similarity is 0 for vectors of zeros; here they have none, nan.
+        # torch's cosine_similarity is 0 for vectors of zeros; here it is nan.
         cosine = (a * b).double().sum(-1) / (a.double().norm(dim=-1) * b.double().norm(dim=-1))
         values["cosine"].append(float(cosine.mean()))
         values["divergence"].append(float(jensen_shannon(p, q).mean()))

@@ -1,8 +1,8 @@
-"""RVEDiT's three scores (arXiv 2605.24674, section 5 and appendix D.3), read off toy edits by plain vision.
+"""RVEDiT's three scores (arXiv 2605.24674, section 5 and appendix D.3) for toy edits, by image processing.
 
-The paper asks a large model how well the instruction was followed, how well everything else was kept, and how
-good the video looks: three independent scores from 1 to 100. Here a score is 1 + 99 s, where s is the share
-that one of the functions below returns.
+In the paper a large model scores how well the instruction was followed, how well everything else was kept,
+and how good the video looks: three independent scores from 1 to 100. Here a score is 1 + 99 s, where s is the
+share that one of the functions below returns.
 
 Means over 48 clips of each category, rounded, by axis (instruction compliance, content fidelity, visual
 quality):
@@ -27,10 +27,10 @@ from vera_lite.evaluation.toy.thing_judge import edit_share
 from vera_lite.toy.edits import LUMA, STYLES, ToyEdits
 from vera_lite.toy.words import COLOURS, colour_index
 
-PSNR_RANGE = 10.0, 35.0  # dB; of two unrelated clips, and of a difference that hardly shows
-OBJECT_FIT = 0.25  # overlap with the best outline: of noise below 0.16, of true objects above 0.47
+PSNR_RANGE = 10.0, 35.0  # dB: of two unrelated clips, and of a difference that is hardly visible
+OBJECT_FIT = 0.25  # overlap with the best outline: below 0.16 for noise, above 0.47 for true objects
 GREY = 0.08  # a pixel whose channels span less has no colour
-UNSEEN = 0.03  # added to pixel differences: smaller ones hardly show, and their ratios stay moderate
+UNSEEN = 0.03  # added to pixel differences: smaller ones are hardly visible, and ratios stay moderate
 
 
 def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
 
     Args:
         edits: B clips with their truth.
-        results: (B, T, 3, H, W) in [0, 1], what an editor made of ``edits.source``.
+        results: (B, T, 3, H, W) in [0, 1], an editor's results for ``edits.source``.
 
     Returns:
         ``instruction_compliance``, ``content_fidelity`` and ``visual_quality``, (B,) each, from 1 to 100.
@@ -65,16 +65,16 @@ def judge_edits(edits: ToyEdits, results: Tensor) -> dict[str, Tensor]:
 
 
 def instruction_compliance(source: Tensor, result: Tensor, attributes: dict) -> float:
-    """Did what was asked for happen?
+    """Was the instruction followed?
 
     * Another colour: the share of the object's pixels that have the new colour. Removal: the share that have
       a colour of the background or the other object. Chance (1/6 for each colour that counts) gives 0.
-    * Another shape: 1 if what has the object's colour has the new outline.
-    * A new object: the share of its colour, shape, place and motion that are seen; 0 if nothing has its
-      colour and a known outline. Its texture is not read.
+    * Another shape: 1 if the region of the object's colour has the new outline.
+    * A new object: the share of its colour, shape, place and motion that are right; 0 if nothing has its
+      colour and a known outline. Texture does not count.
     * A style: 1 - d(asked) / d(next). d is a distance between distributions of brightness, colour and
-      contrast, wherever in the frame they are: to the source in the style that was asked for, and to the
-      nearest of the source itself and the source in the other styles.
+      contrast over the whole frame: d(asked) to the source in the requested style, d(next) to the nearest
+      among the source itself and the source in the other styles.
 
     Args:
         source, result: (T, 3, H, W) in [0, 1].
@@ -101,7 +101,7 @@ def instruction_compliance(source: Tensor, result: Tensor, attributes: dict) -> 
 
 
 def content_fidelity(source: Tensor, result: Tensor, changed: Tensor, style: str | None) -> float:
-    """Is everything else as it was?
+    """Is everything else unchanged?
 
     * Local edit: the PSNR against the source where the true edit changes nothing, mapped from ``PSNR_RANGE``
       to [0, 1].
@@ -129,9 +129,9 @@ def visual_quality(source: Tensor, result: Tensor, target: Tensor) -> float:
     """Is the result as steady and as sharp as the source and the truth?
 
     Flicker is the mean |x[t+1] - 2 x[t] + x[t-1]|, sharpness the mean |difference| of neighbouring pixels,
-    with ``UNSEEN`` added to both. A value between those of source and truth counts 1. Any other counts its
-    ratio to the nearer of the two, smaller over larger. The two ratios are multiplied. Noise and flicker give
-    too high values, blur and frozen frames too low ones.
+    with ``UNSEEN`` added to both. A value between those of source and truth scores 1. Any other value scores
+    its ratio to the nearer of the two, smaller over larger. The two scores are multiplied. Noise and flicker
+    give too high values, blur and frozen frames too low ones.
 
     Args:
         source, result, target: (T, 3, H, W) in [0, 1].
@@ -193,14 +193,14 @@ def _style_share(source: Tensor, result: Tensor, style: str) -> float:
 
 
 def _look(video: Tensor) -> Tensor:
-    """Brightness, two colour differences and brightness steps in y and x, each in rising order."""
+    """Brightness, two colour differences, and brightness steps in y and x, each sorted."""
     luma = _luma(video)
     parts = (luma, video[:, 0] - luma, video[:, 2] - luma, luma.diff(dim=1), luma.diff(dim=2))
     return torch.cat([part.flatten().sort().values for part in parts])
 
 
 def _flicker(video: Tensor) -> Tensor:
-    return video.diff(n=2, dim=0).abs().mean().nan_to_num()  # fewer than three frames cannot flicker
+    return video.diff(n=2, dim=0).abs().mean().nan_to_num()  # 0 for fewer than three frames
 
 
 def _sharpness(video: Tensor) -> Tensor:

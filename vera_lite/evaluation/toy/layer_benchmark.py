@@ -1,4 +1,4 @@
-"""How well Vera, or the regeneration baseline, edits toy clips that it never saw."""
+"""How well Vera, or the regeneration baseline, edits unseen toy clips."""
 
 from collections import defaultdict
 
@@ -32,17 +32,17 @@ def evaluate(
         pipe: its system generates "edit" and "alpha" (layered) or only "composite" (regeneration).
         clips: how many, of the world ``seed``.
         with_mask: give the mask to the system.
-        world: what the clips show; None: shapes, at the pipeline's size. Scenes that are ``unseen`` show
-            held-out pairs.
+        world: the content of the clips; None: shapes, at the pipeline's size. ``unseen`` scenes show held-out
+            pairs.
         batch_size, options: of sampling, see :meth:`.Pipeline.generate`.
 
     Returns:
         ``{task: {metric: value}}``. PSNRs: ``preserved_psnr`` of the result against the source where the true
         alpha is below ``PRESERVED``, ``composite_psnr`` the same of the generated composite, ``full_psnr``
         against the true composite. ``alpha_iou`` and ``alpha_mae`` compare with the true matte (for
-        "background", ``alpha_iou`` with the subject's). The judge's verdicts are shares of clips; ``final_*``
-        are read off the result alone, as they must be for a system without layers. ``satisfied``: all of
-        ``final_*`` are right.
+        "background", ``alpha_iou`` with the subject's). The judge's verdicts are shares of clips. ``final_*``
+        use the result alone, which also works for a system without layers. ``satisfied``: all of ``final_*``
+        are right.
     """
     rows: dict[str, Tally] = defaultdict(Tally)
     counts: dict[str, int] = defaultdict(int)
@@ -73,6 +73,6 @@ def evaluate(
 def _matte_metrics(batch: ToyBatch, i: int, alpha: Tensor) -> dict[str, float]:
     truth = batch.alpha[i]
     error = float((alpha - truth).abs().mean())
-    if batch.attributes[i]["task"] == "background":  # what matters is the subject's matte
+    if batch.attributes[i]["task"] == "background":  # compare the subject's mattes
         alpha, truth = 1 - alpha, 1 - truth
     return {"alpha_iou": iou(alpha > 0.5, truth > 0.5), "alpha_mae": error}

@@ -1,8 +1,8 @@
-"""Plain vision that reads colour, shape, place, motion and pattern off generated layers.
+"""Image processing that names colour, shape, place, motion and pattern in generated layers.
 
-There is no network, and the judge does not know the request: it says what it sees, and only then is that
-compared with what was asked. Shapes are found by matching the matte with the four outlines at many sizes and
-tilts, patterns by the share of their frequency in the spectrum.
+There is no network. The judge first describes what it sees, without knowing the request, and then compares
+this with the request. It finds shapes by matching the matte with the four outlines at many sizes and tilts,
+and patterns by the share of their frequency in the spectrum.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What the toy benchmarks share: unseen clips in batches, and the numbers of one row of a report."""
+"""Shared by the toy benchmarks: batches of unseen clips, and the numbers of one row of a report."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Tally:
         self._values: dict[str, list[float]] = defaultdict(list)
 
     def psnr(self, name: str, a: Tensor, b: Tensor, where: Tensor | None = None) -> None:
-        """Count videos (..., 3, H, W) in [0, 1], where the boolean (..., 1, H, W) holds."""
+        """Count videos (..., 3, H, W) in [0, 1], where the boolean (..., 1, H, W) is True."""
         where = torch.ones_like(a[..., :1, :, :], dtype=torch.bool) if where is None else where
         self._psnrs[name].add(a, b, where)
 

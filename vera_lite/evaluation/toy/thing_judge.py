@@ -1,9 +1,9 @@
-"""Plain vision that reads nouns, colours, places, motions and backgrounds off videos of things on places.
+"""Image processing that names nouns, colours, places, motions and backgrounds in videos of things on places.
 
-There is no network, and the judge does not know the request: it says what it sees, and only then is that
-compared with what was asked. It knows the scene without the thing. The thing's mass, centre and size give a
-square around it in every frame, and what is seen there is compared with every sprite at many tilts, laid over
-the scene: the sprite with the least squared error is what it is.
+There is no network. The judge first describes what it sees, without knowing the request, and then compares
+this with the request. It knows the scene without the thing. A square around the thing in every frame is
+compared with every sprite at many tilts, laid over the scene. The sprite with the smallest squared error is
+the answer.
 """
 
 import functools
@@ -24,9 +24,9 @@ from vera_lite.toy.words import COLOURS, MOTIONS, PLACES
 _TILTS = torch.linspace(-0.36, 0.36, 9)
 _SIDE, _REACH = 16, 2.2  # pixels of a square, and how far it reaches, in root mean square radii
 _SMALLEST = 0.006  # share of the frame; with less matte above one half, nothing is there
-_MISFIT = 0.03  # mean squared error above which a thing is no sprite
-_UNSURE = 0.004  # one above which the sprite is sought near its place and size, too: a tenth of the truth
-_CANDIDATES = 16  # sprites that are sought there
+_MISFIT = 0.03  # with a larger mean squared error, a thing is no sprite
+_UNSURE = 0.004  # with a larger one, places and sizes nearby are tried too: a tenth of the true things
+_CANDIDATES = 16  # sprites that are tried there
 _COVERED = 0.1  # squared error of a cell above which a thing may cover the background there
 _VIEWS = 24  # of each background picture
 STILL = 0.08  # half-frames; the shortest path is twice as long
@@ -34,9 +34,9 @@ STILL = 0.08  # half-frames; the shortest path is twice as long
 
 @dataclass(frozen=True)
 class Seen:
-    """What is seen; ``noun``, ``place`` and ``motion`` are None where no thing is, ``colour`` also where the
-    noun has its own. ``misfit`` is the mean squared error of the best sprite. ``steady``: the thing is in
-    every frame, of about the same size, and never jumps."""
+    """What the judge sees. ``noun``, ``place`` and ``motion`` are None if there is no thing, ``colour`` also
+    if the noun has its own colour. ``misfit`` is the mean squared error of the best sprite. ``steady``: the
+    thing is in every frame, has about the same size, and never jumps."""
 
     noun: str | None = None
     colour: str | None = None
@@ -68,9 +68,9 @@ def _squares(images: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _sprites(height: int, width: int) -> tuple[list[tuple[str, str | None]], Tensor, Tensor, Tensor]:
-    """(noun, colour) of K sprites; then of each at every tilt colour times matte (K, tilts, 3, side, side),
-    matte (K, tilts, 1, side, side), and where the thing's middle is (K, tilts, 2), seen from its centre of
-    mass and in root mean square radii."""
+    """(noun, colour) of K sprites, and for each at every tilt: colour times matte (K, tilts, 3, side, side),
+    matte (K, tilts, 1, side, side), and the place of the thing's middle (K, tilts, 2), relative to its centre
+    of mass and in root mean square radii."""
     names = [(noun, colour) for noun in NOUNS for colour in (COLOURS if noun in COLOURED else (None,))]
     assert len(names) == FIRST["fish"] + len(COLOURS)
     K, tilts = len(names), len(_TILTS)
@@ -85,12 +85,12 @@ def _sprites(height: int, width: int) -> tuple[list[tuple[str, str | None]], Ten
 
 
 def read_thing(video: Tensor, alpha: Tensor, scene: Tensor) -> Seen:
-    """Say what a thing is.
+    """Describe a thing.
 
     Args:
-        video: (T, 3, H, W) in [0, 1], which shows it.
-        alpha: (T, 1, H, W) in [0, 1], where about it is.
-        scene: (T, 3, H, W), the same without it.
+        video: (T, 3, H, W) in [0, 1], with the thing.
+        alpha: (T, 1, H, W) in [0, 1], roughly where the thing is.
+        scene: (T, 3, H, W), the video without the thing.
     """
     alpha = alpha[:, 0]
     area = (alpha > 0.5).float().mean((1, 2))
@@ -100,15 +100,15 @@ def read_thing(video: Tensor, alpha: Tensor, scene: Tensor) -> Seen:
     frames = shown.nonzero()[:, 0]
     centre, radius = _poses(alpha[frames])
     names, painted, matte, middle = _sprites(*video.shape[-2:])
-    # At the rim of the frame a thing is cut, and where it seems to be is wrong: such frames count little.
+    # A thing at the rim of the frame is cut, so its place is wrong: such frames count little.
     rim = torch.cat([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], 1)[frames].amax(1) > 0.5
     weight = area[frames] * torch.where(rim, 0.05, 1.0)
     weight = weight / weight.sum()
 
     def match(centre: Tensor, radius: Tensor, among: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The least error, the sprites of ``among`` from the best on, and where the best one's middle is in
-        each frame."""
-        shown = torch.ones_like(video[frames, :1])  # what lies outside of the frame is not compared
+        """The smallest error, the sprites of ``among`` from the best to the worst, and the middle of the best
+        one in each frame."""
+        shown = torch.ones_like(video[frames, :1])  # pixels outside of the frame are not compared
         squares = [_squares(v, centre, radius) for v in (video[frames], scene[frames], shown)]
         drawn, uncovered = painted[among], 1 - matte[among]
         error = torch.stack(
@@ -124,7 +124,7 @@ def read_thing(video: Tensor, alpha: Tensor, scene: Tensor) -> Seen:
         return float(by_sprite[order[0]]), among[order], path
 
     misfit, order, path = match(centre, radius, torch.arange(len(names)))
-    if misfit > _UNSURE:  # the matte has holes or too much: look around it, too
+    if misfit > _UNSURE:  # the matte has holes, or covers too much: try places and sizes nearby
         steps = itertools.product((-0.3, 0.0, 0.3), (-0.3, 0.0, 0.3), (0.85, 1.0, 1.2))
         moved = ((centre + torch.tensor([x, y]) * radius[:, None], radius * grow) for x, y, grow in steps)
         misfit, order, path = min((match(*pose, order[:_CANDIDATES]) for pose in moved), key=lambda m: m[0])
@@ -156,9 +156,9 @@ def _name_motion(step: Tensor) -> str:
 
 
 def difference_matte(video: Tensor, scene: Tensor) -> Tensor:
-    """About where a video (T, 3, H, W) shows something that the scene does not: (T, 1, H, W) in [0, 1].
+    """Roughly where a video (T, 3, H, W) shows something that is not in the scene: (T, 1, H, W) in [0, 1].
 
-    A soft shadow makes all channels of the scene darker by one factor below one half; that is not counted.
+    Soft shadows do not count. They darken all channels of the scene by one factor, at most by half.
     """
     from skimage.measure import label
 
@@ -178,7 +178,7 @@ def difference_matte(video: Tensor, scene: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _backgrounds(frames: int, height: int, width: int) -> tuple[list[str], Tensor]:
-    """Names and looks of many views of all background pictures."""
+    """Names and features of many views of all background pictures."""
     picture = torch.arange(len(PICTURES)).repeat_interleave(_VIEWS)
     views = draw_view(Draws(0, range(len(picture))))
     videos = backdrop(picture, *views, ClipConfig(frames, height, width))
@@ -186,7 +186,7 @@ def _backgrounds(frames: int, height: int, width: int) -> tuple[list[str], Tenso
 
 
 def _look(images: Tensor) -> Tensor:
-    """Colour and its local spread in 8 x 8 cells: (N, 3, H, W) -> (N, 6, 8, 8)."""
+    """Features: colour and its local spread in 8 x 8 cells, (N, 3, H, W) -> (N, 6, 8, 8)."""
     mean, square = (F.adaptive_avg_pool2d(v, 8) for v in (images, images.square()))
     return torch.cat([mean, 3 * (square - mean.square()).clamp_min(0).sqrt()], 1)
 
@@ -202,7 +202,7 @@ def read_background(video: Tensor, alpha: Tensor) -> str:
 
 
 def judge_layers(edit: Tensor, alpha: Tensor, source: Tensor, facts: dict) -> dict[str, bool]:
-    """Compare what is seen in Vera's layers with what was asked.
+    """Compare Vera's layers with the request.
 
     Args:
         edit, alpha: the generated layers (T, 3 or 1, H, W) in [0, 1].
@@ -211,7 +211,7 @@ def judge_layers(edit: Tensor, alpha: Tensor, source: Tensor, facts: dict) -> di
 
     Returns:
         For "add": noun, place, motion, steady, and colour if the noun comes in colours; for "background":
-        background. Nothing of a thing that passes behind another, as it is cut.
+        background. Nothing for a thing that passes behind another, because it is cut.
     """
     if facts["task"] == "background":
         return {"background": read_background(edit, alpha) == facts["background"]["name"]}
@@ -220,7 +220,7 @@ def judge_layers(edit: Tensor, alpha: Tensor, source: Tensor, facts: dict) -> di
 
 
 def judge_frames(source: Tensor, final: Tensor, facts: dict) -> dict[str, bool]:
-    """The same from the result alone: what differs from the source is taken for the edit."""
+    """The same from the result alone: the edit is what differs from the source."""
     if facts["task"] == "background":
         alpha = 0.3 + 0.7 * ((final - source).abs().amax(1, keepdim=True) > 0.05)
         return {"background": read_background(final, alpha) == facts["background"]["name"]}
@@ -228,8 +228,8 @@ def judge_frames(source: Tensor, final: Tensor, facts: dict) -> dict[str, bool]:
 
 
 def compare(seen: Seen, facts: dict, steady: bool = True) -> dict[str, bool]:
-    """Which facts of a thing are as they were asked for, and if wanted whether it is steady. Nothing is said
-    of a thing that passes behind another, as it is cut."""
+    """Which facts of a thing are as requested, and optionally whether it is steady; nothing for a thing that
+    passes behind another, because it is cut."""
     if facts.get("behind"):
         return {}
     keys = ("noun", "colour", "place", "motion") if facts["colour"] else ("noun", "place", "motion")
@@ -241,12 +241,12 @@ def compare(seen: Seen, facts: dict, steady: bool = True) -> dict[str, bool]:
 
 
 def edit_share(result: Tensor, source: Tensor, scene: Tensor, changed: Tensor, facts: dict) -> float:
-    """How much of what was asked for happened, in [0, 1]; styles have their own measure.
+    """How much of the request was done, in [0, 1]; styles have their own measure.
 
-    * Removal: the share of the changed pixels that are like the scene without the thing, and nearer to it
+    * Removal: the share of the changed pixels that are close to the scene without the thing, and closer to it
       than to the source.
-    * Another colour or noun: 0 if the noun is wrong, else the share of noun and colour that are right; 0 also
-      if the colour is the old one.
+    * Another colour or noun: 0 if the noun is wrong or the colour is still the old one; otherwise the share
+      of noun and colour that are right.
     * A new thing: the share of noun, colour (if the noun comes in colours), place and motion that are right.
 
     Args:

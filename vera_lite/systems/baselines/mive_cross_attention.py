@@ -1,10 +1,10 @@
-"""The baselines of MiVE's Table 3: cross-attention in three ways, instead of unified self-attention.
+"""The baselines of MiVE's Table 3: three kinds of cross-attention instead of unified self-attention.
 
-fused_cross     the same context; every block reads it by one cross-attention, as Wan reads its text.
-dual_cross      the same context; two cross-attentions, whose outputs are added: one reads the tokens of the
-                words, one those of the pixels, as Wan's image-to-video model reads text and image.
-decoupled       two separate encoders, and dual_cross. The paper's are T5 and CLIP. Ours are the VLM's own
-                halves: its language tower reads the instruction alone, its vision tower the reference image
+fused_cross     the same context; every block reads it in one cross-attention, as Wan reads its text.
+dual_cross      the same context; the outputs of two cross-attentions are added: one reads the word tokens,
+                the other the pixel tokens, as Wan's image-to-video model reads text and image.
+decoupled       two separate encoders, and dual_cross. The paper's are T5 and CLIP. Ours are the two halves of
+                the VLM: its language tower reads the instruction alone, its vision tower the reference image
                 alone, so that only their interplay is missing.
 """
 
@@ -58,19 +58,15 @@ CROSS_ATTENTION = {
 
 @torch.no_grad()
 def read_apart(vlm: VisionLanguageModel, texts: Sequence[str], images: Sequence[Tensor]) -> Reading:
-    """Instructions through the language tower alone (its last hidden state), images (3, H, W) in [0, 1] of
-    one size through the vision tower alone: one "layer", of words and then pixels."""
-    device, processor = vlm.model.device, vlm.processor
-    words = processor.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt").to(
-        device
-    )
-    given = words["attention_mask"]
-    heard = vlm.model.model.language_model(
-        input_ids=words["input_ids"], attention_mask=given, use_cache=False
-    )
+    """Read instructions with the language tower alone (its last hidden states), and images (3, H, W) in
+    [0, 1] of one size with the vision tower alone. The reading has one layer: words, then pixels."""
+    device, model, processor = vlm.model.device, vlm.model.model, vlm.processor
+    words = processor.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
+    words = {name: words[name].to(device) for name in ("input_ids", "attention_mask")}
     pixels = processor.image_processor([to_uint8(image) for image in images], return_tensors="pt").to(device)
-    seen = torch.stack(vlm.model.model.get_image_features(**pixels).pooler_output)  # (B, V, D_vlm)
-    both = torch.cat([heard.last_hidden_state, seen], 1)
-    text, visual = (torch.zeros(both.shape[:2], dtype=torch.bool, device=device) for _ in range(2))
-    text[:, : given.shape[1]], visual[:, given.shape[1] :] = given.bool(), True
-    return Reading((both,), text, visual)
+    read = model.language_model(**words, use_cache=False).last_hidden_state  # (B, W, D_vlm)
+    seen = torch.stack(model.get_image_features(**pixels).pooler_output)  # (B, V, D_vlm)
+    is_word = words["attention_mask"].bool()
+    text = torch.cat([is_word, is_word.new_zeros(seen.shape[:2])], 1)
+    visual = torch.cat([torch.zeros_like(is_word), is_word.new_ones(seen.shape[:2])], 1)
+    return Reading((torch.cat([read, seen], 1),), text, visual)

@@ -1,8 +1,8 @@
-"""The baseline that Vera is measured against: an editor that generates the whole frame anew.
+"""Vera's baseline: an editor that generates the whole frame anew.
 
-One diffusion transformer of the same size, data, conditions and objective denoises the composite C alone;
-source and mask are added to its tokens as in Vera. Nothing is pasted over the source, so preserved pixels are
-only as good as the model draws them.
+One diffusion transformer with the same size, data, conditions and objective denoises the composite C alone.
+Source and mask are added to its tokens, as in Vera. Nothing is pasted over the source, so preserved pixels
+are only as good as the model draws them.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.systems.vera import drop_conditions
+from vera_lite.systems.vera import VeraBatch, layer_losses
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,6 @@ class Regeneration(nn.Module):
             added = added + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
         return self.transformer(latents[0], timestep, text, added)[None]
 
-    def training_losses(
-        self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom
-    ) -> dict[str, Tensor]:
+    def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
-        text, mask_given = drop_conditions(batch["text"], self.config, random)
-        x_0 = batch["composite"][None]
-        noise = random.noise(x_0)
-        objective = self.config.objective
-        x_sigma = objective.add_noise(x_0, noise, sigma)
-        output = self(x_sigma, 1000 * sigma, text, batch["source"], batch["mask"], mask_given)
-        return {"composite": objective.loss(output, x_0, noise, sigma)[0]}
+        return layer_losses(self, batch, sigma, random)

@@ -12,7 +12,7 @@ from vera_lite.toy.scene_compositions import SceneCompositionConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
 from vera_lite.training.toy.layers import SAMPLING, SCENE_CODEC, SHIPPED_CODEC
 
-#: Of :func:`.inflate_mask`: three pixels of 32, as far as the toy world's shadows reach.
+#: For :func:`.inflate_mask`: three pixels of 32, as far as shadows reach in the toy world.
 MASK_SIGMA = 1.2
 
 
@@ -55,10 +55,10 @@ class ToyCompositionData(RenderedData):
     """Toy compositions.
 
     Args:
-        world: what they show.
-        luminance_gamma: range of gamma for :func:`.augment_luminance` of the foreground;
-            None is the ablation without.
-        mask_sigma: of :func:`.inflate_mask`, in pixels; None is the ablation without.
+        world: their content.
+        luminance_gamma: range of gamma for :func:`.augment_luminance` of the foreground; None is the ablation
+            without it.
+        mask_sigma: for :func:`.inflate_mask`, in pixels; None is the ablation without it.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
@@ -86,10 +86,10 @@ class ToyCompositionData(RenderedData):
 
 
 class SceneCompositionData(ToyCompositionData):
-    """Compositions of things on places; masks are as rough as a person's.
+    """Compositions of things on places, with masks as rough as a person's.
 
     Args:
-        world: what they show.
+        world: their content.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
         options: of :class:`ToyCompositionData`.
     """

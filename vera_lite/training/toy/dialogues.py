@@ -15,6 +15,7 @@ from vera_lite.toy.scenes import SceneConfig
 from vera_lite.toy.vlm import toy_processor, toy_vocabulary
 from vera_lite.toy.world import WorldConfig
 from vera_lite.training.data import RenderedBatches, RenderedData
+from vera_lite.training.module import attention_by_products
 from vera_lite.training.optim import build_optimizer, scheduled
 
 #: No object hides another: each has its own place.
@@ -38,7 +39,7 @@ class DialogueBatches(RenderedBatches):
         if self.edits and step % 2 == 0:
             return self._answers(self._orders(indices))
         batch = (DIALOGUE_SCENES if self.scenes else DIALOGUE_WORLD).render(self.seed, indices)
-        if step % 12 == 11:  # questions with an image have more tokens: batches of their own
+        if step % 12 == 11:  # questions with an image have more tokens, so they get their own batches
             asked = ask(batch, "compare", self.seed, indices)
             clips, images = [d.clip for d in asked], [d.image for d in asked]
             prompt = chat(self.processor, clips, [[(d.question, d.answer)] for d in asked], images)
@@ -54,7 +55,7 @@ class DialogueBatches(RenderedBatches):
 
     def _answers(self, prompt: Prompt) -> dict[str, Tensor]:
         tokens = prompt.tensors["input_ids"]
-        # Answers alone are learned: what follows the k-th "assistant", up to the 2k-th end of a message.
+        # Only answers are learned: the tokens after the k-th "assistant", up to the 2k-th end of a message.
         answers = (tokens == self.assistant).long().cumsum(1)
         ends = (tokens == self.end).long()
         said = (answers > 0) & (ends.cumsum(1) - ends == 2 * answers - 1) & (tokens != self.assistant)
@@ -65,8 +66,8 @@ class ToyDialogues(RenderedData):
     """Questions about toy clips, rendered on request.
 
     Args:
-        edits: every other batch is of toy edits (:mod:`vera_lite.toy.edits`): the question is the bare
-            instruction, the answer describes the edited clip.
+        edits: every other batch has toy edits (:mod:`vera_lite.toy.edits`): the question is the instruction,
+            the answer describes the edited clip.
         scenes: clips of the world of things on places; otherwise of shapes.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
@@ -85,7 +86,7 @@ class DialogueModule(L.LightningModule):
     Args:
         text, vision: fields of ``Qwen3VLTextConfig`` and ``Qwen3VLVisionConfig``; the vocabulary, the
             patches and the widths that must agree are filled in.
-        scenes: the vocabulary has the words of things on places, too.
+        scenes: the vocabulary also has the words of things on places.
         lr: of AdamW.
         muon_lr: of Muon, which takes the matrices of the blocks; None: AdamW for all.
         weight_decay: of AdamW.
@@ -122,7 +123,7 @@ class DialogueModule(L.LightningModule):
         """Mean cross-entropy and accuracy of the answers' words, each given the true words before it."""
         batch = dict(batch)
         labels = batch.pop("labels")[:, 1:]
-        with _Float32Attention():
+        with attention_by_products():
             logits = self.model(**batch).logits[:, :-1]
         said = labels != -100
         logits, labels = logits[said].float(), labels[said]
@@ -165,15 +166,3 @@ def toy_qwen3_vl(text: dict, vision: dict, scenes: bool = False) -> nn.Module:
         tie_word_embeddings=True,
     )
     return Qwen3VLForConditionalGeneration(config)
-
-
-class _Float32Attention(torch.overrides.TorchFunctionMode):
-    """Attention in float32 under CPU autocast, as our own ``attend``: its backward pass in bfloat16 is
-    far slower there, while bfloat16 matrix products are faster."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return function(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
-        return function(*args, **kwargs)

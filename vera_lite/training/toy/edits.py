@@ -10,7 +10,7 @@ from vera_lite.training.toy.layers import SAMPLING, SCENE_CODEC, SHIPPED_CODEC
 
 
 class EditBatch(RVEDiTBatch, MiVEBatch):
-    """What RVEDiT and MiVE train on; ``reference`` is of the target's first frame."""
+    """A batch for RVEDiT and MiVE; ``reference`` is the target's first frame."""
 
     step: int
 
@@ -42,7 +42,7 @@ class ToyEditData(RenderedData):
     """Toy edits in RVEDiT's four categories.
 
     Args:
-        world: what they show.
+        world: their content.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
@@ -69,7 +69,7 @@ class SceneEditData(ToyEditData):
     """Edits of things on places.
 
     Args:
-        world: what they show.
+        world: their content.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """

@@ -1,4 +1,4 @@
-"""Layered clips of the toy world as cached latents: what Vera learns from."""
+"""Vera's training data: layered clips of the toy world as cached latents."""
 
 import functools
 import hashlib
@@ -42,14 +42,14 @@ def build_toy_cache(folder: Path, codec: PatchCodec, world: WorldConfig, seed: i
     """Render and encode ``clips`` clips of the world ``seed``; a finished cache is left as it is.
 
     Returns:
-        The cache's folder, below ``folder``. Its name is a fingerprint of everything that the latents depend
-        on, so a changed codec, world or seed never meets stale latents.
+        The cache's folder, below ``folder``. Its name is a digest of everything that the latents depend on,
+        so a changed codec, world or seed never uses old latents.
     """
     encoder = toy_encoder()
     digest = hashlib.sha256(json.dumps([asdict(world), seed, clips, SHARD, encoder.text_dim]).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    # The code of the world, the codec and the vocabulary is part of what the latents depend on.
+    # The latents also depend on the code of the world, the codec and the vocabulary.
     for module in (world_module, drawing, words, clip, codecs, phrases):
         digest.update(Path(module.__file__).read_bytes())
     folder = Path(folder) / f"toy-{digest.hexdigest()[:16]}"
@@ -152,7 +152,7 @@ class SceneData(RenderedData):
     """Layered clips of things on places, for Vera.
 
     Args:
-        world: what they show.
+        world: their content.
         codec: a file of :class:`vera_lite.codecs.PatchCodec`; None is the shipped one of this world.
         options: of :class:`vera_lite.training.data.RenderedData`.
     """
