@@ -271,8 +271,9 @@ class RVEDiT(nn.Module):
                 if self.config.reference_noise == "own":  # the second of two independent draws
                     x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, reference)
-            features = (gather(kept[0], self.transformer.context_group) for kept in (ours, theirs))
-            bound, rank = info_nce(*features, self.config.temperature)
+            group = self.transformer.context_group
+            ours, theirs = gather(ours[0], group), gather(theirs[0], group)
+            bound, rank = info_nce(ours, theirs, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
         return losses
 

@@ -247,7 +247,8 @@ class EncodedClips(StepData):
     def setup(self, stage: str | None = None) -> None:
         rank, ranks = self.ranks
         if self.folders is None:
-            system = self.trainer.lightning_module.system
+            trainer: Any = self.trainer
+            system = trainer.lightning_module.system
             self.train = RandomBatches(system, self.clip, self.batch_size, rank, ranks)
             self.validation = self.train
             self.validation_steps = 1

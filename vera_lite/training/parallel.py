@@ -145,8 +145,8 @@ def materialise(system: nn.Module, weights: str | Path, device: torch.device | s
     Raises:
         UserError: the folder does not hold the transformer that the system starts from.
     """
-    from torch.distributed.checkpoint import load
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     folder = Path(weights)
     if (folder / "meta.pt").is_file():

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from vera_lite.errors import UserError
 from vera_lite.media.files import read_json, replacing
@@ -62,7 +63,7 @@ class Sharded(ModelParallelStrategy):
         self.barrier()
         if self._group is None:  # of its own: collectives of the training must not come between
             self._group = torch.distributed.new_group(backend="gloo")
-        future = dcp.async_save(state, checkpoint_id=folder, process_group=self._group)
+        future = async_save(state, checkpoint_id=folder, process_group=self._group)
         self._writing = future, folder, link
 
     def finish_writing(self) -> None:
@@ -104,7 +105,7 @@ def export_sharded(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bf
     if isinstance(system, Vera):
         _export_branches(checkpoint, system, names, folder, dtype)
     tensors = _average(checkpoint, names, dtype)
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
     with replacing(folder / "system.json") as path:
         path.write_text(json.dumps({"system": saved["system"], "config": saved["config"]}, indent=1) + "\n")
 
@@ -120,7 +121,7 @@ def load_exported(folder: Path, device: torch.device | str = "cpu", dtype: torch
         system = build_system(saved)
     system = system.to(dtype).to_empty(device=device)
     own = system.state_dict()
-    dcp.load(own, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    load(own, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return system.eval()
 
 
@@ -141,20 +142,20 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 def _average(checkpoint: Path, names: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in names.items()}
     wanted = {"state_dict": {f"ema.{name}": tensor for name, tensor in tensors.items()}}
-    dcp.load(wanted, checkpoint_id=checkpoint, no_dist=True)
+    load(wanted, checkpoint_id=checkpoint, no_dist=True)
     return tensors
 
 
 def _export_branches(checkpoint: Path, system: Vera, names: dict, folder: Path, dtype: torch.dtype) -> None:
-    import diffusers
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     passes = pretrained_names(system)
-    known = set(inspect.signature(diffusers.WanTransformer3DModel.__init__).parameters)
+    known = set(inspect.signature(WanTransformer3DModel.__init__).parameters)
     config = {k: v for k, v in asdict(system.config.backbone).items() if k in known}
     for layer, own in zip(LAYERS, passes, strict=False):
         theirs = passes[0] | own  # what a branch shares is the first one's
         tensors = _average(checkpoint, {ours: names[ours] for ours in theirs.values()}, dtype)
         with torch.device("meta"):
-            model = diffusers.WanTransformer3DModel(**config)
+            model = WanTransformer3DModel(**config)
         model.load_state_dict({n: tensors[ours] for n, ours in theirs.items()}, assign=True)
         model.save_pretrained(folder / layer)

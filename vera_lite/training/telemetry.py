@@ -66,7 +66,8 @@ class Telemetry(L.Callback):
         self._model, self._hardware = self._model + model, self._hardware + hardware
         ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         self._clips += clips * ranks
-        self._tokens += clips * ranks * math.prod(pl_module.system.config.backbone.grid(latents.shape))
+        backbone: Any = pl_module.system.config.backbone
+        self._tokens += clips * ranks * math.prod(backbone.grid(latents.shape))
         if not trainer.fit_loop._should_accumulate():
             self._steps += 1
         if self._due(trainer, 0) and self._steps:
