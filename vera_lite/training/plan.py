@@ -265,7 +265,7 @@ class Plan:
 
 
 def make_plan(job: Job) -> Plan:
-    """Reckon a job."""
+    """Reckon a job. Time and activations of frozen parts are counted as if they were trained."""
     ranks = job.gpus if job.sharded else 1
     system = on_meta(job.kind, job.config, "float32")
     for part in job.frozen:

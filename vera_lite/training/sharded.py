@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any
 
 import torch
@@ -47,16 +48,22 @@ class Sharded(ModelParallelStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         self._writing: tuple[Any, Path, Path] | None = None
+        self._saved: tuple[Path, int] | None = None
         self._group: Any = None
+        self._lock = Lock()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath, storage_options: Any = None) -> None:
         self.finish_writing()
-        link = Path(self.broadcast(filepath))
-        folder = link.with_name(f"{link.name}.{checkpoint['global_step']}")
+        link, step = Path(self.broadcast(filepath)), checkpoint["global_step"]
+        if (link, step) == self._saved:
+            return  # nothing has changed since
+        folder = link.with_name(f"{link.name}.{step}")
+        if self.broadcast(link.exists() and folder.exists() and link.samefile(folder)):
+            folder = folder.with_name(folder.name + "+")  # an earlier run's, good until this one is whole
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{i}": s for i, s in enumerate(checkpoint.pop("optimizer_states", []))}
         if self.is_global_zero:
-            if folder.exists() and not (link.exists() and link.samefile(folder)):
+            if folder.exists():
                 shutil.rmtree(folder)  # what a killed run left
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(checkpoint, folder / "meta.pt")
@@ -64,24 +71,33 @@ class Sharded(ModelParallelStrategy):
         if self._group is None:  # of its own: collectives of the training must not come between
             self._group = torch.distributed.new_group(backend="gloo")
         future = async_save(state, checkpoint_id=folder, process_group=self._group)
-        self._writing = future, folder, link
+        # The first rank is through when all are: it writes the index of all parts last.
+        if self.is_global_zero:
+            future.add_done_callback(lambda done: done.exception() or self._publish(folder, link))
+        self._writing, self._saved = (future, folder, link), (link, step)
 
     def finish_writing(self) -> None:
-        """Wait until the present checkpoint is whole, and let the link point at it."""
+        """Wait until the present checkpoint is whole, on all ranks."""
         if self._writing is None:
             return
         (future, folder, link), self._writing = self._writing, None
         future.result()
-        self.barrier()
         if self.is_global_zero:
+            self._publish(folder, link)
+        self.barrier()
+
+    def _publish(self, folder: Path, link: Path) -> None:
+        """Let the link point at a checkpoint that is whole, and drop the one before."""
+        with self._lock:
             before = link.resolve() if link.is_symlink() else None
+            if before == folder.resolve():
+                return
             new = link.with_name(link.name + ".new")
             new.unlink(missing_ok=True)
             new.symlink_to(folder.name)
             os.replace(new, link)
-            if before is not None and before != folder.resolve() and before.is_dir():
+            if before is not None and before.is_dir():
                 shutil.rmtree(before)
-        self.barrier()
 
     def teardown(self) -> None:
         self.finish_writing()
