@@ -104,9 +104,12 @@ class EditingModule(L.LightningModule):
         mesh = group = None
         if self.device_mesh is not None:
             device = self.device_mesh.device_type
-            mesh = init_device_mesh(device, (self.trainer.world_size,))  # shards lie on all devices
-            sharing = self.device_mesh["tensor_parallel"]
-            group = sharing.get_group() if sharing.size() > 1 else None
+            mesh = init_device_mesh(
+                device, (torch.distributed.get_world_size(),)
+            )  # shards lie on all devices
+            if "tensor_parallel" in (self.device_mesh.mesh_dim_names or ()):
+                sharing = self.device_mesh["tensor_parallel"]
+                group = sharing.get_group() if sharing.size() > 1 else None
         on_meta = next(self.system.parameters()).is_meta
         for system in (self.system, self.ema):
             parallelize(system, self.parallel, mesh, group)

@@ -279,7 +279,7 @@ def make_plan(job: Job) -> Plan:
         "gathered blocks": _gathered(system, job),
     }
     if job.vlm_online:
-        memory["vision-language model, bfloat16"] = 2 * VLM_PARAMETERS.get(str(job.config.vlm), 0)
+        memory["VLM (its time is not counted)"] = 2 * VLM_PARAMETERS.get(str(job.config.vlm), 0)
     what = job.kind, job.config, job.clip, job.micro_batch
     cost = reckon(*what, plain(job.parallel))
     needed = reckon(*what, replace(plain(job.parallel), checkpointing="none"), memory=False)
