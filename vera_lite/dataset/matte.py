@@ -116,7 +116,7 @@ def split(
     """
     shade = torch.zeros_like(mask) if plate is None else shadow(video, plate, mask)
     if shade.any():
-        parts = [clean((m > s)[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
+        parts = [clean(((m > 0) & (s == 0))[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
         mask = torch.from_numpy(np.stack(parts)).float()[:, None]
     return mask, matter(video, trimap(mask, width)), shade
 
