@@ -102,7 +102,7 @@ def foreground(video: Tensor, alpha: Tensor) -> Tensor:
 def split(
     video: Tensor, mask: Tensor, plate: Tensor | None, width: int, matter: Matter
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A hard mask of an object with its shadow, taken apart.
+    """Take a hard mask of an object with its shadow apart.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
