@@ -62,4 +62,5 @@ BOOKS = {
     "08_multiscale_conditioning": Book(
         "08_multiscale_conditioning", WORLD=EditConfig(from_place=True), world_seed=1, ends=[0, 8]
     ),
+    "09_full_scale": Book("09_full_scale"),
 }

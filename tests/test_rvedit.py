@@ -7,8 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_editing_tokens import tiny_qwen2_5_vl, whole_pass
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -16,7 +14,6 @@ from vera_lite.backbone import WanConfig, WanTransformer
 from vera_lite.conditioning.editing_tokens import Context
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.errors import UserError
 from vera_lite.systems import RVEDiT, RVEDiTConfig, build_system, describe_system
 from vera_lite.systems.rvedit import frozen_vlm
 from vera_lite.training.optim import build_optimizer
@@ -425,18 +422,6 @@ def test_adapters_of_a_half_precision_model_are_float32_until_the_system_is_not(
     system.to(torch.bfloat16)
     assert {p.dtype for n, p in system.vlm.model.named_parameters() if "lora_" in n} == {torch.bfloat16}
     assert_close(read(system, batch).float(), rough.float(), rtol=0.1, atol=0.1)
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_shards_are_refused(rank, batch):
-    system = build(lora_rank=rank)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        fully_shard(system, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(UserError, match="ddp"):
-            losses(system, batch)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------------- files and errors

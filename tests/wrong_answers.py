@@ -145,6 +145,23 @@ def stepwise(factors=lambda n: np.arange(n, 0, -1), rising=True, most=1.0, back=
     return corrected
 
 
+def states(size):
+    """A reckoning of bytes by its size of a parameter: (trained, gpus, sharded) -> bytes of each."""
+
+    def state_bytes(parameters, trained, gpus, sharded):
+        return parameters * size(trained > 0, gpus, sharded)
+
+    return state_bytes
+
+
+def traded(way):
+    def trade_tokens(parts):
+        n = len(parts)
+        return way([part.chunk(n, 1) for part in parts], n)
+
+    return trade_tokens
+
+
 # Exercise: {part of the message: a wrong answer that earns it}
 WRONG = {
     "paste": {
@@ -305,6 +322,26 @@ WRONG = {
             (context + video) / video
         ),
         "it is": lambda *sizes: cost()(*sizes) + 0.1,
+    },
+    "state_bytes": {
+        "the average (EMA) is kept too": states(lambda trained, gpus, sharded: 16 / (gpus if sharded else 1)),
+        "keep 20 bytes each": states(lambda trained, gpus, sharded: 12),
+        "FSDP2 gives each GPU its share": states(lambda trained, gpus, sharded: 20),
+        "that is 2,500 bytes": states(lambda trained, gpus, sharded: 20 if gpus == 1 else 5),
+        "DDP shares nothing": states(lambda trained, gpus, sharded: 20 / gpus),
+        "has no gradient": states(lambda trained, gpus, sharded: 20 / (gpus if sharded else 1)),
+        "weight and average": states(lambda trained, gpus, sharded: trained * 20 / (gpus if sharded else 1)),
+    },
+    "trade_tokens": {
+        "2 parts, not 1": traded(lambda pieces, n: [torch.cat(pieces[0])]),
+        "nothing was traded": lambda parts: parts,
+        "a part is (2, 3, 2)": traded(lambda pieces, n: list(pieces[0])),
+        "the wrong order": traded(
+            lambda pieces, n: [torch.cat([row[j] for row in reversed(pieces)]) for j in range(n)]
+        ),
+        "the wrong GPU": traded(
+            lambda pieces, n: [torch.cat([row[-1 - j] for row in pieces]) for j in range(n)]
+        ),
     },
     "kept_psnr": {
         "pixels outside count as perfect": kept(lambda keep: 3 * keep.numel()),

@@ -1,4 +1,4 @@
-"""The command line: `vera-lite edit | layers | composite | data | judge | ...`.
+"""The command line: `vera-lite edit | layers | composite | data | judge | claims | plan | fit | export ...`.
 
 A user's mistake is one sentence on standard error and exit code 2. Nothing heavy is imported before the
 arguments are parsed and their files are known to exist.
@@ -175,6 +175,27 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in TRAINING.items():
         commands.add_parser(name, help=f"{text}; see `vera-lite {name} --help`", add_help=False)
 
+    plan = commands.add_parser("plan", help="say what the training of a configuration needs: memory, days")
+    add = plan.add_argument
+    add("config", type=_path, help="of `vera-lite fit`")
+    add("--gpus", type=int, help="all GPUs (default: those of the configuration)")
+    add("--memory", type=float, default=141, help="of a GPU, in GB (default 141, an H200)")
+    add("--device", default="H200", help="whose speed is assumed: A100, H100, H200 (default) or B200")
+    add("--rate", type=float, help="price of a GPU per hour")
+    add("--inference", action="store_true", help="plan the editing of one clip instead")
+
+    encode = commands.add_parser(
+        "encode", help="turn the clips of a table into latents and text features, once, for training"
+    )
+    add = encode.add_argument
+    add("table", type=_path, help="JSON lines; `docs/full_scale.md` lists the columns")
+    add("--out", type=_path, required=True, help="folder for the encoded clips")
+    add("--system", required=True, choices=("vera", "gencompositor", "rvedit", "mive"))
+    add("--config", type=_path, required=True, help="of `vera-lite fit`; its clip size is used")
+    add("--vae", type=_path, required=True, help="folder of the VAE")
+    add("--text", type=_path, help="folder with tokenizer and text_encoder (vera, gencompositor)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
     export = commands.add_parser(
         "export", help="turn a checkpoint into a pipeline folder, or a notebook into an offline page"
     )
@@ -237,6 +258,17 @@ def _run(options: dict) -> int:
         from vera_lite.apps.check import check
 
         return check()
+    if command == "plan":
+        from vera_lite.apps.plan import plan
+
+        print(plan(**options))
+        return 0
+    if command == "encode":
+        _check_files(table=options["table"], configuration=options["config"])
+        from vera_lite.apps.encode import encode_table
+
+        print(encode_table(**options))
+        return 0
     if command == "claims":
         from vera_lite.apps.claims import show_claims
 

@@ -2,6 +2,7 @@
 
 import re
 from argparse import ArgumentError
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,22 @@ class _TrainingCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
+        model = self._get(self.config, "model")
+        parallel = model.get("init_args", {}).get("parallel") or {}
         try:
-            super().instantiate_classes()
+            # What is filled from files later needs no memory now, on any rank.
+            with torch.device("meta") if parallel.get("weights") else nullcontext():
+                super().instantiate_classes()
         except UserError:
             raise
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the configuration cannot be used: {_one_line(error)}") from error
+            raise UserError(f"the configuration cannot be used: {one_line(error)}") from error
         for callback in self.trainer.callbacks:
             if isinstance(callback, RunGuard):
                 callback.override = self._get(self.config, "override", default=False)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The reason of an error; jsonargparse wraps it in a list of all types that an option may have."""
     text = str(error)
     reasons = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", text, re.M)
@@ -69,7 +74,7 @@ def train(arguments: list[str]) -> None:
             },
         )
     except ArgumentError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
 
 
 def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
@@ -77,14 +82,19 @@ def export(checkpoint: Path, folder: Path, half: bool = True) -> None:
     vision-language model in transformers' layout.
 
     Args:
-        checkpoint: a single-file ``.ckpt`` of this project's training; only tensors and plain values are
-            read.
+        checkpoint: ``.ckpt`` of this project's training, a single file or the folder of a sharded one; only
+            tensors and plain values are read from it.
         folder: where to write.
         half: store weights as float16.
 
     Raises:
         UserError: the file is missing or no such checkpoint.
     """
+    if checkpoint.is_dir():
+        from vera_lite.training.sharded import export_sharded
+
+        export_sharded(checkpoint, folder, torch.bfloat16 if half else torch.float32)
+        return
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint file {checkpoint}; check the path.")
     try:

@@ -30,7 +30,9 @@ class Float32Linear(Float32, nn.Linear):
 
 
 class Float32LayerNorm(Float32, nn.LayerNorm):
-    """LayerNorm computed in float32; the result has the input's dtype."""
+    """LayerNorm computed in float32; the result has the input's dtype. Weights may come in another one: FSDP2
+    gathers those of a block in one precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).type_as(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return nn.functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).type_as(x)

@@ -5,6 +5,8 @@ In a system of several towers (Vera), ``towers.K`` holds the embeddings and the 
 """
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -87,6 +89,18 @@ def load_branches(model: nn.Module, states: list[StateDict]) -> None:
             tensors[place if place in own else _place(name, 0)] = value
     branches = ("towers.", "blocks.")
     load_weights(model, tensors, new=("summed_text.", *(n for n in own if not n.startswith(branches))))
+
+
+def branch_names(ours: Iterable[str], branch: int) -> dict[str, str]:
+    """Our parameter for each of diffusers' names, of those that branch ``branch`` does not share."""
+    towers, blocks = f"towers.{branch}.", re.compile(rf"blocks\.(\d+)\.branches\.{branch}\.(.+)")
+    names = {}
+    for name in ours:
+        if name.startswith(towers) and ".summed_text." not in name:
+            names[name.removeprefix(towers)] = name
+        elif match := blocks.fullmatch(name):
+            names[f"blocks.{match[1]}.{match[2]}"] = name
+    return names
 
 
 def _place(name: str, branch: int) -> str:

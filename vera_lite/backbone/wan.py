@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.context import gather, split, split_runs, ulysses
 from vera_lite.backbone.float32 import Float32, Float32LayerNorm, Float32Linear
 from vera_lite.backbone.rotary import Grid, grid_positions, rotary_table, rotate
 from vera_lite.errors import check_sizes
@@ -172,6 +173,9 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
+    #: Devices that share the tokens, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)
@@ -180,6 +184,8 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, rotary: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) -> (B, S, D)."""
+        if self.context_group is not None:
+            return self.out(ulysses(attend, *self.project(x, rotary), self.context_group))
         return self.out(attend(*self.project(x, rotary), key_padding_mask))
 
 
@@ -355,6 +361,9 @@ class ConditionEmbedder(nn.Module):
 class WanTransformer(Float32):
     """Wan's video transformer."""
 
+    #: Devices that share the tokens, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def __init__(self, config: WanConfig):
         super().__init__()
         self.config = config
@@ -400,10 +409,11 @@ class WanTransformer(Float32):
         own_text = self.config.text_dim is not None
         conditions = self.condition_embedder(values, text.to(x) if own_text else None, summed)
         contexts = [conditions.text] * len(self.blocks) if own_text else text
-        rotary = self.rotary(grid_positions(grid, device=x.device))
+        rotary, group = self.rotary(grid_positions(grid, device=x.device)), self.context_group
+        x, rotary, mine = split(x, group), split(rotary, group), split_runs(runs, group)
         for block, context in zip(self.blocks, contexts, strict=True):
-            x = run_block(self.checkpointing, block, x, context, conditions.modulation, runs, rotary)
-        return self.head(x, conditions.time, runs, grid)
+            x = run_block(self.checkpointing, block, x, context, conditions.modulation, mine, rotary)
+        return self.head(gather(x, group), conditions.time, runs, grid)
 
     def rotary(self, positions: Tensor) -> Tensor:
         """Rotary table (2, S, d) of positions (S, 3), for the blocks."""

@@ -17,6 +17,7 @@ mattes before it removes the object; here the plate comes first, because it tell
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class VeraStage:
 
     @property
     def config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def __call__(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject | Fail:
         if self.only not in (None, sample.category):

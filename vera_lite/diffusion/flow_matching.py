@@ -9,6 +9,7 @@ sigma = 1 is noise and 0 is clean; timestep = 1000 * sigma;
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vera_lite.diffusion.draws import StepRandom
@@ -39,12 +40,15 @@ class FlowMatching:
             its token (toy scale): it need not carry the noise from input to output.
         shift: moves uniform sigma towards noise, where layout is decided: sigma' = shift * sigma /
             (1 + (shift - 1) * sigma). 1 is uniform.
+        weighting: how much each noise level counts. "bell" is DiffSynth's, with which Kiwi-Edit trains:
+            exp(-2 (sigma - 1/2)^2) less its smallest value, scaled to a mean of 1 over training's levels.
         min_sigma_weight: for x_0. The loss is that of the velocity, (error of x_0)^2 / sigma^2, but divides
             by this sigma at least, so that small sigma do not dominate.
     """
 
     prediction: Prediction = "velocity"
     shift: float = 1.0
+    weighting: Literal["uniform", "bell"] = "uniform"
     min_sigma_weight: float = 0.25
 
     def __post_init__(self):
@@ -68,7 +72,16 @@ class FlowMatching:
         velocity = self.prediction == "velocity"
         target = noise.float() - x_0.float() if velocity else x_0.float()
         error = (output.float() - target).square().mean((-4, -3, -2, -1))
+        if self.weighting == "bell":
+            error = error * self._bell(sigma)
         return error if velocity else error / sigma.clamp_min(self.min_sigma_weight) ** 2
+
+    def _bell(self, sigma: Tensor) -> Tensor:
+        u = torch.linspace(1, 0, 1001, device=sigma.device)[:-1]  # the 1000 levels of DiffSynth's scheduler
+        levels = self.shift * u / (1 + (self.shift - 1) * u)
+        bell = torch.exp(-2 * (levels - 0.5) ** 2)
+        lowest = bell.min()
+        return (torch.exp(-2 * (sigma - 0.5) ** 2) - lowest).clamp_min(0) / (bell - lowest).mean()
 
     def loss_where(self, mask: Tensor, output: Tensor, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """:meth:`loss` averaged where ``mask`` (B, 1, t, h, w) is 1, so that a small edit counts as much as a

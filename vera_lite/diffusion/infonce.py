@@ -45,8 +45,13 @@ def info_nce(
     if chunk < 1:
         raise ValueError(f"chunk counts positions and must be at least 1, got {chunk}.")
     query, key = _unit_rows(features, reference, temperature)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         return _ChunkedInfoNCE.apply(query, key, temperature, chunk)
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """No autocast on the device of ``x``; "meta" knows none."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _unit_rows(features: Tensor, reference: Tensor, temperature: float) -> list[Tensor]:
@@ -100,7 +105,7 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         rows, columns = torch.logaddexp(rows, positive), torch.logaddexp(columns, positive.mT)
         query_gradient = torch.empty_like(query) if ctx.needs_input_grad[0] else None
         key_gradient = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             for start in range(0, query.shape[1], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 logits = (query[:, part] / ctx.temperature) @ key.mT

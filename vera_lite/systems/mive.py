@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,8 @@ class MiVEBatch(TypedDict):
     instruction: Sequence[str]  #: what to do, B strings.
     #: (B, 1, t, h, w), 1 where the edit changes pixels; for a ``changed_loss_weight``.
     changed: Tensor
+    #: what the VLM reads, if that was kept: then the pixels and the instruction are not needed.
+    reading: NotRequired[Reading]
 
 
 class MiVE(nn.Module):
@@ -251,7 +253,10 @@ class MiVE(nn.Module):
         """
         objective, x_0 = self.config.objective, batch["target"]
         noise = random.noise(x_0)
-        reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])
+        if "reading" in batch:  # read beforehand
+            reading = batch["reading"]
+        else:
+            reading = self.read(batch["source_video"], batch["instruction"], batch["reference_image"])
         x_sigma = objective.add_noise(x_0, noise, sigma)
         output = self(x_sigma, 1000 * sigma, batch["source"], reading, batch["reference"])
         losses = {"target": objective.loss(output, x_0, noise, sigma)}

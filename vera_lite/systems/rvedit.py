@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from vera_lite.backbone import WAN_TI2V_5B, WanConfig, WanTransformer, load_weights, read_wan
+from vera_lite.backbone.context import gather
 from vera_lite.backbone.wan import PatchEmbedding
 from vera_lite.conditioning.editing_tokens import Context, EditingTokens
 from vera_lite.conditioning.readings import Readings
@@ -43,7 +44,7 @@ from vera_lite.conditioning.vision_language import VisionLanguageModel, frozen_v
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.diffusion.infonce import info_nce
-from vera_lite.errors import UserError, check_choices
+from vera_lite.errors import check_choices
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class RVEDiT(nn.Module):
         self.attended: list[Tensor] | None = None
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
-            self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
+            with torch.device("cpu"):  # the rest may be built on the meta device; a VLM is loaded
+                self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
             # The VLM is not a submodule, so checkpoints do not contain it. Its adapters are submodules, the
             # same objects as inside the VLM. They are float32 even in a half-precision VLM, where small steps
             # would be rounded away.
@@ -208,15 +210,8 @@ class RVEDiT(nn.Module):
         """Let the VLM read videos (T, 3, H, W) in [0, 1] of ``fps`` frames per second and one text for each.
 
         Raises:
-            UserError: the weights are sharded (FSDP2); or as :meth:`EditingTokens.prompt` and its reading.
+            UserError: as :meth:`EditingTokens.prompt` and its reading.
         """
-        from torch.distributed.tensor import DTensor  # slow to import
-
-        if isinstance(self.tokens.queries, DTensor):
-            raise UserError(
-                "RVEDiT cannot be sharded (FSDP2): its tokens and adapters are used before the denoiser "
-                "gathers its weights. Train with the strategy ddp."
-            )
         vlm, videos = self.vlm, list(videos)
         if self.readings is not None:
             if self._adapted is not None:
@@ -276,7 +271,9 @@ class RVEDiT(nn.Module):
                 if self.config.reference_noise == "own":  # the second of two independent draws
                     x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, reference)
-            bound, rank = info_nce(ours[0], theirs[0], self.config.temperature)
+            group = self.transformer.context_group
+            ours, theirs = gather(ours[0], group), gather(theirs[0], group)
+            bound, rank = info_nce(ours, theirs, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
         return losses
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from vera_lite.backbone import WanBlock, WanConfig, WanTransformer, grid_positions, read_wan
 from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.context import gather, split, ulysses
 from vera_lite.backbone.loading import load_branches
 from vera_lite.backbone.wan import PatchEmbedding, SelfAttention, attend
 from vera_lite.diffusion.draws import StepRandom
@@ -90,11 +91,16 @@ class VeraBatch(TypedDict):
 class JointAttention(nn.Module):
     """One self-attention over the tokens of all branches; each branch has its own projections."""
 
+    #: Devices that share the tokens of every branch, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def forward(self, branches: list[SelfAttention], xs: list[Tensor], rotary: Tensor) -> list[Tensor]:
         """xs: (B, S, D) per branch, rotary (2, S, d) for each of them -> (B, S, D) per branch."""
         projected = [branch.project(x, rotary) for branch, x in zip(branches, xs, strict=True)]
         q, k, v = (torch.cat(parts, 2) for parts in zip(*projected, strict=True))  # (B, H, 3S, d)
-        attended = attend(q, k, v).chunk(len(branches), 2)
+        group = self.context_group
+        attended = attend(q, k, v) if group is None else ulysses(attend, q, k, v, group)
+        attended = attended.chunk(len(branches), 2)
         return [branch.out(y) for branch, y in zip(branches, attended, strict=True)]
 
 
@@ -145,6 +151,8 @@ class Vera(nn.Module):
     #: Layers that are denoised, and latent conditions that :meth:`forward` takes by keyword.
     layers = LAYERS
     conditions = ("source", "mask")
+    #: Devices that share the tokens of every branch, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
 
     def __init__(self, config: VeraConfig):
         super().__init__()
@@ -199,9 +207,11 @@ class Vera(nn.Module):
         embedders = [t.condition_embedder for t in own if t.condition_embedder is not None]
         conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
-        rotary = wan.rotary(grid_positions(grid, device=latents.device))
+        rotary, group = wan.rotary(grid_positions(grid, device=latents.device)), self.context_group
+        xs, rotary = [split(x, group) for x in xs], split(rotary, group)
         for block in self.blocks:
             xs = run_block(self.checkpointing, block, xs, texts, modulations, rotary)
+        xs = [gather(x, group) for x in xs]
         heads = zip(towers, xs, per_branch(conditions), strict=True)
         return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
 

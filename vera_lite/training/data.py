@@ -120,6 +120,13 @@ class RenderedBatches(Dataset):
         return range(first, first + self.batch_size)
 
 
+def data_rank(trainer: L.Trainer) -> tuple[int, int]:
+    """Which part of a step's batch a process gets, and how many parts there are. Processes that share the
+    tokens of their clips (context parallelism) get the same part."""
+    ranks = trainer.distributed_sampler_kwargs or {}
+    return ranks.get("rank", 0), ranks.get("num_replicas", 1)
+
+
 class StepData(L.LightningDataModule):
     """Data whose item ``step`` is the batch of that step.
 
@@ -129,8 +136,8 @@ class StepData(L.LightningDataModule):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """See :func:`data_rank`."""
+        return data_rank(self.trainer) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the trainer's current step on; a run is one epoch of all its steps."""

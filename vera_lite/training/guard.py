@@ -19,9 +19,10 @@ from torch import nn
 from vera_lite.errors import UserError
 from vera_lite.media.files import replacing
 from vera_lite.systems import describe_system
+from vera_lite.training.data import data_rank
 
 #: Settings that may change at a resume, because they do not change the result.
-_FREE = ("workers", "validation_clips", "cache_dir", "readings", "compile")
+_FREE = ("workers", "validation_clips", "cache_dir", "readings", "compile", "parallel")
 _KEY = "vera_lite_settings"
 
 
@@ -176,7 +177,7 @@ def _settings(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict]:
             learned[f"system.{name}"] = _plain(value)
     clips = learned.pop("data.batch_size", None)
     if clips is not None:
-        learned["clips per step"] = clips * trainer.world_size * every
+        learned["clips per step"] = clips * data_rank(trainer)[1] * every
     return {"learned": learned, "free": free}
 
 
@@ -203,8 +204,12 @@ def _put_rates(checkpoint: dict, module: L.LightningModule) -> None:
     """Replace the checkpoint's learning rates and weight decay, which Lightning restores, by the module's."""
     configured: Any = module.configure_optimizers()
     fresh = configured["optimizer"].param_groups
-    [state], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-    groups = [g for part in state.get("parts", [state]) for g in part["param_groups"]]
+    [schedule] = checkpoint["lr_schedulers"]
+    if "optimizer_states" in checkpoint:
+        [state] = checkpoint["optimizer_states"]
+        groups = [g for part in state.get("parts", [state]) for g in part["param_groups"]]
+    else:  # a sharded one is read already
+        groups = module.trainer.optimizers[0].param_groups
     for group, new in zip(groups, fresh, strict=True):
         base = new["initial_lr"]
         group["lr"] = group["lr"] * base / group["initial_lr"] if group["initial_lr"] else base

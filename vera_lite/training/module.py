@@ -3,20 +3,22 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vera_lite.codecs import describe_codec
 from vera_lite.conditioning.readings import Readings
 from vera_lite.diffusion.draws import StepRandom, mix_seed
 from vera_lite.systems import describe_system
+from vera_lite.training.data import data_rank
 from vera_lite.training.optim import build_optimizer, scheduled
+from vera_lite.training.parallel import Parallel, materialise, parallelize
 
 _QUARTERS = ("0-25", "25-50", "50-75", "75-100")
 
@@ -33,15 +35,18 @@ class EditingModule(L.LightningModule):
         system: e.g. :class:`vera_lite.systems.Vera`.
         lr: of AdamW.
         muon_lr: of Muon, which then takes the matrices of the blocks; None: AdamW for all.
-        weight_decay: of AdamW.
+        weight_decay, betas: of AdamW.
         warmup_steps: linear warm-up.
-        decay_from: share of ``max_steps`` after which the rate falls linearly to zero.
+        decay_from: share of ``max_steps`` after which the rate falls to zero.
+        decay: how it falls.
         ema_decay: of the average.
         seed: of everything random in training.
         compile: ``torch.compile`` the system: slow first steps, then up to twice the speed. Ignored, with a
-            warning, without a compiler or with sharded weights.
+            warning, without a compiler or with sharded weights; ``parallel`` compiles block by block.
         readings: folder for the readings of a frozen vision-language model, see
             :class:`vera_lite.conditioning.readings.Readings`. Useful if clips repeat.
+        frozen: parts of the system that are not trained, e.g. "transformer".
+        parallel: how the devices are used, see :class:`vera_lite.training.parallel.Parallel`.
     """
 
     def __init__(
@@ -56,6 +61,10 @@ class EditingModule(L.LightningModule):
         seed: int = 0,
         compile: bool = False,
         readings: str | None = None,
+        betas: tuple[float, float] = (0.9, 0.97),
+        decay: Literal["linear", "cosine"] = "linear",
+        frozen: tuple[str, ...] = (),
+        parallel: Parallel = Parallel(),  # noqa: B008 (frozen)
     ):
         super().__init__()
         if min(lr, muon_lr or 0, weight_decay, warmup_steps) < 0:
@@ -63,12 +72,15 @@ class EditingModule(L.LightningModule):
         if not 0 <= ema_decay < 1 or not 0 <= decay_from <= 1:
             raise ValueError("ema_decay lies in [0, 1) and decay_from in [0, 1].")
         self.system: Any = system
+        for part in frozen:
+            system.get_submodule(part).requires_grad_(False)
         #: The average, a frozen copy: checkpoints contain it, DDP ignores it, FSDP2 shards it. (Lightning's
         #: EMAWeightAveraging does not shard, and has the precision of the weights.)
         self.ema = copy.deepcopy(system).float().requires_grad_(False)
         self.lr, self.muon_lr, self.weight_decay = lr, muon_lr, weight_decay
         self.warmup_steps, self.decay_from = warmup_steps, decay_from
         self.ema_decay, self.seed = ema_decay, seed
+        self.betas, self.decay, self.frozen, self.parallel = tuple(betas), decay, tuple(frozen), parallel
         self.compile_system, self.readings = compile, readings
         if readings is not None:
             if not hasattr(system, "readings"):
@@ -86,15 +98,28 @@ class EditingModule(L.LightningModule):
     # --- sharding --------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Under ModelParallelStrategy (FSDP2), shard block by block, then the rest."""
-        if self.device_mesh is None or getattr(self, "_sharded", False):
+        """Use the devices as ``parallel`` says; under :class:`.sharded.Sharded` shard over all of them."""
+        if getattr(self, "_configured", False):
             return
-        mesh = self.device_mesh["data_parallel"]
+        mesh = group = None
+        if self.device_mesh is not None:
+            device = self.device_mesh.device_type
+            mesh = init_device_mesh(
+                device, (torch.distributed.get_world_size(),)
+            )  # shards lie on all devices
+            if "tensor_parallel" in (self.device_mesh.mesh_dim_names or ()):
+                sharing = self.device_mesh["tensor_parallel"]
+                group = sharing.get_group() if sharing.size() > 1 else None
+        on_meta = next(self.system.parameters()).is_meta
         for system in (self.system, self.ema):
-            for block in _blocks(system):
-                fully_shard(block, mesh=mesh)
-            fully_shard(system, mesh=mesh)
-        self._sharded = True
+            parallelize(system, self.parallel, mesh, group)
+        if on_meta:
+            if self.parallel.weights is None:
+                raise ValueError("a system on the meta device needs weights.")
+            device = "cpu" if mesh is None else torch.device(mesh.device_type)
+            for system in (self.system, self.ema):
+                materialise(system, self.parallel.weights, device, self.seed)
+        self._configured = True
 
     # --- compiling -------------------------------------------------------------------------------
 
@@ -113,9 +138,9 @@ class EditingModule(L.LightningModule):
     # --- training --------------------------------------------------------------------------------
 
     def _losses(self, system: Any, batch: dict, salt: int) -> tuple[dict[str, Tensor], Tensor]:
-        clips, ranks = len(next(iter(batch.values()))), self.trainer.world_size
+        clips, (rank, ranks) = len(next(iter(batch.values()))), data_rank(self.trainer)
         seed = mix_seed(self.seed, salt)
-        random = StepRandom(seed, batch["step"], clips, self.global_rank, ranks)
+        random = StepRandom(seed, batch["step"], clips, rank, ranks)
         # In float32 for all latents: in bfloat16 a timestep would be off by up to 4.
         sigma = system.config.objective.sample_sigma(random).to(self.device)
         return system.training_losses(batch, sigma, random), sigma
@@ -154,8 +179,8 @@ class EditingModule(L.LightningModule):
         self.log_dict(values, batch_size=clips)
 
     def configure_optimizers(self) -> dict:
-        optimizer = build_optimizer(self.system, self.lr, self.muon_lr, self.weight_decay)
-        return scheduled(optimizer, self.trainer.max_steps, self.warmup_steps, self.decay_from)
+        optimizer = build_optimizer(self.system, self.lr, self.muon_lr, self.weight_decay, self.betas)
+        return scheduled(optimizer, self.trainer.max_steps, self.warmup_steps, self.decay_from, self.decay)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -196,12 +221,6 @@ def attention_by_products() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-
-
-def _blocks(system: nn.Module) -> list[nn.Module]:
-    """The blocks of all towers of a system, which are sharded one by one."""
-    lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
-    return [block for blocks in lists for block in blocks]
 
 
 def _no_compiler(device: torch.device) -> str | None:

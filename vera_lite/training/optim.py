@@ -81,7 +81,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    model: nn.Module, lr: float, muon_lr: float | None, weight_decay: float
+    model: nn.Module,
+    lr: float,
+    muon_lr: float | None,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.97),
 ) -> torch.optim.Optimizer:
     """AdamW for all parameters or, with ``muon_lr``, Muon for the matrices inside blocks.
 
@@ -102,15 +106,17 @@ def build_optimizer(
             raise ValueError("Muon needs whole matrices: set muon_lr to null when weights are sharded.")
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    adamw = {"params": rest, "lr": lr, "betas": (0.9, 0.97), "weight_decay": weight_decay}
+    adamw = {"params": rest, "lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
     if not matrices:
         return torch.optim.AdamW([adamw])
     return MuonAdamW([{"params": matrices, "lr": muon_lr, "weight_decay": 0.0}], [adamw])
 
 
-def scheduled(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay_from: float) -> dict:
-    """An optimizer with warm-up, a constant rate and, after the share ``decay_from`` of ``steps``, a linear
-    fall to zero, in the form that Lightning takes.
+def scheduled(
+    optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay_from: float, decay: str = "linear"
+) -> dict:
+    """An optimizer with warm-up, a constant rate and, after the share ``decay_from`` of ``steps``, a fall to
+    zero ("linear" or "cosine"), in the form that Lightning takes.
 
     Raises:
         ValueError: ``steps`` is not set.
@@ -119,12 +125,12 @@ def scheduled(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, d
 
     if steps < 1:
         raise ValueError("set trainer.max_steps: schedules and data order are tied to steps.")
-    decay = round(steps * (1 - decay_from))
+    falling = round(steps * (1 - decay_from))
     schedule = get_wsd_schedule(
         optimizer,
         num_warmup_steps=warmup_steps,
-        num_stable_steps=max(0, steps - decay - warmup_steps),
-        num_decay_steps=decay,
-        decay_type="linear",
+        num_stable_steps=max(0, steps - falling - warmup_steps),
+        num_decay_steps=min(falling, steps - warmup_steps),
+        decay_type=decay,
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
