@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vera_lite.dataset.matte import ClosedForm, foreground, misfit, shadow, trimap
+from vera_lite.dataset.matte import ClosedForm, foreground, misfit, shadow, split, trimap, with_shadow
 from vera_lite.media.clip import composite
 from vera_lite.toy.truth import truth_clip
 
@@ -87,3 +87,17 @@ def test_a_shadow_is_told_from_the_object():
     overlap = (rest & (mask > 0)).sum() / (rest | (mask > 0)).sum()
     assert overlap > 0.7 > (mask.sum() / whole.sum())
     assert shadow(video, plate, torch.zeros_like(whole)).sum() == 0
+
+
+def test_the_shadow_is_a_layer_of_its_own():
+    video, plate, _, alpha, mask = pick(17)  # a pineapple with a soft shadow
+    whole = (alpha > 0.05).float()
+    core, matte, shade = split(video, whole, plate, 2, ClosedForm())
+    overlap = ((core > 0) & (mask > 0)).sum() / ((core > 0) | (mask > 0)).sum()
+    assert overlap > 0.8
+    colour, found = with_shadow(foreground(video, matte), matte, shade)
+    assert (found - alpha).abs().sum() < 0.4 * (whole - alpha).abs().sum()
+    assert (composite(colour, found, plate) - video).abs().mean() < 0.01
+    core, matte, shade = split(video, whole, None, 2, ClosedForm())
+    assert torch.equal(core, whole)
+    assert shade.sum() == 0

@@ -102,7 +102,7 @@ def foreground(video: Tensor, alpha: Tensor) -> Tensor:
 def split(
     video: Tensor, mask: Tensor, plate: Tensor | None, width: int, matter: Matter
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A hard mask of an object with its shadow, taken apart.
+    """Take a hard mask of an object with its shadow apart.
 
     Args:
         video: (T, 3, H, W) in [0, 1].
@@ -116,7 +116,7 @@ def split(
     """
     shade = torch.zeros_like(mask) if plate is None else shadow(video, plate, mask)
     if shade.any():
-        parts = [clean((m > s)[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
+        parts = [clean(((m > 0) & (s == 0))[0].numpy(), width=3) for m, s in zip(mask, shade, strict=True)]
         mask = torch.from_numpy(np.stack(parts)).float()[:, None]
     return mask, matter(video, trimap(mask, width)), shade
 

@@ -7,7 +7,7 @@ All are callables ``video (T, 3, H, W) in [0, 1] -> mask (T, 1, H, W), 0 or 1``.
 | :class:`PersonSegmenter` | people | any clip with a person in it |
 | :class:`MovingSegmenter` | what leaves its place | a camera that stands still or pans |
 | :class:`BoxSegmenter` | what is in a box | a few frames |
-| :class:`.Sam2Segmenter` | what is in a box | any clip; needs weights |
+| :class:`.Sam2Segmenter` | what is in a box, or what words name | any clip; needs weights |
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class PersonSegmenter:
 
 @dataclass(frozen=True)
 class MovingSegmenter:
-    """What leaves its place: where a frame differs from the median of all, without the camera's motion.
+    """What leaves its place: where a frame differs from what its pixels show early and late in the clip.
 
-    What stays where it is for half of the clip becomes background, so a person who stands and waves loses
-    all but the hands. Shadows come along.
+    The camera may move, see :func:`.register`. Whoever stands and waves loses all but the hands, as the rest is
+    taken for background. Shadows come along; :func:`.split` takes them off.
 
     Attributes:
         sure: difference of a colour channel that shows the object.
