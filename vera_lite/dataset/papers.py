@@ -158,9 +158,9 @@ class Quota:
 class Triplet(VeraStage):
     """GenCompositor's training sample from a real clip: ``foreground``, ``background_mask``, ``composite``.
 
-    The object is centred in every frame on a white canvas, which takes its path away. Its mask is inflated, so
-    that the model has room for edges and shadow. Its brightness is changed, so that the model takes it from
-    the background. Files needed: ``composite``, ``subject``, ``alpha``, ``mask`` of an object addition.
+    The object is centred in every frame on a white canvas, which takes its path away. Its mask is inflated,
+    so that the model has room for edges and shadow. Its brightness is changed, so that the model takes it
+    from the background. Files needed: ``composite``, ``subject``, ``alpha``, ``mask`` of an object addition.
 
     Attributes:
         canvas: side of the white canvas, in pixels.
