@@ -295,6 +295,23 @@ def test_a_folder_of_other_things_is_no_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_configuration_that_is_costly_to_tell_is_asked_for_once(tmp_path):
+    class Costly(Measure):
+        asked = 0
+
+        @property
+        def config(self):
+            type(self).asked += 1
+            return {}
+
+        @config.setter
+        def config(self, value):
+            pass
+
+    fill(tmp_path, {}, {}, {}, stages=[Costly()])
+    assert Costly.asked == 1
+
+
 def test_stages_need_names_of_their_own(tmp_path):
     for stages in ([Measure(), Measure(radius=2)], [Measure(name="input")]):
         with pytest.raises(UserError, match="name"):

@@ -114,6 +114,8 @@ def run(
     """
     if len({stage.name for stage in stages}) < len(stages) or any(stage.name == "input" for stage in stages):
         raise UserError('every stage needs a name of its own, and none may be called "input".')
+    pinned: list[Any] = [stage if isinstance(stage, Choice) else _Pinned(stage) for stage in stages]
+    stages = pinned
     with store.lock(), one_thread():
         record_stages(store, stages, configuration)
         name, samples = new_run(), store.inputs()
@@ -135,6 +137,16 @@ def run(
         shutil.rmtree(store.folder / "tmp")  # of processes that died
         write_manifest(store, manifest_rows(store, stages))
         return audit(store, stages, progress=progress)
+
+
+class _Pinned:
+    """A stage whose configuration is asked for once: for that it may read all weights of a model."""
+
+    def __init__(self, stage: Stage):
+        self.stage, self.name, self.version, self.config = stage, stage.name, stage.version, stage.config
+
+    def __call__(self, *arguments):
+        return self.stage(*arguments)
 
 
 def _groups(stages: Sequence[Stage | Choice]) -> list[list]:

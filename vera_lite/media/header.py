@@ -200,7 +200,10 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
                 or stream.codec_context is None
                 or stream.disposition & Disposition.attached_pic  # a song's cover
             ):
-                raise UserError(f"{path} has no video that can be decoded: give another file.")
+                raise UserError(
+                    f"{path} has no video that can be decoded: it is only sound, cut short or unknown; "
+                    "give another file."
+                )
             yield container, stream
     except av.error.FFmpegError as error:
         raise UserError(
