@@ -104,7 +104,7 @@ def rows(scored: list[tuple[str, dict[str, float]]], select: Callable[[str], boo
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=24, help="of the ground truth (default 24)")
-    parser.add_argument("--frames", type=int, default=25, help="of each clip (default 25)")
+    parser.add_argument("--frames", type=int, default=9, help="of each clip (default 9)")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
