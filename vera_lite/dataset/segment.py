@@ -64,8 +64,8 @@ class PersonSegmenter:
 class MovingSegmenter:
     """What leaves its place: where a frame differs from what its pixels show early and late in the clip.
 
-    The camera may move, see :func:`.register`. Whoever stands and waves loses all but the hands, as the rest is
-    taken for background. Shadows come along; :func:`.split` takes them off.
+    The camera may move, see :func:`.register`. Whoever stands and waves loses all but the hands, as the rest
+    is taken for background. Shadows come along; :func:`.split` takes them off.
 
     Attributes:
         sure: difference of a colour channel that shows the object.
