@@ -77,7 +77,7 @@ def test_mass_counts_keys_by_branch(book):
     assert_close(book["mass"](weights), expected)
 
 
-def test_differences_are_held_against_the_spread_of_the_seeds(book):
+def test_differences_are_judged_by_the_interval_over_seeds(book):
     rows = {
         "Vera": (30, 31, 32),
         "worse": (20, 21, 22),
@@ -92,6 +92,6 @@ def test_differences_are_held_against_the_spread_of_the_seeds(book):
     ]
     assert book["values"]("a case", "psnr") == {v: list(numbers) for v, numbers in rows.items()}
     verdicts = {peer: book["compare"]("a case", "psnr", peer) for peer in rows}
-    assert "+10.00 better" in verdicts["worse"]
-    assert "-10.00 worse" in verdicts["better"]
-    assert "within noise" in verdicts["equal"]
+    assert "+10.00 supported" in verdicts["worse"]
+    assert "-10.00 not supported" in verdicts["better"]
+    assert "undecided" in verdicts["equal"]

@@ -34,7 +34,7 @@ def test_halves_differ_only_where_positions_do(book):
     assert max(book["halves"]("shared")) < 1e-4 < 1e-2 < min(book["halves"]("released"))
 
 
-def test_verdicts_need_all_seeds(book):
+def test_verdicts_are_those_of_the_interval_over_seeds(book):
     book["report"] = {
         "runs": [
             {"study": "s", "variant": v, "seed": seed, "metrics": {"psnr": p, "loss": -p}}
@@ -45,10 +45,10 @@ def test_verdicts_need_all_seeds(book):
     for metric in ("psnr", "loss"):  # a higher PSNR, a lower loss
         gains = book["gains"]("s", "best", metric)
         assert gains == {"worse": [2, 1, 1], "mixed": [-1, 1, 1]}
-    assert [book["verdict"](g) for g in ([2, 1, 1], [-1, 1, 1], [-1, -2, -1])] == [
-        "holds",
-        "unclear",
-        "reversed",
+    assert [book["judged"](g) for g in ([2, 2.1, 1.9], [2, 1, 1], [-2, -2.1, -1.9])] == [
+        "supported",
+        "undecided",
+        "not supported",
     ]
 
 

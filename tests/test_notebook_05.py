@@ -56,5 +56,8 @@ def test_means_over_blocks_and_claims(book, capsys):
     assert book["nearer"]("rank", ours, theirs) == [2, -2]
     assert book["difference"]("m", ours, theirs) == [-1, 3]
     book["judge_claim"]("a claim", [2, -2])
-    assert capsys.readouterr().out.split()[-5:] == ["1", "of", "2", "seeds", "unclear"]
-    assert [book["verdict"](g) for g in ([1, 2], [-1, -2])] == ["holds", "reversed"]
+    for gain in ([2, 2.1, 1.9], [-2, -2.1, -1.9]):
+        book["judge_claim"]("a claim", gain)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("]  ")[2] for line in said] == ["undecided", "supported", "not supported"]
+    assert "+2.00 [ +1.75,  +2.25]" in said[1]

@@ -16,7 +16,10 @@ from vera_lite.training import ToyCompositionData, ToyDialogues, ToyEditData, To
 
 def with_trainer(data, rank=0, world_size=1):
     """``data`` as Lightning leaves it: it holds a trainer, which cannot be pickled."""
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, unpicklable=lambda: None)
+    ranks = {"rank": rank, "num_replicas": world_size}
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, distributed_sampler_kwargs=ranks, unpicklable=lambda: None
+    )
     data.setup()
     return data
 
