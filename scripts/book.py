@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     shutil.copytree(PAGES, STAGING)
     shutil.copytree(ROOT / "docs" / "architectures", STAGING / "architectures")
     shutil.copy(ROOT / "CHANGELOG.md", STAGING / "changelog.md")
+    shutil.copy(ROOT / "docs" / "claims.html", STAGING)
     if not options.no_notebooks:
         stage_notebooks()
     stage_equations()
