@@ -114,7 +114,8 @@ def run(
     """
     if len({stage.name for stage in stages}) < len(stages) or any(stage.name == "input" for stage in stages):
         raise UserError('every stage needs a name of its own, and none may be called "input".')
-    pinned: list[Any] = [stage if isinstance(stage, Choice) else _Pinned(stage) for stage in stages]
+    # isinstance would ask a stage for its configuration, which may be costly to tell.
+    pinned: list[Any] = [stage if hasattr(stage, "choose") else _Pinned(stage) for stage in stages]
     stages = pinned
     with store.lock(), one_thread():
         record_stages(store, stages, configuration)
