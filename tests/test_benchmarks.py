@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 REPORTS = sorted((BENCHMARKS / "results").glob("*.json"))
 RATIOS = {
+    "attention_training",
     "mot_block",
     "rope",
     "checkpointing",

@@ -208,8 +208,8 @@ class EditingModule(L.LightningModule):
 def attention_by_products() -> Iterator[None]:
     """Under CPU autocast, compute attention as two matrix products with a softmax between them.
 
-    PyTorch's fused CPU kernel has a slow backward pass: in bfloat16, 576 tokens in 2 heads of 64 numbers take
-    0.47 of its time this way. The price is memory for the weights of attention.
+    The fused CPU kernel has a slow backward pass in bfloat16 (``benchmarks/attention_training.py``). The price
+    is memory for the weights of attention.
     """
     if not torch.is_autocast_enabled("cpu"):
         yield
