@@ -202,7 +202,7 @@ def run_ray(worker: Worker, samples: Sequence[Sample], workers: int, address: st
         UserError: Ray is not installed, or does not start.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         install = "pip install 'vera-lite[ray]', or use --executor local"
         raise UserError(f"Ray is not installed: {install}.") from error
