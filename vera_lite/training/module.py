@@ -208,8 +208,8 @@ class EditingModule(L.LightningModule):
 def attention_by_products() -> Iterator[None]:
     """Under CPU autocast, compute attention as two matrix products with a softmax between them.
 
-    In bfloat16 the fused CPU kernel has a slow backward pass: ``benchmarks/attention_training.py``. The products
-    need memory for the weights of attention.
+    In bfloat16 the backward pass of the fused CPU kernel is slow (``benchmarks/attention_training.py``).
+    The products need memory for the weights of attention.
     """
     if not torch.is_autocast_enabled("cpu"):
         yield
