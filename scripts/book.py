@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser_page
 import nbformat
 import yaml
 
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     shutil.copytree(ROOT / "docs" / "architectures", STAGING / "architectures")
     shutil.copy(ROOT / "CHANGELOG.md", STAGING / "changelog.md")
     shutil.copy(ROOT / "docs" / "claims.html", STAGING)
+    browser_page.main(["--out", str(STAGING / "vera.html")])
     if not options.no_notebooks:
         stage_notebooks()
     stage_equations()
