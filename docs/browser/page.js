@@ -341,7 +341,8 @@ function describeWires() {
 }
 
 const head = element("wires").createTHead().insertRow();
-for (const text of ["", ...LAYERS.map((name) => `looks at ${NAMES[name]}`)]) {
+head.insertCell();
+for (const text of LAYERS.map((name) => `looks at ${NAMES[name]}`)) {
   head.append(Object.assign(document.createElement("th"), { scope: "col", textContent: text }));
 }
 const body = element("wires").createTBody();

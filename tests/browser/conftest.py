@@ -5,6 +5,7 @@ import os
 import lab as driver
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,18 @@ def offline(page):
     page.route(lambda url: not url.startswith(("file:", "blob:", "data:")), lambda route: route.abort())
     yield page
     assert not [url for url in asked if not url.startswith(("file:", "blob:", "data:", "about:"))]
+
+
+@pytest.fixture
+def accessible():
+    """``accessible(page)`` asserts that axe finds no serious or critical violation."""
+
+    def check(page) -> None:
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        wrong = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert not wrong, [(v["id"], v["nodes"][0]["html"]) for v in wrong]
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,12 @@ def test_words_are_read_as_the_pipeline_reads_them(vera, pipe):
         assert vera.evaluate("(s) => window.vera.parse(s)", sentence) == pipe.text_encoder.parse(sentence)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everyone_can_use_it(vera, accessible, scheme):
+    vera.emulate_media(color_scheme=scheme)
+    accessible(vera)
+
+
 def test_a_mask_is_drawn_with_the_pointer(vera):
     vera.get_by_label("drawn on the source").check()
     vera.get_by_role("button", name="Draw").click()
