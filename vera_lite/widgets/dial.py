@@ -78,34 +78,34 @@ class Dial(Widget):
             height=height,
         )
 
-    def still(self, *choices: Sequence[int], columns: int = 3) -> Image.Image:
+    def still(
+        self, *choices: Sequence[int], labels: Sequence[str] | None = None, columns: int = 3
+    ) -> Image.Image:
         """The pictures of some choices beside each other, for readers without the widget.
 
         Args:
             choices: number of the chosen value of each control, for each picture.
+            labels: of the pictures; None: the chosen values.
             columns: the most pictures in a row.
         """
-        font = ImageFont.load_default(13)
-        tiles = []
+        font, tiles = ImageFont.load_default(13), []
         for choice in choices:
             at = 0
-            for number, labels in zip(choice, self.labels, strict=True):
-                at = at * len(labels) + number
+            for number, values in zip(choice, self.labels, strict=True):
+                at = at * len(values) + number
             picture = Image.open(io.BytesIO(self.pictures[at])).convert("RGB")
-            if picture.width < 160:  # small frames: whole pixels
-                scale = -(-160 // picture.width)
+            if (scale := 160 // picture.width) > 1:  # small frames, in whole pixels
                 picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
-            words = [
-                f"{n}: {self.labels[i][c]}" for i, (n, c) in enumerate(zip(self.names, choice, strict=True))
-            ]
-            tiles.append((picture, ", ".join(words)))
+            tiles.append(picture)
+        chosen = [[self.labels[i][c] for i, c in enumerate(choice)] for choice in choices]
+        labels = labels or [", ".join(map("{}: {}".format, self.names, values)) for values in chosen]
         columns = min(columns, len(tiles))
-        rows = -(-len(tiles) // columns)
-        drawing = ImageDraw.Draw(tiles[0][0])
-        wide = max(max(p.width, int(drawing.textlength(t, font)) + 4) for p, t in tiles) + 10
-        tall = max(p.height for p, _ in tiles) + 26
-        sheet = Image.new("RGB", (columns * wide, rows * tall), "white")
-        for i, (picture, text) in enumerate(tiles):
+        wide = (
+            max(max(p.width, int(font.getlength(text))) for p, text in zip(tiles, labels, strict=True)) + 12
+        )
+        tall = max(picture.height for picture in tiles) + 28
+        sheet = Image.new("RGB", (columns * wide, -(-len(tiles) // columns) * tall), "white")
+        for i, (picture, text) in enumerate(zip(tiles, labels, strict=True)):
             left, top = i % columns * wide, i // columns * tall
             ImageDraw.Draw(sheet).text((left + wide / 2, top + 12), text, "black", font, anchor="mm")
             sheet.paste(picture, (left + (wide - picture.width) // 2, top + 24))
