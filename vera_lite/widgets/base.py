@@ -32,6 +32,11 @@ from vera_lite.errors import UserError, check_pixels, check_tensor
 HOST = Path(__file__).with_name("host.html")
 
 
+def script(*parts: str) -> str:
+    """The parts of a long script, joined to the one module that a notebook saves."""
+    return "\n".join(HOST.with_name(f"{part}.js").read_text(encoding="utf-8") for part in parts)
+
+
 def shows_error(method: Callable) -> Callable:
     """Decorate a method of a widget: its exceptions are also shown in the widget."""
 
@@ -103,7 +108,7 @@ def iframe(page: str, height: int) -> str:
     """An element that shows a page inside another; only scripts are allowed."""
     # Screen readers announce the title.
     return (
-        f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
+        f'<iframe sandbox="allow-scripts allow-downloads" title="widget" srcdoc="{html.escape(page)}" '
         f'style="width: 100%; height: {height}px; border: 0"></iframe>'
     )
 
