@@ -105,7 +105,7 @@ def widget_name(saved: dict) -> str:
 
 
 def iframe(page: str, height: int) -> str:
-    """An element that shows a page inside another; only scripts are allowed."""
+    """An element that shows a page inside another; it may run scripts and save files, no more."""
     # Screen readers announce the title.
     return (
         f'<iframe sandbox="allow-scripts allow-downloads" title="widget" srcdoc="{html.escape(page)}" '

@@ -8,8 +8,8 @@ A map is one row of A (direction "from": where a token looks) or one column ("to
 of some named tokens, the words, are saved with the widget, so that a page without Python shows them. Maps of
 other tokens are computed on a click.
 
-The head atlas shows one number of every head in every layer. With ``denoising=`` the explorer plays the steps of
-a run; with ``interventions=`` it cuts attention and shows what the model then makes: the causal lane.
+The head atlas shows one number of every head in every layer. With ``denoising=`` the explorer plays the steps
+of a run; with ``interventions=`` it cuts attention and shows what the model then makes: the causal lane.
 """
 
 import math
@@ -43,14 +43,7 @@ from vera_lite.widgets.explorer_state import (
 from vera_lite.widgets.map_numbers import Measures, Targets, shown_streams
 
 #: The parts of the script, in order.
-SCRIPTS = (
-    "helpers",
-    "explorer_model",
-    "explorer_drawing",
-    "explorer_atlas",
-    "explorer_lane",
-    "explorer_files",
-)
+SCRIPTS = ("model", "drawing", "atlas", "lane", "files")
 
 
 class AttentionExplorer(Widget):
@@ -84,10 +77,10 @@ class AttentionExplorer(Widget):
         budget_bytes: of the saved state. If the maps of single heads do not fit, only means over heads are
             saved, and heads need Python.
 
-    The head atlas and the curve by layer show one measure of the map of each head, see :class:`.Measures`; the
-    line under the title shows all of them for the map on show. A map is "mostly sinks" or "mostly text" if more
-    than half of its mass goes there. Otherwise, if a patch looks at its own grid, it is "spatial" if more than half
-    of its mass on the video is in the patch's own time slot, and "temporal" if not.
+    The head atlas and the curve by layer show one measure of the map of each head, see :class:`.Measures`;
+    the line under the title tells some of the map on show. A map is "mostly sinks" or "mostly text" if more
+    than half of its mass goes there. Otherwise, if a patch looks at its own grid, it is "spatial" if more
+    than half of its mass on the video is in the patch's own time slot, and "temporal" if not.
 
     Attributes:
         layer, step, word: place in the lists ``layers``, ``steps``, ``words``.
@@ -96,7 +89,7 @@ class AttentionExplorer(Widget):
         ValueError: anything that does not fit together, or a state over budget.
     """
 
-    _esm = script(*SCRIPTS, "explorer")
+    _esm = script("helpers", *(f"explorer_{part}" for part in SCRIPTS), "explorer")
     _css = Path(__file__).with_name("explorer.css")
 
     layer = Int(0).tag(sync=True)
@@ -174,12 +167,7 @@ class AttentionExplorer(Widget):
         streams = shown_streams(sides, size)
         known = self._known_tokens()
         measures = Measures(streams, mask is not None, bool(self.sinks), names[: len(runs)])
-        targets = {
-            d: Targets(
-                sources.grids[d == "from"], d, size, mask if d in self._directions else None, self.sinks
-            )
-            for d in DIRECTIONS
-        }
+        targets = {d: Targets(sources.grids[d == "from"], d, size, mask, self.sinks) for d in DIRECTIONS}
         self._numbers_of = Numbers(sources, measures, targets)
         overview = Overview.of(self._numbers_of, self.words, known, self._directions, self.sinks)
         picture, columns = sprite(video)

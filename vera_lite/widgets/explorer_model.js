@@ -109,7 +109,8 @@ function createMaps(model, state, onArrival) {
   const open = new Map(); // id -> key of requests without an answer, however old
   let pending = null; // the request that is under way
   let wanted = []; // the requests to send next, the most urgent first
-  let failedKey = null;
+  const failed = new Set(); // keys that are not asked for again, until something else is on show
+  let onShow = null; // the key of the map on show
   let asked = 0;
 
   function requestFor(layer, step = get("step")) {
@@ -121,7 +122,7 @@ function createMaps(model, state, onArrival) {
   // One request at a time.
   function sendNext() {
     if (pending || !state.isAlive) return;
-    const next = wanted.find(({ key }) => !cache.has(key) && key !== failedKey);
+    const next = wanted.find(({ key }) => !cache.has(key) && !failed.has(key));
     if (next) post(next.key, next.content);
   }
 
@@ -129,13 +130,12 @@ function createMaps(model, state, onArrival) {
     const id = `${sender}-${++asked}`;
     pending = { id, timer: setTimeout(giveUp, PATIENCE) };
     open.set(id, key);
-    failedKey = null;
     state.attempt(() => model.send({ id, ...content }));
   }
 
   // Python is gone or very slow. A late answer is still shown.
   function giveUp() {
-    failedKey = open.get(pending.id);
+    failed.add(open.get(pending.id));
     pending = null;
     state.isAlive = false;
     state.attempt(() => model.send({ hello: true }));
@@ -198,6 +198,9 @@ function createMaps(model, state, onArrival) {
     },
     // Ask for what is on show, unless it is saved. Single heads that were not saved come with the mean.
     request(layer) {
+      const { key } = requestFor(layer);
+      if (key !== onShow) failed.clear();
+      onShow = key;
       const map = isSaved() && facts.groups > counts.heads ? [] : [requestFor(layer)];
       const atlas = get("query") < 0 ? [] : [requestFor("all")];
       wanted = state.isAlive ? [...map, ...atlas] : [];
@@ -210,7 +213,7 @@ function createMaps(model, state, onArrival) {
       clearTimeout(pending.timer); // a run of the model takes its time
     },
     isCutting: () => [...open.values()].includes("cut"),
-    hasFailed: (layer) => failedKey === requestFor(layer).key,
+    hasFailed: (layer) => failed.has(requestFor(layer).key),
     onReply(message, buffers) {
       const key = open.get(message.id);
       if (key === undefined) return; // another view's
@@ -220,7 +223,7 @@ function createMaps(model, state, onArrival) {
         clearTimeout(pending.timer);
         pending = null;
       }
-      if (message.failed) failedKey = key;
+      if (message.failed) failed.add(key);
       else if (buffers.length === 1) cache.set(key, { numbers: floats(buffers[0]) });
       else if (buffers.length) {
         const groups = 1 + counts.heads;

@@ -37,7 +37,7 @@ class Denoising(NamedTuple):
     """What a model had made of its clip after each captured step."""
 
     sigmas: Sequence[float]  #: noise level of each step: 1 is noise.
-    #: name -> (S, T, 3 or 1, H, W) in [0, 1], of the clip's length; for instance the current guess of each layer.
+    #: name -> (S, T, 3 or 1, H, W) in [0, 1], of the clip's size; for instance the guess of each layer.
     films: Mapping[str, Tensor]
 
     @classmethod
@@ -170,8 +170,8 @@ def films(denoising: Denoising | None, steps: int, size: tuple) -> tuple[dict, d
     files = []
     for name, film in denoising.films.items():
         check_tensor(f"the film {name!r}", film, "S", size[0], "C", *size[1:])
-        film = film.expand(-1, -1, 3, -1, -1)
-        files.append([sprite(checked_video(name, one, 3), is_exact=False)[0] for one in film])
+        clips = [checked_video(name, clip.expand(-1, 3, -1, -1), 3) for clip in film]
+        files.append([sprite(clip, is_exact=False)[0] for clip in clips])
     return {"sigmas": list(map(float, denoising.sigmas)), "films": list(denoising.films)}, {"_films": files}
 
 

@@ -1,7 +1,7 @@
 """Numbers about single maps: what the head atlas, the curve by layer and the line under the title show.
 
-G = 1 + H (the mean over heads, then the heads), M tokens of the sequence that is looked at, N shown video tokens
-among them.
+G = 1 + H (the mean over heads, then the heads), M tokens of the sequence that is looked at, N shown video
+tokens among them.
 """
 
 import math
@@ -51,7 +51,7 @@ class Measures:
     """What is measured of every map, in the order of the numbers.
 
     Attributes:
-        facts: for the script, one dictionary a measure: its ``kind``, a ``label``, and of a stream its number.
+        facts: for the script, the ``kind`` and ``label`` of each; of a ``stream`` also its number.
     """
 
     def __init__(self, streams: Sequence[Stream], has_mask: bool, has_sinks: bool, names: Sequence[str]):
