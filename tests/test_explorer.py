@@ -541,7 +541,7 @@ def test_a_cut_of_the_page_is_made_and_a_wrong_one_is_refused(painted):
     _, explorer = painted
     reply, buffers = answer(explorer, id="x-9", cut={"keys": [3], "cells": [[0, 1]], "queries": None})
     assert (reply, buffers) == ({"id": "x-9"}, [])
-    assert explorer._cuts[1]["label"] == "1 patch in 1 of 6 heads (1 layers)"
+    assert explorer._cuts[1]["label"] == "1 patch in 1 of 6 heads"
     for wrong in (
         {"keys": [30]},
         {"keys": []},

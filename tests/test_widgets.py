@@ -51,6 +51,11 @@ def test_an_iframe_is_one_attribute_and_may_run_scripts_and_save_files():
     )
 
 
+def test_a_saved_notebook_without_state_says_what_to_do():
+    (bundle, *_) = Echo()._repr_mimebundle_()
+    assert "Settings > Save Widget State Automatically" in bundle["text/plain"]
+
+
 def test_python_answers_when_it_is_asked_and_saves_no_trace_of_it():
     widget = Echo()
     before = saved_state(widget.to_static())

@@ -59,6 +59,10 @@ class Widget(anywidget.AnyWidget):
     error = Unicode("").tag(sync=True)
     height = Int(600).tag(sync=True)  #: pixels of the frame that holds the static page.
 
+    def __repr__(self) -> str:
+        """What a saved notebook shows where it has no state of the widget; longer texts are cut."""
+        return f"{type(self).__name__}. To keep it in a saved notebook: Settings > Save Widget State Automatically"
+
     @shows_error
     def set_state(self, sync_data: dict) -> None:
         """Take the browser's changes."""

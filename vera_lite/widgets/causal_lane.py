@@ -124,16 +124,16 @@ def _mass(source, keys: Tensor | None, queries: Tensor | None) -> Tensor:
 
 
 def _describe(sources: MapSources, keys, cells, queries) -> str:
-    """'red', 6 patches in 2 of 4 layers."""
-    what = "whole heads"
-    if keys is not None:
-        tokens = [sources.grids[1][k] for k in keys]
-        words = [token_name(t) for t in tokens if t.cell is None]
-        patches = len(tokens) - len(words)
-        parts = words if len(words) < 4 else [f"{len(words)} words"]
-        parts += [f"{patches} patch{'es' * (patches > 1)}"] if patches else []
-        what = ", ".join(parts)
-    layers, count = {x for x, _ in cells}, len(sources.layers) * len(sources.heads)
-    where = [f"in {len(cells)} of {count} heads ({len(layers)} layers)"] if len(cells) < count else []
-    who = [f"hidden from {len(queries)} tokens"] if queries is not None else []
-    return " ".join([what, *who, *where])
+    """'red', 6 patches in 2 of 16 heads."""
+    count = len(sources.layers) * len(sources.heads)
+    heads = f"{len(cells)} of {count} heads"
+    if keys is None:
+        return f"{heads} silenced"
+    tokens = [sources.grids[1][k] for k in keys]
+    words = [token_name(t) for t in tokens if t.cell is None]
+    patches = len(tokens) - len(words)
+    parts = words if len(words) < 4 else [f"{len(words)} words"]
+    parts += [f"{patches} patch{'es' * (patches > 1)}"] if patches else []
+    what = ", ".join(parts)
+    what += f" hidden from {len(queries)} token{'s' * (len(queries) > 1)}" if queries is not None else ""
+    return what + (f" in {heads}" if len(cells) < count else "")

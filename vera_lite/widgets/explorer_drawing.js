@@ -145,6 +145,7 @@ function roving(box, buttons) {
     for (const button of buttons) button.tabIndex = button === target ? 0 : -1;
   });
   return () => {
+    if (!buttons.length) return;
     const pressed = buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0];
     if (!box.contains(document.activeElement)) {
       for (const button of buttons) button.tabIndex = button === pressed ? 0 : -1;

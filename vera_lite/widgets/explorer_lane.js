@@ -109,7 +109,7 @@ function createLane(state, maps, painter, cut, onChange) {
     "section",
     { class: "lane", "aria-label": "causal lane" },
     node("h3", {}, "Does the model need what it looks at?"),
-    node("p", { class: "where" }, colours),
+    node("p", { class: "faint" }, colours),
     choices,
     node("div", { class: "row" }, cards, plot),
   );
