@@ -192,9 +192,17 @@ def test_words_are_cut_and_hidden_from_one_token(show):
         AttentionExplorer(sources, AFTER_TEXT, VIDEO, words={"patch": [9]}, interventions=lane), live=True
     )
     page.get_by_role("button", name="choose what to cut").click()
+    first, *_, last = (page.get_by_role("button", name=word, exact=True) for word in ("the", "ball", "."))
+    first.hover()
+    page.mouse.down()
+    last.hover()
+    page.mouse.up()
+    cut = page.locator(".chips .cut")
+    assert cut.all_text_contents() in (["the", "."], ["the", "ball", "."])  # as fast as the pointer moved
+    page.get_by_role("button", name="clear").click()
     for word in ("ball", ".", "the", "the"):
         page.get_by_role("button", name=word, exact=True).click()
-    assert page.locator(".chips .cut").all_text_contents() == ["ball", "."]
+    assert cut.all_text_contents() == ["ball", "."]
     page.get_by_label("hide from the shown token only").check()
     page.get_by_role("button", name="cut and run again").click()
     assert page.evaluate("sent.at(-1).cut") == {"keys": [1, 2], "cells": None, "queries": [9]}

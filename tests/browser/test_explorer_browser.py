@@ -167,13 +167,13 @@ def test_the_video_is_not_read_as_attention(show):
     first = re.search(r"rgb\((\d+),(\d+),(\d+)\)", page.locator(".scale").get_attribute("style"))
     bar = [int(v) for v in first.groups()]
     assert all(min(a, b) <= c <= max(a, b) for a, b, c in zip(black, white, bar, strict=True))
-    page.get_by_label("show").select_option("map alone")
+    page.get_by_label("show", exact=True).select_option("map alone")
     assert page.locator(STAGE).evaluate(COLOUR) == [0, 34, 78]
-    page.get_by_label("show").select_option("video alone")
+    page.get_by_label("show", exact=True).select_option("video alone")
     assert page.locator(STAGE).evaluate(COLOUR) == [255, 255, 255]
     assert page.locator(".scale").count() == 0
     # Below the threshold the video is bare; so is the bar.
-    page.get_by_label("show").select_option("map alone")
+    page.get_by_label("show", exact=True).select_option("map alone")
     page.get_by_label("hide below").fill("0.5")
     assert len(set(page.locator(STAGE).evaluate(COLOUR))) == 1
     assert "rgb(128,128,128)" in page.locator(".scale").get_attribute("style")

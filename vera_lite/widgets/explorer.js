@@ -135,9 +135,16 @@ function render({ model, el }) {
   const wordRows = streams
     .filter((stream) => stream.words)
     .map((stream) => {
-      const buttons = stream.words.map((word, rank) =>
-        node("button", { onclick: () => choose(stream, stream.tokens[rank]) }, word || "·"),
-      );
+      const buttons = stream.words.map((word, rank) => {
+        const token = stream.tokens[rank];
+        // Words are cut by dragging, too; a click that no pointer made comes from the keyboard.
+        const onclick = ({ detail }) => (!cut.isOn || detail === 0) && choose(stream, token);
+        const onpointerdown = () => cut.isOn && choose(stream, token);
+        const onpointerenter = ({ buttons }) => {
+          if (cut.isOn && buttons === 1 && !cut.keys.has(token)) choose(stream, token);
+        };
+        return node("button", { onclick, onpointerdown, onpointerenter }, word || "·");
+      });
       const label = { class: "chips", role: "group", "aria-label": `words of ${stream.name}` };
       const box = node("div", label, ...buttons);
       return { stream, buttons, box, follow: roving(box, buttons) };
@@ -209,7 +216,7 @@ function render({ model, el }) {
         node("div", { class: "panels" }, ...strips.slice(1).map(({ box }) => box)),
       ),
     ),
-    lane.box,
+    facts.cuttable && lane.box,
   );
 
   // 2. Drawing.

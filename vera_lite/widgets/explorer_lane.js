@@ -84,7 +84,7 @@ function createLane(state, maps, painter, cut, onChange) {
   const size = { width: Math.round((FILM_SIDE * W) / H), height: FILM_SIDE };
   const colours = "In each card: the video, and how it changed (yellow: by a quarter of the range or more).";
   const sheets = new Map(); // film file -> bitmap
-  let shown = 1; // the entry that is compared with the intact video
+  let shown = 1; // the entry that is marked in the plot
 
   const toggle = node("button", { onclick: () => switchTo(!cut.isOn) }, "choose what to cut");
   const everyFrame = node("input", { type: "checkbox" });
@@ -205,9 +205,8 @@ function createLane(state, maps, painter, cut, onChange) {
 
   let length = 0;
   function draw() {
-    const entries = get("_cuts") ?? [];
-    box.hidden = !facts.cuttable;
     if (!facts.cuttable) return;
+    const entries = get("_cuts") ?? [];
     if (entries.length > length) shown = entries.length - 1; // the newest
     length = entries.length;
     toggle.setAttribute("aria-pressed", cut.isOn);
