@@ -7,7 +7,6 @@ models :mod:`.matte`, :mod:`.plate` and :mod:`.backgrounds` do the same jobs.
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,10 @@ import torch
 from torch import Tensor
 
 from vera_lite.dataset.checks import Rejected, rgb8
-from vera_lite.dataset.sam2 import load
 from vera_lite.dataset.stage import Ok, Reject, Sample
 from vera_lite.dataset.stages import Inputs, VeraStage
 from vera_lite.dataset.stages import load as load_layers
-from vera_lite.errors import UserError
-
-
-def revision(name: str) -> str:
-    """Which weights a model has: sha256 of a folder's files, or the commit of a model of the Hub."""
-    folder = Path(name)
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("config.json", "model_index.json"):
-        path = try_to_load_from_cache(name, file)
-        if isinstance(path, str):
-            return Path(path).parent.name
-    return "not on this machine"
+from vera_lite.dataset.weights import load, not_loaded
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,7 @@ def _pipeline(kind: str, name: str, download: bool, device: str):
             raise ValueError("another pipeline")
         pipe = pipeline.from_pretrained(name, use_safetensors=True, **local)
     except (OSError, ValueError, KeyError) as error:
-        hint = "" if download or Path(name).is_dir() else " Pass download=True to fetch it."
-        raise UserError(f"cannot load {name!r} as {kind}.{hint}") from error
+        raise not_loaded(name, kind, download) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -175,10 +156,6 @@ class VLMCaption(VeraStage):
     max_new_tokens: int = 128
     download: bool = False
     name = "caption"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return super().config | {"weights": revision(self.model) if self.model else "in the package"}
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject:
         vlm = _vlm(self.model, self.download)

@@ -1,4 +1,4 @@
-"""SAM 2 (Ravi et al., arXiv 2408.00714) of transformers: masks of what a box holds or words name.
+"""SAM 2 (Ravi et al., arXiv 2408.00714): masks of what a box holds or words name.
 
 A zero-shot detector turns words into a box. Both default models are under Apache-2.0. They are not part of
 the package; ``download=True`` fetches them once.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from tqdm.auto import tqdm
 
 from vera_lite.dataset.checks import Rejected, check_masks
 from vera_lite.dataset.subject import Box, check_box
-from vera_lite.errors import UserError
+from vera_lite.dataset.weights import DETECTOR, SEGMENTER, load
 
-DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam2.1-hiera-small"
 LOOKS = 8  # frames of a video that the detector sees
 
 
@@ -39,6 +37,8 @@ class Sam2Segmenter:
         prompt: x, y, width and height in pixels; or a phrase such as "a brown dog".
         segmenter, detector: folder or name on the Hub; the detector is only for words.
         threshold: least score of what the detector finds.
+        backend: whose code runs the segmenter: "transformers", or "sam2", the package of its authors. Both
+            give the same masks, see :mod:`.sam2_package`.
         download, device: see :func:`load`.
     """
 
@@ -46,6 +46,7 @@ class Sam2Segmenter:
     segmenter: str = SEGMENTER
     detector: str = DETECTOR
     threshold: float = 0.3
+    backend: Literal["transformers", "sam2"] = "transformers"
     download: bool = False
     device: str = "cpu"
 
@@ -69,31 +70,16 @@ class Sam2Segmenter:
             check_box(self.prompt, *video.shape[-2:])
             x, y, w, h = self.prompt
             found = 0, [x, y, x + w, y + h]
-        model = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
-        mask = torch.stack(track(frames, *found, *model)).float() / 255
+        model, processor = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
+        if self.backend == "sam2":
+            from vera_lite.dataset import sam2_package
+
+            masks = sam2_package.track(frames, *found, sam2_package.from_transformers(model), processor)
+        else:
+            masks = track(frames, *found, model, processor)
+        mask = torch.stack(masks).float() / 255
         check_masks(mask)
         return mask
-
-
-def load(model_class, processor_class, name: str, download: bool = False, device: str = "cpu"):
-    """A model and its processor.
-
-    Args:
-        model_class, processor_class: of transformers.
-        name: a folder, or a name on the Hub.
-        download: fetch what is not on this machine; without it nothing touches the network.
-        device: where the model goes.
-
-    Raises:
-        UserError: they are not on this machine, or of another kind.
-    """
-    try:
-        processor = processor_class.from_pretrained(name, local_files_only=not download)
-        model = model_class.from_pretrained(name, local_files_only=not download, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        hint = "" if download or Path(name).is_dir() else " Pass --download to fetch it."
-        raise UserError(f"cannot load {name!r} as {model_class.__name__}.{hint}") from error
-    return model.to(device), processor
 
 
 @torch.inference_mode()
