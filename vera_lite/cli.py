@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=FOLDER",
         help="a method and its results, ID.mkv or ID/final.mkv each; once per method",
     )
-    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
+    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, mive_data, vera_vqa or toy_vqa")
     add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
     add(

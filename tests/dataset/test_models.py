@@ -1,6 +1,8 @@
 """Large models in their libraries' real formats, with tiny random weights."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from transformers import (
 )
 
 from vera_lite.dataset.checks import Rejected
-from vera_lite.dataset.models import ViTMatte, VLMCaption, WanVideo
+from vera_lite.dataset.models import MatAnyone, ViTMatte, VLMCaption, WanVideo
 from vera_lite.dataset.sam2 import Sam2Segmenter
 from vera_lite.dataset.segment import segmenter
 from vera_lite.dataset.stage import Fail, Ok, Sample
@@ -100,6 +102,43 @@ def test_vitmatte_solves_the_unknown_band(vitmatte, clip):
     stage = Matte(model=str(vitmatte))
     assert stage.config["model_revision"] == revision(str(vitmatte))
     assert isinstance(stage.matter(), ViTMatte)
+
+
+def test_matanyone_follows_the_object_from_its_first_trimap(tmp_path, clip):
+    """Its own code with random weights: 5 frames, of which the first is empty."""
+    reason = "its licence forbids commercial use, so no extra installs it"
+    package = pytest.importorskip("matanyone2", reason=reason)
+    from omegaconf import OmegaConf
+
+    folder = Path(package.__file__).parent / "config"
+    cfg = OmegaConf.load(folder / "eval_matanyone_config.yaml")
+    cfg = OmegaConf.masked_copy(cfg, [n for n in cfg if n not in ("defaults", "hydra")])
+    cfg.model = OmegaConf.load(folder / "model" / "base.yaml")
+    cfg.model.pretrained_resnet, cfg.top_k = False, 4  # few pixels to choose from
+    torch.manual_seed(0)
+    network = package.MatAnyone2(cfg, single_object=True).eval()
+    network.save_pretrained(tmp_path)
+    known = half(5, 1, *SIZE)
+    known[0] = 0
+    matter = MatAnyone(str(tmp_path), "matanyone2", warm_up=2)
+    alpha = matter(clip, known)
+    assert torch.equal(alpha[known != 0.5], known[known != 0.5])
+    core = package.InferenceCore(network, device="cpu")
+    with torch.no_grad():
+        core.step(clip[1], 255 * known[1, 0], objects=[1])
+        steps = [core.step(clip[1], first_frame_pred=True) for _ in range(3)]
+        wanted = torch.stack([steps[-1][1:], *(core.step(frame)[1:] for frame in clip[2:])])
+    band = known[1:] == 0.5
+    assert alpha[1:][band] == pytest.approx(wanted[band], abs=1e-5)
+    assert wanted[band].std() > 0
+    assert torch.equal(matter(clip, 0 * known), 0 * known)
+
+
+def test_without_its_code_matanyone_is_one_sentence(tmp_path, clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matanyone", None)
+    with pytest.raises(UserError, match="licence"):
+        MatAnyone(str(tmp_path))(clip, half(5, 1, *SIZE))
+    assert isinstance(Matte(model=str(tmp_path), network="MatAnyone").matter(), MatAnyone)
 
 
 def test_a_revision_follows_the_weights(vitmatte, tmp_path):

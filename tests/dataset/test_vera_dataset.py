@@ -90,6 +90,36 @@ def test_nothing_is_missing_of_the_whole_set(tmp_path, monkeypatch):
     assert len(read_vera(tmp_path).missing) == 1 and read_vera(tmp_path).count()[0] == 109
 
 
+def row_to_test(number, **changes):
+    row = {"video_id": "a", "prompt_id": number, "edit_type": "obj_add", "subject_type": None}
+    row |= {"prompt": f"add {number}", "target_caption": "it", "source_caption": "no", "alpha_path": None}
+    return row | {"input_path": "vera-test-set/obj-add/input/a.mp4", "mask_path": "mask/a.mp4"} | changes
+
+
+def test_the_test_lists_are_read_too(tmp_path):
+    """69 + 72 rows of fewer videos; the copy's folders are called otherwise than the rows say."""
+    replaced = {"edit_type": "background_replace", "subject_type": "people", "alpha_path": "alpha/a.mp4"}
+    lists = {"obj-add": ({}, 72), "bg-change": (replaced, 69)}
+    for name, (changes, count) in lists.items():
+        place = tmp_path / "test-set" / name
+        write_rows(place / f"{name}.jsonl", *(row_to_test(n, **changes) for n in range(count)))
+        (place / "input").mkdir()
+        (place / "input" / "a.mp4").write_bytes(b"x")
+    found = read_vera(tmp_path)
+    assert len(found.tests) == 141 and found.rows == []
+    assert found.missing == ["test/bg-change lacks 138 of 207 videos", "test/obj-add lacks 72 of 144 videos"]
+    added = [row for row in found.tests if row.category == "object_addition"]
+    assert [row.facts["instruction"] for row in added] == [f"add {n}" for n in range(72)]
+    assert added[3].name == "test/obj-add/3" and set(added[3].files) == {"source", "mask"}
+    assert added[3].files["source"] == tmp_path / "test-set/obj-add/input/a.mp4"
+    assert added[3].facts["source_caption"] == "no" and "licence" not in added[3].facts
+    with pytest.raises(UserError, match="141 test rows"):
+        data.import_vera(tmp_path, tmp_path / "out")
+    write_rows(place / "bg-change.jsonl", row_to_test(0))
+    with pytest.raises(UserError, match="line 1"):
+        read_vera(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line",
     [

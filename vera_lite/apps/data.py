@@ -129,6 +129,9 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     from vera_lite.dataset.vera_layout import read_vera, whole_files
 
     found = read_vera(folder)
+    if not found.rows:
+        count = len(found.tests)
+        raise UserError(f"{folder} holds no training rows to import, but {count} test rows.")
     store = Store(out)
     there, wanted = found.count()
     print(f"{there:,} of {wanted:,} files are there; the whole training set has {whole_files():,}.")

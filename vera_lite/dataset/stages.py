@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -238,21 +238,23 @@ class Matte(VeraStage):
     Attributes:
         width: pixels of the unknown band on either side of the outline.
         least_gain: by how much :func:`.misfit` must fall, as a share.
-        model: folder or name of a ViTMatte on the Hub; closed-form matting without one.
+        model: folder or name of a ViTMatte or a MatAnyone on the Hub; closed-form matting without one.
+        network: which of the two, as the class in :mod:`.models` is called.
     """
 
     width: int = 4
     least_gain: float = 0.05
     model: str | None = None
+    network: Literal["ViTMatte", "MatAnyone"] = "ViTMatte"
     name = "matte"
 
     def matter(self) -> Matter:
         """What solves the unknown band."""
         if self.model is None:
             return ClosedForm()
-        from vera_lite.dataset.models import ViTMatte
+        from vera_lite.dataset import models
 
-        return ViTMatte(self.model)
+        return {"ViTMatte": models.ViTMatte, "MatAnyone": models.MatAnyone}[self.network](self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
         video, mask = load(inputs, "composite", "mask")

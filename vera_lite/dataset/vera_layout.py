@@ -1,10 +1,10 @@
 """The layout of ``netflix/Vera-Layered-Video-Dataset``: read it, check that it is whole, write it.
 
 As its card describes it: ten JSON-lines files of training rows, each row naming five MP4 files, and two of
-test rows. Three things differ from what one might expect. Paths may start with a folder that is not there,
-as the card and a copy of the files disagree on it. In background change, ``mask`` is white on the subject,
-which stays, while ``edit_alpha`` is white on the new background. Mattes are MP4, so an alpha of 0 need not be
-exactly 0.
+test rows, which name a source and what there is of a mask and an alpha. Three things differ from what one
+might expect. Paths may start with a folder that is not there, as the card and a copy of the files disagree on
+it. In background change, ``mask`` is white on the subject, which stays, while ``edit_alpha`` is white on the
+new background. Mattes are MP4, so an alpha of 0 need not be exactly 0.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ COLUMNS = {
     "mask": "mask_path",
     "composite": "composite_path",
 }
+#: The same for a test row; only the source is always there.
+TEST_COLUMNS = {"source": "input_path", "mask": "mask_path", "alpha": "alpha_path"}
+#: Published rows of each test list.
+PUBLISHED_TESTS = {("test", "bg-change"): 69, ("test", "obj-add"): 72}
+_EDITS = {"background_replace": "background_change", "obj_add": "object_addition"}
 _LICENCE = {"licence": "Apache-2.0", "source": "netflix/Vera-Layered-Video-Dataset"}
 CATEGORIES = {"bg-change": "background_change", "obj-add": "object_addition"}
 
@@ -52,14 +57,15 @@ def whole_files() -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """A training sample on disk.
+    """A row of a list, and its files on disk.
 
     Attributes:
-        config: frames folder and name of its JSON-lines file, such as ("49-frames", "synthetic-obj-add").
+        config: frames folder and name of its list, such as ("49-frames", "synthetic-obj-add"); of a test row
+            ("test", "obj-add").
         number: its line, from 0.
         category: "background_change" or "object_addition".
         files: of each layer; None where there is no such file.
-        facts: the instruction, and whatever else the row says.
+        facts: the instruction, and whatever else the row says, such as the captions of a test row.
     """
 
     config: tuple[str, str]
@@ -76,37 +82,42 @@ class Row:
 
 @dataclass
 class VeraFolder:
-    """A copy, or a part, of the training set.
+    """A copy of the dataset, or a part of it.
 
     Attributes:
         folder: its root.
-        rows: of all JSON-lines files found.
-        lists: the JSON-lines files.
+        rows: of training; all that its lists have.
+        lists: of training rows, the JSON-lines files.
+        tests: test rows.
     """
 
     folder: Path
     rows: list[Row] = field(default_factory=list)
     lists: list[Path] = field(default_factory=list)
+    tests: list[Row] = field(default_factory=list)
 
     @property
     def is_published(self) -> bool:
         """Whether any of it is of the published set, and not someone's own in the same layout."""
-        return any(row.config in PUBLISHED for row in self.rows)
+        return any(row.config in PUBLISHED for row in self.rows) or bool(self.tests)
 
     @property
     def missing(self) -> list[str]:
-        """What the published set has and this one lacks, a sentence each; empty for the whole set."""
-        sentences = []
-        for config, published in PUBLISHED.items():
-            rows = [row for row in self.rows if row.config == config]
+        """What the published sets have and this one lacks, a sentence each; empty if it has all of a set.
+
+        Training rows and test rows are asked for if there are some.
+        """
+        sentences, expected = [], (PUBLISHED if self.rows else {}) | (PUBLISHED_TESTS if self.tests else {})
+        for config, published in expected.items():
+            rows = [row for row in (*self.rows, *self.tests) if row.config == config]
             name = "/".join(config)
             if not rows:
                 sentences.append(f"{name} is not there ({published} rows)")
             elif len(rows) != published:
                 sentences.append(f"{name} has {len(rows)} of {published} rows")
-            absent = sum(path is None for row in rows for path in row.files.values())
-            if absent:
-                sentences.append(f"{name} lacks {absent} of {len(COLUMNS) * len(rows)} videos")
+            files = [path for row in rows for path in row.files.values()]
+            if absent := files.count(None):
+                sentences.append(f"{name} lacks {absent} of {len(files)} videos")
         return sentences
 
     def count(self) -> tuple[int, int]:
@@ -117,36 +128,43 @@ class VeraFolder:
 
 def is_vera(folder: Path) -> bool:
     """Whether a folder holds training rows of this layout."""
-    return any(_is_training(path) for path in _lists(folder))
+    return any(_columns(path) is COLUMNS for path in _lists(folder))
 
 
 def read_vera(folder: str | Path) -> VeraFolder:
-    """Read all training rows below a folder; no video is opened.
+    """Read all training and test rows below a folder; no video is opened.
 
     Raises:
-        UserError: there is no such folder, it holds no training rows, or a row is damaged.
+        UserError: there is no such folder, it holds no rows, or a row is damaged.
     """
     found = VeraFolder(Path(folder))
     for path in _lists(found.folder):
-        if not _is_training(path):
+        columns = _columns(path)
+        if columns is None:
             continue
-        found.lists.append(path)
+        is_test = columns is TEST_COLUMNS
         frames = next((part for part in reversed(path.parts) if part.endswith("-frames")), "")
+        config = "test" if is_test else frames, path.stem
         category = next((c for end, c in CATEGORIES.items() if path.stem.endswith(end)), None)
         if category is None:
             raise UserError(f"{path}: the name must end in bg-change or obj-add.")
+        if not is_test:
+            found.lists.append(path)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             try:
                 row = json.loads(line)
-                files = {layer: _find(row[column], path, found.folder) for layer, column in COLUMNS.items()}
-                facts = _LICENCE if (frames, path.stem) in PUBLISHED else {}
-                facts = facts | {k: v for k, v in row.items() if k not in COLUMNS.values()}
-                facts["instruction"] = str(facts.pop("edit_instruction"))
+                named = {n: row[c] for n, c in columns.items() if not is_test or n == "source" or row.get(c)}
+                files = {layer: _find(name, path, found.folder) for layer, name in named.items()}
+                facts = _LICENCE if config in PUBLISHED else {}
+                facts = facts | {k: v for k, v in row.items() if k not in columns.values()}
+                facts["instruction"] = str(facts.pop("prompt" if is_test else "edit_instruction"))
+                if is_test and _EDITS[facts["edit_type"]] != category:
+                    raise ValueError("its edit_type is another than the name of the list says")
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number + 1}, is no training row ({error}).") from error
-            found.rows.append(Row((frames, path.stem), number, category, files, facts))
-    if not found.lists:
-        raise UserError(f"{folder} holds no training rows of Vera's dataset (no .jsonl with edit_rgb_path).")
+                raise UserError(f"{path}, line {number + 1}, is no row of Vera's ({error}).") from error
+            (found.tests if is_test else found.rows).append(Row(config, number, category, files, facts))
+    if not found.lists and not found.tests:
+        raise UserError(f"{folder} holds no rows of Vera's dataset (no .jsonl with edit_rgb_path).")
     return found
 
 
@@ -156,9 +174,12 @@ def _lists(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.jsonl"))
 
 
-def _is_training(path: Path) -> bool:
+def _columns(path: Path) -> dict[str, str] | None:
+    """The columns of a list's rows, by its first one; None if it is no list of this layout."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        return '"edit_rgb_path"' in file.readline()
+        first = file.readline()
+    kinds = {"edit_rgb_path": COLUMNS, "prompt_id": TEST_COLUMNS}
+    return next((columns for name, columns in kinds.items() if f'"{name}"' in first), None)
 
 
 def _find(name: str, listed_in: Path, root: Path) -> Path | None:
