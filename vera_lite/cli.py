@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "--subject",
         default="person",
         help="person (default); moving; moving:X,Y,W,H, what moves in a box; X,Y,W,H, what is in a box in "
-        "the first frame of a short clip; or sam2:X,Y,W,H and sam2:WORDS, by SAM 2",
+        "the first frame of a short clip; or, by SAM 2, sam2:X,Y,W,H, sam2:X,Y and sam2:WORDS",
     )
     add("--out", type=_path, required=True, help="folder for the results, made if needed")
     add("--width", type=int, help="pixels of the outline that may be soft, on either side")

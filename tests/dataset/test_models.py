@@ -230,6 +230,9 @@ def test_sam2_finds_by_box_and_by_words(tmp_path, monkeypatch):
     with pytest.raises(Rejected) as rejected:
         Sam2Segmenter("a ball", threshold=1.0, **models)(video)
     assert rejected.value.reason == "nothing_found"
+    by_point = Sam2Segmenter((20, 15), **models)(video)
+    assert by_point.shape == by_box.shape and not torch.equal(by_point, by_box)
+    assert segmenter("sam2:20,15") == Sam2Segmenter((20, 15))
     assert segmenter("sam2:a ball") == Sam2Segmenter("a ball")
     assert segmenter("sam2:8,20,100,60", 0.5) == Sam2Segmenter((4, 10, 50, 30))
 
@@ -248,7 +251,8 @@ def test_the_key_of_a_segment_follows_the_weights_of_sam2(tmp_path):
     assert isinstance(stage(sample, lambda name: tmp_path / name, tmp_path), Fail)  # words need a detector
 
 
-def test_both_codes_of_sam2_give_the_same_masks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prompt", [(10, 5, 30, 30), (25, 20)])
+def test_both_codes_of_sam2_give_the_same_masks(tmp_path, monkeypatch, prompt):
     """Hiera-tiny with random weights, on frames of 128 pixels."""
     package = pytest.importorskip("sam2.sam2_video_predictor", reason="`pip install 'vera-lite[sam2]'`")
     import vera_lite.dataset.sam2 as module
@@ -285,9 +289,9 @@ def test_both_codes_of_sam2_give_the_same_masks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hook[0], "post_process_masks", post_process_masks)
     monkeypatch.setattr(hook[1], "_get_orig_video_res_output", resize)
-    one = Sam2Segmenter((10, 5, 30, 30), str(tmp_path))(video)
+    one = Sam2Segmenter(prompt, str(tmp_path))(video)
     wanted, scores[:] = torch.stack(scores[:4]), []
-    other = Sam2Segmenter((10, 5, 30, 30), str(tmp_path), backend="sam2")(video)
+    other = Sam2Segmenter(prompt, str(tmp_path), backend="sam2")(video)
     # Halving weights of one part of the tracker changes the scores by 1e-4 or more.
     assert torch.stack(scores[1:]) == pytest.approx(wanted, abs=2e-5)
     assert 0.02 < one.mean() < 0.98

@@ -140,10 +140,10 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     known = {row["given"] for row in store.input_rows}
     with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in tqdm(found.rows, "importing", unit="row"):
-            if row.name in known or None in row.files.values():
-                continue
-            files = {layer: writer.copy(path) for layer, path in row.files.items() if path is not None}
-            writer.add(Sample(digest(files), row.category, files, row.facts), row.name)
+            if row.key not in known and "absent" not in row.facts:
+                files = {layer: writer.copy(path) for layer, path in row.files.items()}
+                facts = row.facts | {"instruction": row.instruction}
+                writer.add(Sample(digest(files), row.category, files, facts), row.key)
     stages = [CheckLayers()]
     configuration = {"stages": [{"class_path": "vera_lite.dataset.layers.CheckLayers"}]}
     code = report(run_stages(store, stages, configuration=configuration, **options))

@@ -6,35 +6,30 @@ the package; ``download=True`` fetches them once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vera_lite.dataset.checks import Rejected, check_masks
-from vera_lite.dataset.subject import Box, check_box
+from vera_lite.dataset.subject import Box, Point, check_box
 from vera_lite.dataset.weights import DETECTOR, SEGMENTER, load
+from vera_lite.media.video import VideoReader
 
 LOOKS = 8  # frames of a video that the detector sees
-
-
-class Frames(Protocol):
-    """uint8 frames (3, H, W): a list, or a :class:`.VideoReader`."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Tensor]: ...
+#: uint8 frames (3, H, W).
+Frames = VideoReader | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Sam2Segmenter:
-    """What a box holds in the first frame, or words name in any, tracked to both ends of the clip.
+    """What is in a box or at a point in the first frame, or words name in any, tracked through the clip.
 
     Attributes:
-        prompt: x, y, width and height in pixels; or a phrase such as "a brown dog".
+        prompt: x, y, width and height of a box in pixels; x, y of a point; or a phrase such as "a brown dog".
         segmenter, detector: folder or name on the Hub; the detector is only for words.
         threshold: least score of what the detector finds.
         backend: whose code runs the segmenter: "transformers", or "sam2", the package of its authors. Both
@@ -42,7 +37,7 @@ class Sam2Segmenter:
         download, device: see :func:`load`.
     """
 
-    prompt: Box | str
+    prompt: Box | Point | str
     segmenter: str = SEGMENTER
     detector: str = DETECTOR
     threshold: float = 0.3
@@ -68,8 +63,8 @@ class Sam2Segmenter:
                 raise Rejected("nothing_found", f"there is no {self.prompt!r} in the clip")
         else:
             check_box(self.prompt, *video.shape[-2:])
-            x, y, w, h = self.prompt
-            found = 0, [x, y, x + w, y + h]
+            x, y, *size = self.prompt
+            found = 0, [x, y, x + size[0], y + size[1]] if size else [x, y]
         model, processor = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
         if self.backend == "sam2":
             from vera_lite.dataset import sam2_package
@@ -109,7 +104,15 @@ def find(video: Frames, what: str, detector, processor, threshold: float):
 def track(
     video: Frames, start: int, box: Sequence[float], model, processor, bar: tqdm | None = None
 ) -> list[Tensor]:
-    """uint8 masks (1, H, W), 0 or 255, of what is in ``box`` on frame ``start``, one for each frame."""
+    """uint8 masks (1, H, W), 0 or 255, one for each frame.
+
+    Args:
+        video: of frames (3, H, W).
+        start: the frame that shows the thing in ``box``.
+        box: left, top, right and bottom in pixels; or x and y of a point.
+        model, processor: of transformers.
+        bar: counts frames.
+    """
     size = tuple(next(iter(video)).shape[-2:])
     # Frames are prepared one by one and kept on the CPU: 12 MB each, at SAM 2's 1024 x 1024.
     session = processor.init_video_session(
@@ -120,8 +123,11 @@ def track(
     )
     for t, frame in enumerate(video):
         session.add_new_frame(processor(images=frame, return_tensors="pt").pixel_values, t)
+    prompt = {"input_boxes": [[list(box)]]}
+    if len(box) == 2:
+        prompt = {"input_points": [[[list(box)]]], "input_labels": [[[1]]]}
     processor.add_inputs_to_inference_session(
-        session, frame_idx=start, obj_ids=1, input_boxes=[[list(box)]], original_size=size
+        session, frame_idx=start, obj_ids=1, original_size=size, **prompt
     )
     masks = {}
     for reverse in (False, True):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vera_lite.dataset.sam2 import Frames
 from vera_lite.errors import UserError
 
 #: Configuration in the package, by the blocks in each of Hiera's four stages.
@@ -95,7 +96,7 @@ def _renamed(name: str) -> str:
 
 
 @torch.inference_mode()
-def track(video, start: int, box: Sequence[float], predictor, processor) -> list[Tensor]:
+def track(video: Frames, start: int, box: Sequence[float], predictor, processor) -> list[Tensor]:
     """As :func:`vera_lite.dataset.sam2.track`; the frames are prepared by transformers' processor."""
     height, width = next(iter(video)).shape[-2:]
     with tempfile.TemporaryDirectory() as folder:  # the package starts from files, of lossy JPEG
@@ -103,7 +104,8 @@ def track(video, start: int, box: Sequence[float], predictor, processor) -> list
         state = predictor.init_state(folder, offload_video_to_cpu=True, offload_state_to_cpu=True)
     frames = [processor(images=frame, return_tensors="pt").pixel_values[0] for frame in video]
     state |= {"images": frames, "num_frames": len(frames), "cached_features": {}}
-    predictor.add_new_points_or_box(state, start, obj_id=1, box=box)
+    prompt = {"box": box} if len(box) == 4 else {"points": [list(box)], "labels": [1]}
+    predictor.add_new_points_or_box(state, start, obj_id=1, **prompt)
     masks = {}
     for reverse in (False, True):
         for t, _, scores in predictor.propagate_in_video(state, start, reverse=reverse):

@@ -7,7 +7,7 @@ All are callables ``video (T, 3, H, W) in [0, 1] -> mask (T, 1, H, W), 0 or 1``.
 | :class:`PersonSegmenter` | people | any clip with a person in it |
 | :class:`MovingSegmenter` | what leaves its place | a camera that stands still or pans |
 | :class:`BoxSegmenter` | what is in a box | a few frames |
-| :class:`.Sam2Segmenter` | what is in a box, or what words name | any clip; needs weights |
+| :class:`.Sam2Segmenter` | what is in a box or at a point, or what words name | any clip; needs weights |
 """
 
 from __future__ import annotations
