@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import replace
 from datetime import timedelta
@@ -294,7 +295,8 @@ def resumed_equals_uninterrupted_on_any_number_of_ranks(rank, mesh):
         for name, value in expected.items():
             assert torch.equal(value, resumed[name]), name
             if value.is_floating_point():
-                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+                # Clips, noise and state are the same: only the sum over two clips is taken in another order.
+                assert (other[name] - value).abs().max() <= 5e-6 * value.abs().max(), name
         start = build(Vera).state_dict()
         assert any((expected[f"state_dict.system.{n}"] - v).abs().max() > 1e-3 for n, v in start.items())
         assert [p.name for p in stopped.glob("last.ckpt.*")] == ["last.ckpt.4"]  # the newest alone is kept
@@ -353,7 +355,9 @@ if __name__ == "__main__":
     chosen = [c for c in CHECKS if not sys.argv[2:] or c.__name__ in sys.argv[2:]]
     for check in chosen:
         try:
+            begun = time.process_time()
             check(here, both)
+            print(here, check.__name__, time.process_time() - begun, "AFTER", begun, flush=True)
             outcome[check.__name__] = "ok"
         except BaseException:
             outcome[check.__name__] = traceback.format_exc()
