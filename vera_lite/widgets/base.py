@@ -61,7 +61,8 @@ class Widget(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         """What a saved notebook shows where it has no state of the widget; longer texts are cut."""
-        return f"{type(self).__name__}. To keep it in a saved notebook: Settings > Save Widget State Automatically"
+        name = type(self).__name__
+        return f"{name}. To keep it in a saved notebook: Settings > Save Widget State Automatically"
 
     @shows_error
     def set_state(self, sync_data: dict) -> None:
