@@ -53,7 +53,7 @@ def dit_grid(
         raise ValueError(f"{name} has {'' if layout.text else 'no '}text tokens in its self-attention.")
     patch = config.patch_size * layout.packed if isinstance(config.patch_size, int) else config.patch_size
     if isinstance(patch, int):
-        patch = (config.get("patch_size_t") or 1, patch, patch)
+        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
     video = TokenGrid.wan(
         frames,
         height,

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def lane_entry(
     layers, heads = range(len(sources.layers)), range(len(sources.heads))
     if keys is None and cells is None:
         raise ValueError("a cut needs keys, cells of the atlas, or both.")
-    cells = [(x, y) for x in layers for y in heads] if cells is None else [tuple(cell) for cell in cells]
+    cells = [(x, y) for x, y in (product(layers, heads) if cells is None else cells)]
     if not cells or any(x not in layers or y not in heads for x, y in cells):
         raise ValueError(f"cells are places of {len(layers)} layers and {len(heads)} heads, got {cells}.")
     flags = [

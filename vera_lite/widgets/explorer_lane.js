@@ -1,6 +1,6 @@
 // What the model makes: the films of a denoising run, and the causal lane with a film for every cut.
 
-const FILM_SIDE = 96;
+const FILM_SIDE = 84;
 
 // Canvases of films in a row, each with its name.
 function createFilms(state, painter) {

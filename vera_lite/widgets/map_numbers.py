@@ -69,7 +69,7 @@ class Measures:
         }
         rest |= {"sinks": "mass on sinks"} if has_sinks else {}
         rest |= {"divergence": f"{names[0]} against {names[1]} (Jensen-Shannon)"} if len(names) > 1 else {}
-        self.facts = facts + [{"kind": kind, "label": label} for kind, label in rest.items()]
+        self.facts: list[dict] = facts + [{"kind": kind, "label": label} for kind, label in rest.items()]
         self.streams = streams
 
     def of(self, maps: Tensor, targets: "Targets", own_cells: Tensor | None, other: Tensor | None) -> Tensor:
