@@ -37,7 +37,7 @@ CLIPS = {
     Vera: Clip(5, 32, 32, text_tokens=5),
     GenCompositor: Clip(5, 32, 32, "cogvideox", 5),
     RVEDiT: Clip(5, 32, 32, vlm_size=(4, 32, 32)),
-    MiVE: Clip(5, 32, 32, vlm_tokens=6),
+    MiVE: Clip(5, 32, 32, vlm_tokens=7),
 }
 
 

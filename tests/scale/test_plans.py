@@ -141,9 +141,6 @@ def test_a_job_that_cannot_run_says_why():
     assert "heads" in problems and "Muon" in problems
     assert make_plan(replace(job, context=2, muon=False)).problems == ()
     assert "divide" in " ".join(make_plan(replace(job, context=1, muon=False, batch=12)).problems)
-    assert "MiVE" in " ".join(
-        make_plan(replace(job, kind=MiVE, config=CONFIGS[MiVE], clip=CLIPS[MiVE])).problems
-    )
 
 
 def test_plain_data_parallelism_shards_nothing():

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,6 +47,7 @@ from vera_lite.training.toy.layers import SHIPPED_CODEC
 
 FOLDER = Path(sys.argv[1])
 TOLERANCE = 1e-5  # of the largest gradient of a parameter: sums are taken in another order
+TIGHT = 2e-6  # between one device and several that share tokens: gradients of one clip
 MODES = {Vera: "attention", GenCompositor: "full", RVEDiT: "attention", MiVE: "none"}
 
 
@@ -88,11 +91,11 @@ def alone(kind) -> dict[str, torch.Tensor]:
     return gradients(system)
 
 
-def assert_same(found: dict, expected: dict) -> None:
+def assert_same(found: dict, expected: dict, tolerance: float = TOLERANCE) -> None:
     assert any(g.abs().max() > 1e-6 for g in expected.values())
     for name, gradient in expected.items():
         scale = gradient.abs().max().clamp_min(1e-3)
-        assert (found[name] - gradient).abs().max() <= TOLERANCE * scale, name
+        assert (found[name] - gradient).abs().max() <= tolerance * scale, name
     assert not any(found[name].any() for name in found.keys() - expected.keys())
 
 
@@ -118,34 +121,37 @@ def every_parameter_is_cut_in_two(rank, mesh):
 
 
 def shared_tokens_give_the_same_gradients(rank, mesh):
-    for kind, mode in ((Vera, "full"), (RVEDiT, "none")):
+    """Also where tokens do not divide by two: 5 of text (GenCompositor), 7 of context (MiVE)."""
+    modes = {Vera: "full", GenCompositor: "attention", RVEDiT: "none", MiVE: "full"}
+    tokens = {Vera: 3 * 8, GenCompositor: 5 + 2 * 8, RVEDiT: 8, MiVE: 7 + 4 + 8}
+    for kind, mode in modes.items():
         system = build(kind)
         clips = batch(system, 1)
         Loss(system)(clips).backward()
         expected = gradients(system)
         system = build(kind)
         parallelize(system, Parallel(checkpointing=mode), mesh, dist.group.WORLD)
+        seen = []
+        blocks_of(system)[0].register_forward_pre_hook(lambda _m, inputs, seen=seen: seen.append(inputs[0]))
         Loss(system)(clips).backward()
-        assert_same(gradients(system), expected)
-        assert tokens_of_first_block(system, clips) == 4  # of 2 x 2 x 2
-
-
-def tokens_of_first_block(system, clips) -> int:
-    seen = []
-    blocks_of(system)[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        Loss(system)(clips)
-    return (seen[0][0] if isinstance(seen[0], list) else seen[0]).shape[1]
+        assert_same(gradients(system), expected, TIGHT)
+        parts = seen[0] if isinstance(seen[0], list) else [seen[0]]
+        assert sum(x.shape[1] for x in parts) == (tokens[kind] + 1 - rank) // 2
 
 
 def compiled_blocks_give_the_same_gradients(rank, mesh):
-    expected = alone(Vera)
-    system = build(Vera)
-    system.checkpointing = "full"
-    compile_blocks(system, backend="aot_eager")
-    parallelize(system, Parallel(checkpointing="full"), mesh)
-    Loss(system)(mine(batch(system, 2), rank), rank, 2).backward()
-    assert_same(gradients(system), expected)
+    """With shared tokens, whose collectives are part of each block's one graph."""
+    for kind in (Vera, MiVE):
+        config = replace(CONFIGS[kind].backbone, num_layers=1)
+        system = build(kind, backbone=config)
+        clips = batch(system, 1)
+        Loss(system)(clips).backward()
+        expected = gradients(system)
+        system = build(kind, backbone=config)
+        compile_blocks(system, backend="aot_eager")
+        parallelize(system, Parallel(checkpointing="full"), mesh, dist.group.WORLD)
+        Loss(system)(clips).backward()
+        assert_same(gradients(system), expected)
 
 
 def in_bfloat16_islands_stay_in_float32(rank, mesh):
@@ -186,8 +192,6 @@ def weights_stream_into_shards(rank, mesh):
         cog = vars(COG) | {"use_rotary_positional_embeddings": True}
         CogVideoXTransformer3DModel(**cog).save_pretrained(folders / "cog", max_shard_size="60kB")
     dist.barrier()
-    from dataclasses import replace
-
     cases = (
         (Vera, "wan2.1", Vera.from_wan, CONFIGS[Vera]),
         (MiVE, "wan2.1", MiVE.from_wan, CONFIGS[MiVE]),
@@ -291,7 +295,8 @@ def resumed_equals_uninterrupted_on_any_number_of_ranks(rank, mesh):
         for name, value in expected.items():
             assert torch.equal(value, resumed[name]), name
             if value.is_floating_point():
-                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+                # Clips, noise and state are the same: only the sum over two clips is taken in another order.
+                assert (other[name] - value).abs().max() <= 5e-6 * value.abs().max(), name
         start = build(Vera).state_dict()
         assert any((expected[f"state_dict.system.{n}"] - v).abs().max() > 1e-3 for n, v in start.items())
         assert [p.name for p in stopped.glob("last.ckpt.*")] == ["last.ckpt.4"]  # the newest alone is kept
@@ -350,7 +355,9 @@ if __name__ == "__main__":
     chosen = [c for c in CHECKS if not sys.argv[2:] or c.__name__ in sys.argv[2:]]
     for check in chosen:
         try:
+            begun = time.process_time()
             check(here, both)
+            print(here, check.__name__, time.process_time() - begun, "AFTER", begun, flush=True)
             outcome[check.__name__] = "ok"
         except BaseException:
             outcome[check.__name__] = traceback.format_exc()

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vera_lite.backbone.context import split, ulysses
 from vera_lite.backbone.rotary import Grid, rotary_table, rotate
 from vera_lite.backbone.wan import FeedForward, TwoLayers, attend, sinusoids
 from vera_lite.errors import UserError, check_sizes
@@ -129,6 +130,9 @@ class AdaptiveNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention; queries and keys are normed within each head, then rotated."""
 
+    #: Devices that share the tokens, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def __init__(self, config: CogVideoXConfig):
         super().__init__()
         dim, d = config.dim, config.attention_head_dim
@@ -142,31 +146,27 @@ class Attention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            x: (B, S, D), the tokens of the queries.
-            rotary: (2, R, d) for the last R tokens of x; the tokens before them (text) have no position.
-            memory, memory_rotary: the tokens of keys and values, if they are not x.
+            x: (B, S, D), the tokens of the queries; of a shared sequence this device's only.
+            rotary: (2, S, d), of all of them.
+            memory, memory_rotary: the tokens of keys and values, if they are not x. Then nothing is shared.
 
         Returns:
             (B, S, D).
         """
+        group, tokens = None, rotary.shape[1]
         if memory is None:
+            group = self.context_group
+            rotary = split(rotary, group)
             memory, memory_rotary = x, rotary
-        q = rotate_last(self.norm_q(self._split(self.to_q(x))), rotary)  # (B, S, H, d)
-        k = rotate_last(self.norm_k(self._split(self.to_k(memory))), memory_rotary)
-        v = self._split(self.to_v(memory))
-        out = attend(*(y.transpose(1, 2) for y in (q, k, v)))  # (B, H, S, d)
+        q = rotate(self.norm_q(self._heads(self.to_q(x))), rotary)  # (B, S, H, d)
+        k = rotate(self.norm_k(self._heads(self.to_k(memory))), memory_rotary)
+        v = self._heads(self.to_v(memory))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        out = ulysses(attend, q, k, v, tokens, group)  # (B, H, S, d)
         return self.to_out[0](out.transpose(1, 2).flatten(-2))
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
-
-
-def rotate_last(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate the last R of the tokens x (B, S, H, d) by rotary (2, R, d)."""
-    unplaced = x.shape[1] - rotary.shape[1]
-    if not unplaced:
-        return rotate(x, rotary)
-    return torch.cat([x[:, :unplaced], rotate(x[:, unplaced:], rotary)], 1)
 
 
 class CogVideoXBlock(nn.Module):
@@ -182,7 +182,7 @@ class CogVideoXBlock(nn.Module):
         Args:
             streams: [text (B, T, D), video (B, S, D)] or [video].
             time: embedded timestep (B, time_embed_dim).
-            rotary: (2, S, d), of the video tokens.
+            rotary: (2, T + S, d), of all of them.
 
         Returns:
             The streams, updated.
@@ -292,6 +292,9 @@ class AdaptiveNormOut(nn.Module):
 class CogVideoXTransformer(nn.Module):
     """Embedding, blocks and head for a system to run; the arguments are those of :class:`PatchEmbed`."""
 
+    #: Devices that share the tokens, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def __init__(self, config: CogVideoXConfig, positions: Tensor, foreground_channels: int = 0):
         super().__init__()
         self.config = config
@@ -310,9 +313,13 @@ class CogVideoXTransformer(nn.Module):
     def blocks(self) -> nn.ModuleList:
         return self.transformer_blocks
 
-    def rotary(self, positions: Tensor) -> Tensor:
-        """Rotary table (2, S, d) of positions (S, 3), for the blocks."""
-        return rotary_table(positions, axis_widths(self.config.attention_head_dim))
+    def rotary(self, positions: Tensor, text_tokens: int = 0) -> Tensor:
+        """Rotary table (2, T + S, d) for the blocks, of T text tokens and then positions (S, 3).
+
+        Text has no positions. Its rows turn by nothing: they are those of (0, 0, 0).
+        """
+        places = F.pad(positions, (0, 0, text_tokens, 0))
+        return rotary_table(places, axis_widths(self.config.attention_head_dim))
 
     def head(self, tokens: Tensor, time: Tensor, grid: Grid) -> Tensor:
         """Video tokens (B, S, D) of a (t, h, w) grid -> prediction (B, out_channels, t, h, w)."""

@@ -177,16 +177,18 @@ class SelfAttention(Attention):
     context_group: Any = None
 
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d)."""
+        """x (B, S, D), rotary (2, S, d) -> queries, keys, values (B, H, S, d). Of a shared sequence x is this
+        device's part, and so are the results."""
+        rotary = split(rotary, self.context_group)
         qkv = rotate(self.queries(x), rotary), rotate(self.keys(x), rotary), self.values(x)
         q, k, v = (y.transpose(1, 2) for y in qkv)
         return q, k, v
 
     def forward(self, x: Tensor, rotary: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """x (B, S, D), rotary (2, S, d), key_padding_mask (B, S) -> (B, S, D)."""
-        if self.context_group is not None:
-            return self.out(ulysses(attend, *self.project(x, rotary), self.context_group))
-        return self.out(attend(*self.project(x, rotary), key_padding_mask))
+        attend_all = partial(attend, key_padding_mask=key_padding_mask)
+        qkv = self.project(x, rotary)
+        return self.out(ulysses(attend_all, *qkv, rotary.shape[1], self.context_group))
 
 
 class CrossAttention(Attention):
@@ -410,10 +412,10 @@ class WanTransformer(Float32):
         conditions = self.condition_embedder(values, text.to(x) if own_text else None, summed)
         contexts = [conditions.text] * len(self.blocks) if own_text else text
         rotary, group = self.rotary(grid_positions(grid, device=x.device)), self.context_group
-        x, rotary, mine = split(x, group), split(rotary, group), split_runs(runs, group)
+        x, mine = split(x, group), split_runs(runs, group)
         for block, context in zip(self.blocks, contexts, strict=True):
             x = run_block(self.checkpointing, block, x, context, conditions.modulation, mine, rotary)
-        return self.head(gather(x, group), conditions.time, runs, grid)
+        return self.head(gather(x, sum(runs), group), conditions.time, runs, grid)
 
     def rotary(self, positions: Tensor) -> Tensor:
         """Rotary table (2, S, d) of positions (S, 3), for the blocks."""

@@ -345,6 +345,9 @@ class Drawing:
         size: (H, W) of the video.
     """
 
+    #: Whether all layers change with every frame, and a frame cannot be made row by row.
+    whole_frames = False
+
     def __init__(self, pipe: Pipeline, layers: Layers, sampling: Sampling, frames: int, size: Sequence[int]):
         self.pipe, self.layers, self.sampling = pipe, layers, sampling
         self.size = tuple(size)

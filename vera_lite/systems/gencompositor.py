@@ -24,7 +24,7 @@ ERoPE                    :func:`stream_positions`
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from vera_lite.backbone.cogvideox import (
     TimeEmbedding,
     config_of,
 )
+from vera_lite.backbone.context import gather, split_streams
 from vera_lite.backbone.rotary import Grid, grid_positions
 from vera_lite.codecs import Codec, latent_mask
 from vera_lite.diffusion.ddpm import Diffusion
@@ -167,9 +168,14 @@ def stream_positions(grid: Grid, rope: str = "paper", axis: str = "h", offset: i
 class BackgroundBranch(nn.Module):
     """A few blocks that read noisy latents, masked background and mask, and feed the main stream."""
 
+    #: Devices that share the tokens, see :mod:`vera_lite.backbone.context`.
+    context_group: Any = None
+
     def __init__(self, config: GenCompositorConfig):
         super().__init__()
         size, dim = config.backbone, config.backbone.dim
+        #: What a backward pass keeps, see :func:`vera_lite.backbone.checkpointing.run_block`.
+        self.checkpointing = "none"
         wider = replace(size, in_channels=size.in_channels + 1)  # noisy ‖ masked background ‖ mask
         self.patch_embed = PatchEmbed(wider, grid_positions(size.sample_grid))
         self.time_embedding = TimeEmbedding(size)
@@ -188,15 +194,17 @@ class BackgroundBranch(nn.Module):
             video: noisy latents, masked background and mask, (B, 2C + 1, t, h, w).
             timestep: (B,).
             text: as for the main stream.
-            rotary: (2, S, d), of positions without any shift.
+            rotary: (2, T + S, d), of text, and of positions without any shift.
 
         Returns:
             s_j, (B, S, D) each.
         """
         streams, time, features = self.patch_embed(video, text), self.time_embedding(timestep), []
+        S, group = streams[-1].shape[1], self.context_group
+        streams = split_streams(streams, group)
         for block, out in zip(self.transformer_blocks, self.branch_blocks, strict=True):
-            streams = block(streams, time, rotary)
-            features.append(out(streams[-1]))
+            streams = run_block(self.checkpointing, block, streams, time, rotary)
+            features.append(gather(out(torch.cat(streams, 1)), rotary.shape[1], group)[:, -S:])
         return features
 
 
@@ -298,12 +306,7 @@ class GenCompositor(nn.Module):
             check_tensor("foreground", foreground, B, C, *size)
         config, main = self.config, self.transformer
         grid = config.backbone.grid(latents.shape)
-        S = math.prod(grid)
-        positions = stream_positions(grid, config.rope, config.rope_axis, config.rope_offset)
-        rotary = main.rotary(positions.to(latents.device))  # z, then f
-        one_stream = main.rotary(grid_positions(grid, device=latents.device))
-        if foreground is None:
-            rotary = one_stream
+        S, group = math.prod(grid), main.context_group
 
         # [z; f] = [P(x_t ‖ b); P_f(f)]
         if config.shared_projection and foreground is not None:
@@ -311,28 +314,35 @@ class GenCompositor(nn.Module):
         time = main.time_embedding(timestep)
         seen = torch.cat([latents, masked_background], 1)
         *text_tokens, video = main.patch_embed(seen, text, foreground)
+        T = sum(x.shape[1] for x in text_tokens)
+        positions = stream_positions(grid, config.rope, config.rope_axis, config.rope_offset)
+        rotary = main.rotary(positions.to(latents.device), T)  # text, z, f
+        one_stream = main.rotary(grid_positions(grid, device=latents.device), T)
+        if foreground is None:
+            rotary = one_stream
         if config.fusion == "cross":
             video, f = video[:, :S], video[:, S:]
+            rotary, f_rotary = rotary[:, : T + S], rotary[:, T + S :]
 
         # s_j = W_j BranchBlock_j(P_b(x_t ‖ b ‖ m)), and the tokens that lie wholly outside the mask
         features = []
         if self.branch is not None:
             features = self.branch(torch.cat([seen, mask.to(seen)], 1), timestep, text, one_stream)
         keep = ~token_mask(mask, config.backbone.patch_size)
-
-        streams = [*text_tokens, video]
+        updates = [F.pad(keep * s, (0, 0, 0, video.shape[1] - S)) for s in features]  # of z, none of f
+        updates = [split_streams([*text_tokens, update], group)[-1] for update in updates]
+        streams = split_streams([*text_tokens, video], group)
         for i, block in enumerate(main.blocks):
             # [z; f] <- Block_i([z; f])
-            here = rotary[:, : streams[-1].shape[1]]
-            streams = run_block(main.checkpointing, block, streams, time, here)
+            streams = run_block(main.checkpointing, block, streams, time, rotary)
             if self.cross_attention is not None and foreground is not None:
-                streams[-1] = self.cross_attention[i](streams[-1], rotary[:, :S], f, rotary[:, S:])
+                z_rotary = split_streams([rotary[:, :T], rotary[:, T:]], group)[-1]
+                streams[-1] = self.cross_attention[i](streams[-1], z_rotary, f, f_rotary)
             # z <- z + (1 - m) * s_j
-            if features:
-                s = features[i // math.ceil(len(main.blocks) / len(features))]
-                z, rest = streams[-1][:, :S], streams[-1][:, S:]
-                streams[-1] = torch.cat([torch.where(keep, z + s, z), rest], 1)
-        return main.head(streams[-1][:, :S], time, grid)
+            if updates:
+                streams[-1] = streams[-1] + updates[i // math.ceil(len(main.blocks) / len(updates))]
+        x = gather(torch.cat(streams, 1), rotary.shape[1], group)
+        return main.head(x[:, T : T + S], time, grid)
 
     def training_losses(
         self, batch: dict[str, Tensor], sigma: Tensor, random: StepRandom

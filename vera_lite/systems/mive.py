@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from vera_lite.backbone import WAN_14B, WanConfig, WanTransformer, grid_positions, load_weights, read_wan
 from vera_lite.backbone.checkpointing import run_block
+from vera_lite.backbone.context import gather, split, split_runs
 from vera_lite.backbone.rotary import Grid
 from vera_lite.conditioning.multiscale import MultiscaleContext, Reading, read, remembered
 from vera_lite.conditioning.readings import Readings
@@ -219,9 +220,12 @@ class MiVE(nn.Module):
         summed = context.tokens * context.text[..., None] if wan.config.summed_text else None
         time, modulation, _ = wan.condition_embedder(times, None, summed)
         rotary = wan.rotary(self.positions(before, reference is not None, grid).to(u.device))
+        group = wan.context_group
+        u, mine = split(u, group), split_runs(runs, group)
         for block in wan.blocks:
-            inputs = u, context, modulation, runs, rotary, key_padding_mask
+            inputs = u, context, modulation, mine, rotary, key_padding_mask
             u = run_block(wan.checkpointing, block, *inputs)
+        u = gather(u, sum(runs), group)
         return wan.head(u[:, runs[0] :], time[:, 1:], [noisy], grid)  # (8)
 
     def context(self, reading: Reading) -> Context:

@@ -26,6 +26,7 @@ InfoNCE                  :func:`vera_lite.diffusion.infonce.info_nce`
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -271,8 +272,8 @@ class RVEDiT(nn.Module):
                 if self.config.reference_noise == "own":  # the second of two independent draws
                     x_sigma = objective.add_noise(x_0, random.noise(torch.stack([x_0, x_0]))[1], sigma)
                 self(x_sigma, timestep, x_0, reference)
-            group = self.transformer.context_group
-            ours, theirs = gather(ours[0], group), gather(theirs[0], group)
+            S, group = math.prod(self.config.backbone.grid(x_0.shape)), self.transformer.context_group
+            ours, theirs = gather(ours[0], S, group), gather(theirs[0], S, group)
             bound, rank = info_nce(ours, theirs, self.config.temperature)
             losses |= {"alignment": -weight * bound, "positive_rank": rank.float().mean(1)}
         return losses

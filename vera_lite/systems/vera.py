@@ -96,11 +96,10 @@ class JointAttention(nn.Module):
 
     def forward(self, branches: list[SelfAttention], xs: list[Tensor], rotary: Tensor) -> list[Tensor]:
         """xs: (B, S, D) per branch, rotary (2, S, d) for each of them -> (B, S, D) per branch."""
+        n = len(branches)
         projected = [branch.project(x, rotary) for branch, x in zip(branches, xs, strict=True)]
         q, k, v = (torch.cat(parts, 2) for parts in zip(*projected, strict=True))  # (B, H, 3S, d)
-        group = self.context_group
-        attended = attend(q, k, v) if group is None else ulysses(attend, q, k, v, group)
-        attended = attended.chunk(len(branches), 2)
+        attended = ulysses(attend, q, k, v, rotary.shape[1], self.context_group, streams=n).chunk(n, 2)
         return [branch.out(y) for branch, y in zip(branches, attended, strict=True)]
 
 
@@ -208,12 +207,12 @@ class Vera(nn.Module):
         conditions = [embedder(timestep[:, None], text.to(xs[0])) for embedder in embedders]
         texts, modulations = [c.text for c in conditions], [c.modulation for c in conditions]
         rotary, group = wan.rotary(grid_positions(grid, device=latents.device)), self.context_group
-        xs, rotary = [split(x, group) for x in xs], split(rotary, group)
+        S, xs = xs[0].shape[1], [split(x, group) for x in xs]
         for block in self.blocks:
             xs = run_block(self.checkpointing, block, xs, texts, modulations, rotary)
-        xs = [gather(x, group) for x in xs]
+        xs = [gather(x, S, group) for x in xs]
         heads = zip(towers, xs, per_branch(conditions), strict=True)
-        return torch.stack([tower.head(x, c.time, [x.shape[1]], grid) for tower, x, c in heads])
+        return torch.stack([tower.head(x, c.time, [S], grid) for tower, x, c in heads])
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Flow-matching losses at noise levels sigma (B,): ``{layer: (B,)}``, whose sum is the objective."""

@@ -97,13 +97,7 @@ def shard(system: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> None:
 
 
 def share_tokens(system: nn.Module, group: ProcessGroup) -> None:
-    """Let a group of devices share the tokens of their clips (context parallelism).
-
-    Raises:
-        ValueError: this system cannot.
-    """
-    if isinstance(system, MiVE | GenCompositor):
-        raise ValueError(f"{type(system).__name__} has no context parallelism: set its size to 1.")
+    """Let a group of devices share the tokens of their clips (context parallelism)."""
     for module in system.modules():
         if hasattr(module, "context_group"):
             module.context_group = group

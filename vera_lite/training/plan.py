@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vera_lite.conditioning.editing_tokens import Context
 from vera_lite.diffusion.draws import StepRandom
-from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera
+from vera_lite.systems import RVEDiT
 from vera_lite.training.encoded import Clip, random_clips
 from vera_lite.training.parallel import Parallel, blocks_of, set_checkpointing, shallow_config
 
@@ -341,8 +341,6 @@ def _problems(job: Job) -> list[str]:
     elif job.batch % (job.gpus // job.context * job.micro_batch):
         ranks = job.gpus // job.context
         problems.append(f"{job.batch} clips per step do not divide by {ranks} x {job.micro_batch}")
-    if job.context > 1 and job.kind in (GenCompositor, MiVE):
-        problems.append(f"{job.kind.__name__} has no context parallelism: set context_parallel_size to 1")
     if job.muon and job.sharded:
         problems.append("Muon needs whole matrices: set muon_lr to null when weights are sharded")
     return problems
@@ -359,8 +357,7 @@ def smallest_change(job: Job, memory: float) -> tuple[str, Plan] | None:
         for m in stronger
     ]
     with_full = "checkpointing: full and " if stronger else ""
-    if job.kind is Vera or job.kind is RVEDiT:
-        tried += [(f"{with_full}context_parallel_size: {n}", replace(lean, context=n)) for n in (2, 4, 8)]
+    tried += [(f"{with_full}context_parallel_size: {n}", replace(lean, context=n)) for n in (2, 4, 8)]
     tried += [(f"{with_full}{job.gpus * n} GPUs", replace(lean, gpus=job.gpus * n)) for n in (2, 4, 8)]
     for change, other in tried:
         plan = make_plan(replace(other, sharded=True))
