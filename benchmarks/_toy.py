@@ -79,7 +79,8 @@ def _stages(planned: list[int], versions: list[Path]) -> list[list[int]]:
     for i, plan in enumerate(planned):
         # A call logs its first line some steps after its start.
         after = next((start[0] for start in starts[i + 1 :] if start), plan)
-        reached = min(plan, after // 500 * 500) if after < plan else plan
+        # Checkpoints are 250 steps apart, or 500.
+        reached = min(plan, after // 250 * 250) if after < plan else plan
         if stages and stages[-1][0] == plan:
             stages[-1][1] = reached
         else:

@@ -27,10 +27,10 @@ def measure(vlm: VisionLanguageModel) -> dict:
 def rows(report: dict) -> list[tuple[str, str, float, float]]:
     """(kind, number, value, chance) for every kind of question."""
     return [
-        (kind, name, value, scores["chance"][name])
+        (kind, name, value, scores[f"chance_{name}"])
         for kind, scores in report["kinds"].items()
         for name, value in scores.items()
-        if name != "chance"
+        if not name.startswith("chance_")
     ]
 
 

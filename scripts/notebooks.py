@@ -2,7 +2,7 @@
 
 python scripts/notebooks.py check            hygiene rules of CONTRIBUTING.md
 python scripts/notebooks.py run [NAME ...]   execute into build/notebooks
-python scripts/notebooks.py table            write the README table and the links between notebooks
+python scripts/notebooks.py table            write the README table, the links and the times of the notebooks
 python scripts/notebooks.py strip FILE ...   drop outputs that nobody asked to keep
 """
 
@@ -31,11 +31,12 @@ README = ROOT / "README.md"
 OUT = ROOT / "build" / "notebooks"
 SMOKE = NOTEBOOKS / "profiles" / "smoke.yaml"
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 3_000_000
 MAX_STATE = 3_000_000  # of all widgets together, once run
 CELL_SECONDS = 300
 BEGIN, END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
-LINKS = "links"  # id of the last cell
+LINKS, OPEN = "links", "open"  # ids of the last cell, and of the one that opens the notebook elsewhere
+WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 120, 25  # of a reader who stops to think
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 STRIPPED_METADATA = "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
@@ -54,7 +55,8 @@ def load_manifest(path: Path = MANIFEST) -> list[dict]:
 
 def save_manifest(entries: list[dict], path: Path = MANIFEST) -> None:
     comment = "".join(re.findall(r"^#.*\n", path.read_text(), flags=re.MULTILINE))
-    body = yaml.safe_dump({"notebooks": entries}, sort_keys=False, allow_unicode=True, width=100)
+    manifest = yaml.safe_load(path.read_text()) | {"notebooks": entries}
+    body = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=100)
     path.write_text(comment + body)
 
 
@@ -375,15 +377,48 @@ def with_table(readme: str, table: str) -> str:
 
 
 def write_table() -> int:
-    """The table of the README, and a last cell in each notebook that leads to those before and after it."""
-    entries = load_manifest()
+    """The table of the README; in each notebook its times, and cells that lead on and open it elsewhere."""
+    manifest = yaml.safe_load(MANIFEST.read_text())
+    entries, repository = manifest["notebooks"], manifest.get("repository")
     README.write_text(with_table(README.read_text(), render_table(entries)))
     for at, entry in enumerate(entries):
         notebook = nbformat.read(notebook_path(entry), as_version=4)
-        cells = [cell for cell in notebook.cells if cell.get("id") != LINKS]
+        cells = [cell for cell in notebook.cells if cell.get("id") not in (LINKS, OPEN)]
+        cells[0].source = with_time(cells, entry)
+        if repository:
+            cells.insert(1, nbformat.v4.new_markdown_cell(badges(repository, entry["name"]), id=OPEN))
         notebook.cells = [*cells, nbformat.v4.new_markdown_cell(links(entries, at), id=LINKS)]
         notebook_path(entry).write_text(nbformat.writes(notebook) + "\n")
     return 0
+
+
+def with_time(cells, entry: dict) -> str:
+    """The first cell, with the time that reading takes by its length, and running as it was measured."""
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    code = [cell.source for cell in cells if cell.cell_type == "code" and "hide-input" not in tags(cell)]
+    lines = sum(source.count("\n") + 1 for source in code)
+    reading = 5 * round((words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE) / 5)
+    seconds = None if entry["minutes"] is None else 10 * max(1, round(6 * entry["minutes"]))
+    running = f", {seconds} seconds to run" if seconds else ""
+    memory = f", {entry['memory_gb']} GB of memory" if entry["memory_gb"] else ""
+    where = f"a laptop's CPU, one core{memory}, no GPU, no network"
+    line = f"**Time:** {reading} minutes to read{running} ({where})."
+    before, mark, rest = cells[0].source.partition("**Time:**")
+    _, _, after = rest.partition("\n\n")
+    return before + line + ("\n\n" + after if after else "") if mark else before
+
+
+def badges(repository: str, name: str) -> str:
+    """Links that open a notebook of a GitHub repository ("owner/name") in Colab and Binder."""
+    file = f"notebooks/{name}.ipynb"
+    colab = f"https://colab.research.google.com/github/{repository}/blob/main/{file}"
+    binder = f"https://mybinder.org/v2/gh/{repository}/main?labpath={file}"
+    install = f'%pip install -q "vera-lite[notebooks] @ git+https://github.com/{repository}"'
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})\n\n"
+        f"*On Colab, first run this in a new cell:* `{install}`"
+    )
 
 
 def links(entries: list[dict], at: int) -> str:
@@ -430,7 +465,7 @@ def main() -> int:
     runner.add_argument(
         "--measure", action="store_true", help="write minutes and memory into manifest and README"
     )
-    commands.add_parser("table", help="write the README table and the links between notebooks")
+    commands.add_parser("table", help="write the README table, and links and times of the notebooks")
     stripper = commands.add_parser("strip", help="drop outputs, normalise the kernel")
     stripper.add_argument("paths", nargs="*", type=Path, metavar="FILE")
     args = parser.parse_args()

@@ -19,7 +19,8 @@ from transformers import (
     Sam2VideoProcessor,
 )
 
-from vera_lite.dataset.sam2 import DETECTOR, SEGMENTER, find, load, track
+from vera_lite.dataset.sam2 import find, track
+from vera_lite.dataset.weights import DETECTOR, SEGMENTER, load
 from vera_lite.errors import UserError
 from vera_lite.media.video import VideoReader
 from vera_lite.media.video_writer import VideoWriter

@@ -6,7 +6,8 @@ python scripts/train_toys.py --device cuda                on a GPU: 64 pixels, a
 python scripts/train_toys.py --only vera --trainer.max_steps 500      further options go to `vera-lite fit`
 
 A training that was interrupted goes on from its last checkpoint. Everything lands in `runs/NAME_scenes`: the
-checkpoint, `model` (what `vera-lite export` makes of it), and `score.json` of `benchmarks/scenes_toy.py`.
+checkpoint, `model` (what `vera-lite export` makes of it, with its card), and `score.json` of
+`benchmarks/scenes_toy.py`.
 """
 
 import argparse
@@ -37,7 +38,10 @@ def commands(name: str, device: str, more: list[str]) -> list[list[str]]:
     export = ["-m", "vera_lite.cli", "export", str(run / "last.ckpt"), f"--out={run / 'model'}"]
     export += ["--full"] if name == "vlm" else []
     measure = [str(ROOT / "benchmarks" / "scenes_toy.py"), name, str(run / "model")]
-    return [fit, export, [*measure, f"--json={run / 'score.json'}"]]
+    measure += [f"--json={run / 'score.json'}"]
+    if device == "cpu":  # a card names the committed configuration
+        measure += [f"--run={run}", "--card"]
+    return [fit, export, measure]
 
 
 def main() -> None:

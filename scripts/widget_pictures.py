@@ -44,27 +44,39 @@ viewer""",
     ),
     "explorer": Picture(
         """\
-import torch
-from vera_lite.toy.dialogues import ask
-from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.diagnostics import attention_by_layer, attention_over_clips, mask_ratio
-from vera_lite.evaluation.statistics import bootstrap
-from vera_lite.evaluation.toy.dialogue_benchmark import TEST_SEED
+from vera_lite.diagnostics import CapturePlan, GroupMass, StoreQK, Tap, TokenGrid
+from vera_lite.evaluation.toy.layer_benchmark import TEST_SEED
+from vera_lite.pipelines import VeraPipeline
+from vera_lite.systems.vera import LAYERS
 from vera_lite.toy.world import render
-from vera_lite.training.toy.dialogues import DIALOGUE_WORLD
-from vera_lite.widgets.explorer import AttentionExplorer
+from vera_lite.widgets.causal_lane import Interventions
+from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix
+from vera_lite.widgets.explorer_state import Denoising
 
-asked = ask(render(TEST_SEED, range(24), DIALOGUE_WORLD), "locate", TEST_SEED, range(24))
-vlm = VisionLanguageModel.from_pretrained()
-ladder = attention_over_clips(vlm, ((d.clip, d.mask, d.question, 8.0) for d in asked))
-ratios = torch.stack([mask_ratio(h, c) for h, c in zip(ladder.heat, ladder.coverage)])
-clip = asked[5]
-seen = attention_by_layer(vlm, clip.clip, clip.question)
-area = float(ladder.coverage.mean())
-explorer = AttentionExplorer.of_layer_attention(
-    seen, clip.clip, clip.question, mask=clip.mask, curve=bootstrap(ratios), baselines={"uniform": area}
+test = render(TEST_SEED, [37])
+video, prompt, mask = test.source[0], test.instruction[0], test.mask[0]
+pipe, states = VeraPipeline.from_pretrained(), []
+grid = TokenGrid.wan(9, 32, 32, LAYERS, spatial_stride=4)
+labels, names = grid.groups("stream")
+plan = CapturePlan([("attn1$", StoreQK(), "weights"), ("attn1$", GroupMass(labels, names), "mass")], 10**9)
+with Tap(pipe.system, plan):
+    pipe(video, prompt, callback=states.append)
+y, x = mask[4, 0].nonzero().float().mean(0).tolist()
+words = {f"the object in the {name} layer": [grid.index(name, 4, y, x)] for name in LAYERS}
+explorer = AttentionExplorer(
+    plan.captures["weights"],
+    grid,
+    video,
+    words=words,
+    mask=mask,
+    matrix=GroupMatrix.of_group_mass(plan.captures["mass"], labels, names),
+    denoising=Denoising.of(states, pipe.decode),
+    interventions=Interventions(pipe.system, lambda: pipe(video, prompt).final),
 )
-explorer.layer, explorer.frame, explorer.opacity = 1, 5, 0.5
+matte, drawn = grid.tokens("alpha").tolist(), grid.tokens("composite").tolist()
+explorer.cut(drawn, queries=matte, label="the matte cannot see the composite")
+explorer.cut(matte, queries=drawn, label="the composite cannot see the matte")
+explorer.step, explorer.layer, explorer.head, explorer.frame = 9, 2, 2, 4
 explorer""",
         ".vera-explorer",
         lambda widget: widget.locator(".stage canvas").first.hover(),

@@ -1,7 +1,10 @@
 """The attention explorer's Python side: what is saved, what requests are answered, what is refused."""
 
+import io
+import itertools
 import json
 from collections import namedtuple
+from contextlib import ExitStack
 from dataclasses import replace
 from unittest import mock
 
@@ -11,25 +14,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipywidgets import Widget
+from PIL import Image
 from torch.nn import functional as F
 
 from vera_lite.diagnostics import (
     AttentionCall,
     CallSite,
     Capture,
+    CapturePlan,
     Columns,
     GroupMass,
+    KnockOut,
     LayerAttention,
     Rows,
     StoreQK,
+    Tap,
     TextStream,
     TokenGrid,
     VideoStream,
     jensen_shannon,
     mask_ratio,
 )
+from vera_lite.widgets.causal_lane import Interventions
 from vera_lite.widgets.explorer import AttentionExplorer, GroupMatrix
-from vera_lite.widgets.explorer_state import quantise
+from vera_lite.widgets.explorer_state import Denoising, quantise
 
 Band = namedtuple("Band", ("mean", "low", "high"))
 GRID = TokenGrid.wan(5, 24, 40, spatial_stride=4)  # 2 x 3 x 5 tokens
@@ -108,14 +116,14 @@ def test_a_flat_map_survives():
     assert not codes.any()
 
 
-def notes(explorer, run=0, step=0, layer=0, word=0, direction="from"):
-    """What the title says of the mean and of each head."""
+def numbers(explorer, kind, run=0, step=0, layer=0, word=0, direction="from"):
+    """A saved number about the mean map and about each head's (1 + H,)."""
     facts = explorer._facts
-    place = (run * len(explorer.steps) + step) * len(explorer.layers) + layer
-    place = (place * len(explorer.words) + word) * len(facts["directions"])
-    place += facts["directions"].index(direction)
-    groups = 1 + len(explorer.heads)
-    return facts["notes"][place * groups : (place + 1) * groups]
+    kinds = [m["kind"] for m in facts["measures"]]
+    axes = len(facts["runs"]), len(explorer.steps), len(explorer.layers), len(explorer.words)
+    axes = *axes, len(facts["directions"]), len(kinds), 1 + len(explorer.heads)
+    saved = torch.from_numpy(np.frombuffer(explorer._numbers, np.float32).copy()).view(axes)
+    return saved[run, step, layer, word, facts["directions"].index(direction), kinds.index(kind)]
 
 
 def gaze(weights, layer=0):
@@ -123,59 +131,60 @@ def gaze(weights, layer=0):
     return Capture(CallSite(f"blocks.{layer}.attn1"), tuple(range(len(weights))), weights[None, :, None], 0.0)
 
 
-def test_notes_tell_entropy_lift_and_kind():
+def test_numbers_tell_entropy_masses_and_the_share_in_the_mask():
     flat = torch.full((30,), 1 / 30)
     point = F.one_hot(torch.tensor(7), 30).float()
     mask = torch.zeros(5, 1, 24, 40)
     mask[:, :, :12] = 1  # the upper half of every frame
     explorer = AttentionExplorer([gaze(torch.stack([flat, point]))], GRID, VIDEO, mask=mask, sinks=[7])
-    mean, even, sharp = notes(explorer)
-    assert even == "entropy 1.00, lift 1.0"
-    assert sharp.startswith("entropy 0.00, mostly sinks, lift 1.0")  # row 1 of 3: half of it is masked
-    assert "mostly sinks" in mean
-    grid_explorer = AttentionExplorer(
+    expected = {"entropy": [1, 0], "sinks": [1 / 30, 1], "mask": [0.5, 0.5]}  # row 1 of 3: half is masked
+    for kind, of_heads in expected.items():
+        torch.testing.assert_close(numbers(explorer, kind)[1:], torch.tensor(of_heads).float())
+    assert explorer._facts["area"]["from"] == 0.5
+    assert numbers(explorer, "patches").isnan().all(), "nobody knows whose row it is"
+    after_text = AttentionExplorer(
         [gaze(torch.cat([torch.full((1, 3), 0.2), torch.full((1, 30), 0.4 / 30)], 1))],
         AFTER_TEXT,
         VIDEO,
         sinks=[],
     )
-    assert notes(grid_explorer)[1] == "entropy 1.00, mostly text"
+    labels = [m["label"] for m in after_text._facts["measures"]]
+    assert labels[:2] == ["mass on text", "mass on video"] and "stream" not in explorer._facts["measures"]
+    saved_numbers = np.frombuffer(after_text._numbers, np.float32).reshape(len(labels), 2)
+    np.testing.assert_allclose(saved_numbers[:3, 1], [0.6, 0.4, 1], rtol=1e-5)
 
 
-def test_notes_of_a_patch_tell_how_far_it_looks():
+def test_numbers_of_a_patch_tell_how_far_it_looks():
     source = StoreQK()(make_call())
     explorer = AttentionExplorer([source], GRID, VIDEO, words={"patch": [7]}, sinks=[])
     slot = torch.arange(30) // 15
     cells = torch.stack([slot, torch.arange(30) % 15 // 5, torch.arange(30) % 5], 1).float()
     rows = with_mean(source.rows([7])[0, :, 0])
     away = rows @ (cells - cells[7]).abs()
-    for note, far, near in zip(
-        notes(explorer), away.tolist(), (rows[:, slot == 0].sum(1) > 0.5).tolist(), strict=True
-    ):
-        assert f"{(far[1] ** 2 + far[2] ** 2) ** 0.5:.1f} patches and {far[0]:.1f} slots away" in note
-        assert note.endswith("spatial" if near else "temporal")
+    torch.testing.assert_close(numbers(explorer, "slots"), away[:, 0])
+    torch.testing.assert_close(numbers(explorer, "patches"), away[:, 1:].square().sum(1).sqrt())
+    torch.testing.assert_close(numbers(explorer, "own slot"), rows[:, slot == 0].sum(1))
+    captured = AttentionExplorer([Rows([7])(make_call())], GRID, VIDEO, sinks=[])
+    assert captured._facts["tokens"] == [[7]] and captured.words == [("video (0, 1, 2)", [0])]
+    torch.testing.assert_close(numbers(captured, "slots"), away[:, 0])
 
 
 def test_cells_of_two_grids_have_no_distance():
     coarse = TokenGrid((VideoStream("seen", torch.arange(8), ((0, 1, 2, 3, 4),), (2, 4), (5, 24, 40)),))
     sources, words = stores(keys=8), {"patch": [7]}
     explorer = AttentionExplorer(sources, GRID, VIDEO, key_grid=coarse, words=words, sinks=[])
-    assert all("entropy" in note for note in notes(explorer))
-    assert not any("away" in note or "spatial" in note or "temporal" in note for note in notes(explorer))
+    assert numbers(explorer, "entropy").isfinite().all()
+    assert all(numbers(explorer, kind).isnan().all() for kind in ("patches", "slots", "own slot"))
 
 
-def test_notes_of_two_runs_tell_their_divergence():
+def test_two_runs_are_compared_by_their_divergence():
     a, b = stores(layers=2), stores(layers=2, seed=1)
     explorer = AttentionExplorer(a, GRID, VIDEO, words={"patch": [7]}, compare=b)
-    assert not any("Jensen" in note for note in notes(explorer, run=0, layer=1))
-    pair = [with_mean(s[1].rows([7])[0, :, 0]) for s in (a, b)]
-    exact = jensen_shannon(*pair)
-    told = notes(explorer, run=1, layer=1)
-    for note, value in zip(told, exact, strict=True):
-        assert f"Jensen-Shannon to the first run {value:.3f}" in note
-    assert f"(heads {exact[1:].min():.3f} to {exact[1:].max():.3f})" in told[0]
+    exact = jensen_shannon(*(with_mean(s[1].rows([7])[0, :, 0]) for s in (a, b))).float()
+    for run in (0, 1):
+        torch.testing.assert_close(numbers(explorer, "divergence", run, layer=1), exact)
     same = AttentionExplorer(a, GRID, VIDEO, words={"patch": [7]}, compare=a)
-    assert "Jensen-Shannon to the first run 0.000" in notes(same, run=1)[0]
+    assert numbers(same, "divergence").abs().max() < 1e-6
 
 
 def test_the_saved_overview_is_the_stores_rows_and_columns():
@@ -196,7 +205,8 @@ def test_the_saved_overview_is_the_stores_rows_and_columns():
 def test_captured_rows_and_a_second_run():
     runs = [stores(measurement=Rows(torch.tensor([3, 9])), seed=seed) for seed in (0, 1)]
     explorer = AttentionExplorer(runs[0], GRID, VIDEO, compare=runs[1], names=("with", "without"))
-    assert explorer.words == [("row 0", [0]), ("row 1", [1])]
+    assert explorer.words == [("video (0, 0, 3)", [0]), ("video (0, 1, 4)", [1])]
+    assert explorer._facts["tokens"] == [[3], [9]]
     assert explorer._facts["directions"] == ["from"]
     assert explorer._facts["residuals"] == [[[c.residual for c in run]] for run in runs]
     for run, captures in enumerate(runs):
@@ -256,6 +266,20 @@ def test_a_clicked_token_is_answered_exactly(direction):
         maps, bound = decode(codes[run], ranges[run], apart)
         assert ((maps - with_mean(exact)).abs() <= bound * 1.001 + 1e-7).all()
     assert explorer.error == ""
+
+
+def test_a_clicked_token_has_an_atlas():
+    a, b = stores(seed=0, layers=2, steps=2), stores(seed=1, layers=2, steps=2)
+    explorer = AttentionExplorer(a, GRID, VIDEO, compare=b, words={"clicked": [11]}, sinks=[2])
+    kinds = [m["kind"] for m in explorer._facts["measures"]]
+    for direction in ("from", "to"):
+        content = {"layer": "all", "step": 1, "word": 0, "query": 11, "direction": direction}
+        reply, (buffer,) = answer(explorer, id="x-2", **content)
+        assert reply == {"id": "x-2"}
+        found = torch.frombuffer(bytearray(buffer), dtype=torch.float32).view(2, 2, len(kinds), 4)
+        for run, layer, kind in itertools.product(range(2), range(2), kinds):
+            saved_number = numbers(explorer, kind, run, 1, layer, 0, direction)
+            torch.testing.assert_close(found[run, layer, kinds.index(kind)], saved_number, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +345,7 @@ def test_cross_attention_shows_who_looks_at_a_word():
         ("video", "query"),
         ("text", "key"),
     ]
+    assert explorer.stream == 0
     explorer.query, explorer.direction = 29, "from"
     assert torch.equal(explorer.current_maps()[0], sources[0].rows([29])[0, :, 0])
 
@@ -342,14 +367,13 @@ def test_sinks_are_found_named_and_left_out_of_the_mask_ratio():
     sources = stores(queries=300 // 10, keys=30, sink=15)
     explorer = AttentionExplorer(sources, GRID, VIDEO, mask=mask, sinks=[15], words={"one": [4]})
     assert explorer._facts["sinks"] == [{"token": 15, "name": "video (1, 0, 0)"}]
-    ratios = np.frombuffer(explorer._ratios, np.float32).reshape(2, 1, 1, 2, 1, 2, 4)
     coverage = GRID.coverage("video", mask)
     for layer, source in enumerate(sources):
         row = with_mean(source.rows([4])[0, :, 0])
-        for excluded, exclude in enumerate((None, torch.tensor([15]))):
-            expected = mask_ratio(row, coverage, exclude).float()
-            torch.testing.assert_close(torch.tensor(ratios[excluded, 0, 0, layer, 0, 0]), expected)
-    assert (ratios[0, ..., 0, :] > 2 * ratios[1, ..., 0, :]).all()
+        found = [numbers(explorer, kind, layer=layer) for kind in ("mask", "mask without sinks")]
+        for ratio, exclude in zip(found, (None, torch.tensor([15])), strict=True):
+            torch.testing.assert_close(ratio, mask_ratio(row, coverage, exclude).float())
+        assert (found[0] > 2 * found[1]).all()
     assert explorer._facts["area"]["from"] == pytest.approx(float(coverage.mean()))
 
 
@@ -392,11 +416,12 @@ def test_equal_words_keep_apart():
 
 def test_of_layer_attention_shows_every_layer():
     attention = torch.rand(4, 2, 33, generator=torch.Generator().manual_seed(0))
-    found = LayerAttention(AFTER_TEXT, attention, {}, torch.full((4,), 1e-6))
+    found = LayerAttention(AFTER_TEXT, attention, {}, torch.full((4,), 1e-6), torch.tensor([1, 2]))
     curve = Band(*torch.rand(3, 4))
     options = {"curve": curve, "baselines": {"area": 0.1}}
     explorer = AttentionExplorer.of_layer_attention(found, VIDEO, "ball", **options)
     assert explorer.layers == [f"layer {i}" for i in range(4)] and explorer.words == [("ball", [0])]
+    assert explorer._facts["tokens"] == [[1, 2]]
     explorer.layer = 2
     assert torch.equal(explorer.current_maps()[0], attention[2])
     drawn = np.frombuffer(explorer._curve, np.float32).reshape(4, 4)
@@ -416,6 +441,134 @@ def test_the_matrix_is_mean_mass_between_groups():
     rows = [Rows([0])(c) for c in calls]
     explorer = AttentionExplorer(rows, grid, VIDEO, matrix=matrix)
     assert np.frombuffer(explorer._matrix, np.float32)[9 * 2 :][:9] == pytest.approx(expected.flatten())
+
+
+def test_the_video_that_is_looked_at_comes_first():
+    streams = [replace(_VIDEO, name=name) for name in ("asking", "seen")]
+    sources = stores(keys=30)
+    explorer = AttentionExplorer(
+        sources, TokenGrid((streams[0],)), VIDEO, key_grid=TokenGrid((streams[1],)), words={"one": [4]}
+    )
+    assert [s["name"] for s in explorer._facts["streams"]] == ["asking", "seen"] and explorer.stream == 1
+
+
+# --- denoising and the causal lane -------------------------------------------------------------------
+
+
+def test_films_are_kept_step_by_step():
+    sources = stores(layers=1, steps=3)
+    ramp = torch.linspace(0, 1, 3).view(3, 1, 1, 1, 1).expand(3, 5, 1, 24, 40)
+    denoising = Denoising([1.0, 0.8, 0.3], {"alpha": ramp, "edit": VIDEO.expand(3, *VIDEO.shape)})
+    explorer = AttentionExplorer(sources, GRID, VIDEO, denoising=denoising)
+    assert explorer._facts["films"] == ["alpha", "edit"] and explorer._facts["sigmas"] == [1.0, 0.8, 0.3]
+    for step, grey in enumerate((0, 128, 255)):
+        sheet = np.asarray(Image.open(io.BytesIO(explorer._films[0][step])))
+        assert abs(int(sheet[3, 3, 0]) - grey) <= 2
+    Guess = namedtuple("Guess", ("sigma", "x_0"))
+    states = [Guess(s, ramp[i]) for i, s in enumerate(denoising.sigmas)]
+    again = Denoising.of(states, lambda x_0: {"alpha": x_0[None] * 2 - 0.5})
+    torch.testing.assert_close(again.films["alpha"], (ramp * 2 - 0.5).clamp(0, 1))
+    assert again.sigmas == list(denoising.sigmas)
+
+
+class Painter(torch.nn.Module):
+    """Two layers of attention with three heads of 8; the video is what the tokens carry at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
+        for layer in self.layers:
+            layer.forward = lambda x: x + F.scaled_dot_product_attention(x, x, x)
+        self.x = torch.randn(1, 3, 30, 8, generator=torch.Generator().manual_seed(0))
+
+    def forward(self):
+        x = self.x
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def video(self):
+        values = self()[0].mean((0, 2)).sigmoid()
+        return GRID.to_video(values, "video")[:, None].expand(-1, 3, -1, -1)
+
+
+def paint():
+    """A model that can be cut, and an explorer of it."""
+    model, plan = Painter(), CapturePlan([("layers", StoreQK(), "all")], 10**8)
+    with Tap(model, plan):
+        model()
+    options = {"interventions": Interventions(model, model.video), "sinks": []}
+    return model, AttentionExplorer(plan.captures["all"], GRID, VIDEO, **options)
+
+
+@pytest.fixture
+def painted():
+    return paint()
+
+
+@pytest.mark.parametrize("queries", [None, [0, 3]])
+@pytest.mark.parametrize("cells", [None, [(0, 1), (1, 1), (1, 2)]])
+@pytest.mark.parametrize("keys", [None, [5, 6]])
+def test_a_cut_is_a_knock_out_and_says_what_was_looked_at(painted, keys, cells, queries):
+    model, explorer = painted
+    if keys is None and cells is None:
+        with pytest.raises(ValueError, match="keys, cells"):
+            explorer.cut(keys, cells, queries)
+        return
+    video = explorer.cut(keys, cells, queries)
+    chosen = list(itertools.product(range(2), range(3))) if cells is None else cells
+    flags = [None if c is None else torch.isin(torch.arange(30), torch.tensor(c)) for c in (keys, queries)]
+    with ExitStack() as cuts:
+        for layer in (0, 1):
+            heads = torch.tensor([head for one, head in chosen if one == layer])
+            cuts.enter_context(KnockOut(model, flags[0], f"layers.{layer}", flags[1], heads))
+        expected = model.video()
+    torch.testing.assert_close(video, expected)
+    intact, entry = explorer._cuts
+    assert (intact["looked"], intact["lost"]) == (0, 0)
+    assert entry["lost"] == pytest.approx(float((expected - model.video()).abs().mean()), rel=1e-4)
+    assert entry["lost"] > 0
+    mass = 0
+    for layer, head in chosen:
+        weights = explorer._sources.tables[0][0][layer].tile(None, keys)[0, head]  # (Q, keys)
+        mass += float(weights[queries if queries else slice(None)].sum()) / 30
+    assert entry["looked"] == pytest.approx(mass / 6, rel=1e-4)
+    explorer.cut([1], label="another")
+    assert [e["label"] for e in explorer._cuts[::2]] == ["nothing cut", "another"]
+
+
+def test_a_cut_of_the_page_is_made_and_a_wrong_one_is_refused(painted):
+    _, explorer = painted
+    reply, buffers = answer(explorer, id="x-9", cut={"keys": [3], "cells": [[0, 1]], "queries": None})
+    assert (reply, buffers) == ({"id": "x-9"}, [])
+    assert explorer._cuts[1]["label"] == "1 patch in 1 of 6 heads"
+    for wrong in (
+        {"keys": [30]},
+        {"keys": []},
+        {"keys": [0.5]},
+        {"cells": [(2, 0)]},
+        {"cells": []},
+        {"keys": [1], "queries": [30]},
+        {"keys": list(range(30))},  # nobody would see anything
+    ):
+        with pytest.raises(ValueError):
+            explorer.cut(**wrong)
+    assert len(explorer._cuts) == 2
+    with pytest.raises(ValueError, match="interventions"):
+        AttentionExplorer(stores(), GRID, VIDEO).cut([1])
+
+
+def test_captured_rows_know_what_a_cut_took(painted):
+    model, explorer = painted
+    plan = CapturePlan([("layers", Rows([4, 9]), "rows")], 10**8)
+    with Tap(model, plan):
+        model()
+    of_rows = AttentionExplorer(
+        plan.captures["rows"], GRID, VIDEO, sinks=[], interventions=Interventions(model, model.video)
+    )
+    of_rows.cut([7])
+    expected = torch.stack([c.values[0, :, :, 7].mean() for c in plan.captures["rows"]]).mean()
+    assert of_rows._cuts[1]["looked"] == pytest.approx(float(expected), rel=1e-5)
 
 
 # --- budget and refusals -----------------------------------------------------------------------------
@@ -471,6 +624,12 @@ REFUSALS = {
     "baselines": (stores, {"baselines": {"area": 0.1}}),
     "matrix": (stores, {"matrix": GroupMatrix(torch.rand(1, 3, 2, 2), "ab", "ab")}),
     "mask": (stores, {"mask": torch.zeros(5, 1, 2, 2)}),
+    "sigmas": (stores, {"denoising": Denoising([1.0, 0.5], {})}),
+    "film of other steps": (
+        stores,
+        {"denoising": Denoising([1.0], {"edit": VIDEO[None].expand(2, *VIDEO.shape)})},
+    ),
+    "film of another size": (stores, {"denoising": Denoising([1.0], {"edit": VIDEO[None, :4]})}),
 }
 
 

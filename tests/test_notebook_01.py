@@ -5,6 +5,8 @@ import torch
 from notebook_cells import BOOKS
 from test_vision_language import TEXT, VISION
 
+from vera_lite.conditioning.vision_language import VisionLanguageModel
+from vera_lite.media.masked_clips import read_masked_clips
 from vera_lite.media.video_writer import write_video
 from vera_lite.toy.vlm import toy_processor
 from vera_lite.training.toy.dialogues import toy_qwen3_vl
@@ -26,7 +28,7 @@ def test_the_solution_of_the_mass_keeps_the_type(book):
 
 
 def test_the_ladder_of_a_model_of_ones_own(book, tmp_path):
-    """What the parameters `model`, `clips_folder` and `masks_folder` run, on a tiny random model."""
+    """What the parameters of a model of one's own run, on a tiny random model."""
     layers = 4
     torch.manual_seed(0)
     toy_qwen3_vl(TEXT | {"num_hidden_layers": layers}, VISION).save_pretrained(tmp_path / "model")
@@ -39,8 +41,9 @@ def test_the_ladder_of_a_model_of_ones_own(book, tmp_path):
         clip = torch.randint(256, (len(mask), 3, 24, 32), dtype=torch.uint8)
         write_video(tmp_path / "clips" / f"{i}.mkv", clip, 8, "lossless")
         write_video(tmp_path / "masks" / f"{i}.mask.mkv", mask, 8, "lossless")
-    folders = [str(tmp_path / name) for name in ("model", "clips", "masks")]
-    ladder = book["ladder_of"](*folders, "the red ring in the video")
+    reader = VisionLanguageModel.from_pretrained(tmp_path / "model")
+    clips = read_masked_clips(tmp_path / "clips", tmp_path / "masks")
+    ladder = book["ladder_of"](reader, clips, "the red ring in the video")
     assert ladder.heat.shape[:2] == (3, layers) and ladder.coverage.mean() > 0.05
     assert ladder.coverage.shape[1] == 8 * 10  # all 16 frames that the reader chose: 8 slots of 10 tokens
     [axes] = book["ladder_figure"](ladder, "tiny").axes

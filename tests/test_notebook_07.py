@@ -50,7 +50,7 @@ def test_a_simulated_rater_without_errors_prefers_what_is_nearer(book):
 
 
 def test_the_solutions_can_be_used(book, capsys):
-    for name in ("kept_psnr", "corrected"):
+    for name in ("kept_mse", "kept_psnr", "corrected"):
         book[name] = BOOK.solution(book, name)
     source = [torch.zeros(2, 3, 8, 8)]
     mask = torch.zeros(2, 1, 8, 8)

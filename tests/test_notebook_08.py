@@ -119,7 +119,7 @@ def test_cuts_name_their_blocks(book, monkeypatch):
     assert edit_with(sentences=["b"]) == ((1, ["b"], 2), 3) and len(cuts) == 1
 
 
-def test_claims_are_judged_by_the_interval_over_seeds(book, capsys):
+def test_claims_are_judged_by_the_interval_over_seeds(book):
     values = {"self": (3, 3, 3), "first layer": (1, 1.1, 0.9), "decoupled": (4, 2, 2)}
     book["report"] = {
         "runs": [
@@ -130,14 +130,12 @@ def test_claims_are_judged_by_the_interval_over_seeds(book, capsys):
     }
     assert book["of_seeds"]("decoupled", "m") == [4, 2, 2]
     assert book["of_seeds"]("decoupled", "added_motion") == [40, 20, 20]
-    for peer in ("first layer", "decoupled"):
-        book["judge_claim"](peer, "self", peer, "m")
-    book["judge_claim"]("worse", "first layer", "self", "m")
-    book["judge_claim"]("heard", "decoupled", "decoupled", "added_motion", "added_unheard")
-    said = capsys.readouterr().out.splitlines()
-    verdicts = ["supported", "undecided", "not supported", "undecided"]
-    assert [line.rpartition("]  ")[2] for line in said] == verdicts
-    assert "+2.0 [" in said[0] and "+1.7 [" in said[3]
+    judged = book["judged"]
+    found = [judged("self", peer, "m") for peer in ("first layer", "decoupled")]
+    found += [judged("first layer", "self", "m")]
+    found += [judged("decoupled", "decoupled", "added_motion", "added_unheard")]
+    assert [verdict for *_, verdict in found] == ["supported", "undecided", "not supported", "undecided"]
+    assert found[0][0] == pytest.approx(2) and found[3][0] == pytest.approx(80 / 3 - 25)
 
 
 def test_every_token_of_the_sequence_has_its_place():

@@ -109,7 +109,7 @@ BROKEN = {
         lambda notebook: notebook.metadata.update(widgets={}),
         "metadata.widgets is stored",
     ),
-    "too big": (outputs(CHECKED, "1" * tool.MAX_BYTES), "the limit is 1.0 MB"),
+    "too big": (outputs(CHECKED, "1" * tool.MAX_BYTES), "the limit is 3.0 MB"),
 }
 
 
@@ -189,9 +189,29 @@ def test_the_table_replaces_what_is_between_the_markers():
 
 def test_measured_numbers_survive_in_the_manifest(tmp_path):
     path = tmp_path / "manifest.yaml"
-    path.write_text("# why\nnotebooks:\n- name: a\n  minutes: null\n")
+    path.write_text("# why\nrepository: a/b\nnotebooks:\n- name: a\n  minutes: null\n")
     tool.save_manifest([{"name": "a", "minutes": 0.5}], path)
-    assert path.read_text() == "# why\nnotebooks:\n- name: a\n  minutes: 0.5\n"
+    assert path.read_text() == "# why\nrepository: a/b\nnotebooks:\n- name: a\n  minutes: 0.5\n"
+
+
+def test_the_time_of_a_notebook_follows_its_length_and_its_measured_run():
+    intro = new_markdown_cell("# Title\n\n**Time:** a moment.\n\nMore.")
+    entry = {"minutes": 0.4, "memory_gb": 1.2}
+    words = new_markdown_cell("word " * 10 * tool.WORDS_A_MINUTE)
+    code = new_code_cell("\n".join(["pass"] * 10 * tool.CODE_LINES_A_MINUTE))
+    said = tool.with_time([intro, words, code], entry)
+    assert "**Time:** 20 minutes to read, 20 seconds to run (" in said and "1.2 GB" in said
+    assert said.startswith("# Title") and said.endswith("\n\nMore.") and "a moment" not in said
+    code.metadata["tags"] = ["hide-input"]
+    assert "**Time:** 10 minutes to read (" in tool.with_time([intro, words, code], dict.fromkeys(entry))
+    assert tool.with_time([new_markdown_cell("# Title")], entry) == "# Title"
+
+
+def test_badges_open_the_file_of_the_repository():
+    text = tool.badges("owner/name", "00_start")
+    assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in text
+    assert "mybinder.org/v2/gh/owner/name/main?labpath=notebooks/00_start.ipynb" in text
+    assert "git+https://github.com/owner/name" in text
 
 
 def test_strip_keeps_checked_outputs_only(save):

@@ -50,7 +50,8 @@ def test_environment_yml_follows_pyproject():
     editable = next(line for line in pip if line.startswith("-e"))
 
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
-    assert set(Requirement(editable.replace("-e .", "vera-lite")).extras) == set(EXTRAS)
+    # The package of SAM 2 has no wheel: pip would fetch a second torch to build it.
+    assert set(Requirement(editable.replace("-e .", "vera-lite")).extras) == set(EXTRAS) - {"sam2"}
 
 
 def test_changelog_and_citation_name_the_version():

@@ -1,6 +1,8 @@
 """Batches and configurations of the world of things on places."""
 
+import json
 import pickle
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import yaml
 from vera_lite.codecs import PatchCodec
 from vera_lite.conditioning.phrases import PhraseEncoder
 from vera_lite.evaluation.metrics import PooledPSNR
+from vera_lite.evaluation.statistics import wilson
+from vera_lite.evaluation.toy.tally import Row, Tally
 from vera_lite.toy.phrases import SCENE_VOCABULARY
 from vera_lite.toy.scene_compositions import SceneCompositionConfig
 from vera_lite.toy.scene_edits import SceneEditConfig
@@ -124,8 +128,71 @@ def test_the_benchmark_reports_held_out_pairs_apart(monkeypatch):
         return {"add": {"noun": float(world.unseen)}}
 
     monkeypatch.setattr(scenes_toy.layer_benchmark, "evaluate", evaluate)
-    pipe = type("Pipe", (), {"clip_size": (9, 32, 32)})()
-    monkeypatch.setattr(scenes_toy.VeraPipeline, "from_pretrained", lambda folder: pipe)
-    rows = scenes_toy.vera(Path("model"), 4)
+    rows = scenes_toy.vera(type("Pipe", (), {"clip_size": (9, 32, 32)})(), 4)
     assert sorted(asked) == [(False, False), (False, True), (True, False), (True, True)]
     assert all(row["noun"] == ("held-out" in name) for name, row in rows.items()) and len(rows) == 4
+
+
+class AnyRow(Row):
+    """Has every number, and the same one."""
+
+    def __init__(self, value: float):
+        super().__init__({"psnr": value})
+        self.intervals["psnr"] = (value - 1, value + 1)
+
+    def __missing__(self, key: str) -> float:
+        return self["psnr"]
+
+
+@pytest.mark.parametrize("system", ["vera", "gencompositor", "rvedit", "mive", "vlm"])
+def test_a_card_says_which_goals_are_met(system, monkeypatch):
+    monkeypatch.syspath_prepend(str(CONFIGS.parents[1] / "benchmarks"))
+    import scenes_toy
+
+    class AnyRows(defaultdict):
+        def __missing__(self, name):
+            trivial = name.startswith(("codec alone", "first frame held"))
+            self[name] = AnyRow(60.0 if trivial else value)
+            return self[name]
+
+    load, _, goals_of = scenes_toy.SYSTEMS[system]
+    monkeypatch.setattr(scenes_toy, "sampling", lambda model: {"parameters": 1e6, "sampler_steps": 12})
+    verdicts = []
+    for value in (0.5, 99.0):
+        rows = AnyRows()
+        list(goals_of(rows))
+        rows["codec alone"] = Row({"psnr": float("inf")})
+        entry = load, lambda model, clips, rows=rows: rows, goals_of
+        monkeypatch.setitem(scenes_toy.SYSTEMS, system, entry)
+        report = scenes_toy.measure(system, None, 4)
+        json.dumps(report, allow_nan=False)
+        training = {"stages": [[600, 600]], "steps": 600, "batch_size": 16, "samples": 9600, "threads": 1}
+        report["training"] = training | {"precision": "bf16-mixed", "wall_minutes": 7}
+        card = scenes_toy.card(system, report)
+        assert f"{system}_scenes.yaml --trainer.max_steps 600" in card
+        assert (f"{value:.1f}" if value > 5 else f"{value:.3f}") + " (" in card
+        verdicts.append([goal["met"] for goal in report["goals"]])
+    assert not all(verdicts[0])
+    assert sum(verdicts[1]) > sum(verdicts[0])
+
+
+def test_a_row_has_intervals_over_clips():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(40, 3, 3, 8, 8, generator=generator)
+    errors = torch.rand(40, 1, 1, 1, 1, generator=generator) * 0.2
+    b, where = a + errors, torch.rand(40, 3, 1, 8, 8, generator=generator) > 0.3
+    whole, single, pooled = Tally(), Tally(), PooledPSNR()
+    whole.psnr("psnr", a, b, where)
+    for i in range(40):
+        single.psnr("psnr", a[i], b[i], where[i])
+        pooled.add(a[i], b[i], where[i])
+    rows = whole.row(), single.row()
+    assert rows[0] == rows[1] and rows[0].intervals == rows[1].intervals
+    assert rows[0]["psnr"] == pytest.approx(pooled.value(), abs=1e-4)
+    low, high = rows[0].intervals["psnr"]
+    assert rows[0]["psnr"] - 3 < low < rows[0]["psnr"] - 0.3 and rows[0]["psnr"] + 0.3 < high
+    shares = Tally()
+    shares.add({"noun": [True] * 9 + [False], "fit": [0.1 * i for i in range(10)]})
+    row = shares.row()
+    assert row.intervals["noun"] == wilson(9, 10)
+    assert 0.2 < row.intervals["fit"][0] < row["fit"] < row.intervals["fit"][1] < 0.7

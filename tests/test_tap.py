@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vera_lite.backbone import WanConfig, WanTransformer
-from vera_lite.diagnostics import AttentionCall, CallSite, KnockOut, Rows, Tap
+from vera_lite.diagnostics import AttentionCall, CallSite, GroupMass, KnockOut, Rows, Tap
 from vera_lite.diffusion.sampling import denoise
 from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
 
@@ -350,21 +350,95 @@ def test_of_nested_attention_modules_the_innermost_counts():
     assert tap.unseen == ["0.inner", "2"] and tap.sites == [CallSite("1.inner")]
 
 
-def test_torch_s_own_attention_module_hides_its_call():
-    x, net = draw(1, 2, 4), nn.MultiheadAttention(4, 2)
-    with pytest.warns(UserWarning, match="the model itself"), Tap(net) as tap:
-        net(x, x, x, need_weights=False)
-    assert tap.unseen == [""]
+@pytest.fixture
+def no_fast_path():
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+PADDING = torch.tensor([[False, False, False], [False, True, True]])
+
+
+def encoder(**options):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, **options).eval()
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("no_fast_path")
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_torch_s_own_attention_is_captured_exactly(need_weights):
+    x, calls = draw(2, 3, 8), []
+    net = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    options = {"key_padding_mask": PADDING, "need_weights": need_weights, "average_attn_weights": False}
+    expected, told = net(x, x, x, **options)
+    measure = GroupMass(torch.tensor([0, 1, 1]))  # calls SDPA itself, which must not be seen
+    with Tap(net, lambda call: calls.append((call, measure(call)))):
+        result, same = net(x, x, x, **options)
+    assert torch.equal(result, expected) and (told is None or torch.equal(same, told))
+    ((call, mass),) = calls
+    assert_certified(call)
+    assert mass.residual < 1e-6
+    _, told = net(x, x, x, **options | {"need_weights": True})
+    torch.testing.assert_close(weights(call), told)
+    assert F.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("no_fast_path")
+def test_a_padded_encoder_keeps_every_bit_and_can_be_cut():
+    net, x, before, after = encoder(), draw(2, 3, 8), [], []
+    expected = net(x, src_key_padding_mask=PADDING)
+    with Tap(net, before.append) as tap:
+        assert torch.equal(net(x, src_key_padding_mask=PADDING), expected)
+    assert [site.module for site in tap.sites] == ["layers.0.self_attn", "layers.1.self_attn"]
+    query = torch.tensor([0])
+    with Tap(net, after.append), KnockOut(net, torch.tensor([2]), "layers.0", query) as cut:
+        changed = net(x, src_key_padding_mask=PADDING)
+    assert not torch.equal(changed, expected) and cut._changed
+    masses = [weights(call)[0, :, 0, 2] for call in after]
+    assert not masses[0].any() and masses[1].all() and weights(before[0])[0, :, 0, 2].all()
+    attention = net.layers[0].self_attn
+    with pytest.raises(ValueError, match="need_weights"), KnockOut(attention, torch.tensor([2])):
+        attention(x, x, x)
+
+
+def test_the_fast_path_is_refused_before_the_run():
+    for kind in (Tap, lambda net: KnockOut(net, torch.tensor([0]))):
+        with pytest.raises(ValueError, match="set_fastpath_enabled"):
+            kind(net := encoder()).__enter__()
+        assert_nothing_left(net)
+
+
+def test_attention_that_is_written_out_is_warned_of():
+    class Mixer(nn.Module):  # no "attention" in its name
+        def forward(self, x):
+            return (x @ x.mT).softmax(-1) @ x
+
+    net, x = nn.Sequential(Mixer(), OneCall()), draw(1, 2, 4)
+    net.forward = lambda x: net[1](*[net[0](x)] * 3)
+    with pytest.warns(UserWarning, match="seen in 0, which"), Tap(net) as tap:
+        net(x)
+    assert tap.unseen == ["0"] and tap.sites == [CallSite("1")]
+
+
+def test_the_operator_is_seen_like_the_function():
+    class Mixer(nn.Module):
+        def forward(self, x):
+            attend = torch.ops.aten.scaled_dot_product_attention
+            return attend(attend.default(x, x, x), x, x)
+
+    with Tap(net := Mixer()) as tap:
+        net(draw(1, 1, 2, 4))
+    assert tap.sites == [CallSite("", 0), CallSite("", 1)]
 
 
 def test_a_model_without_any_visible_attention_is_warned_of():
-    class Mixer(nn.Module):  # no "attention" in its name, and the operator itself instead of the function
-        def forward(self, x):
-            return torch.ops.aten.scaled_dot_product_attention(x, x, x)
-
-    with pytest.warns(UserWarning, match="no attention"):  # noqa: SIM117
-        with Tap(net := nn.Sequential(Mixer())):
-            net(draw(1, 1, 2, 4))
+    with pytest.warns(UserWarning, match="no attention"), Tap(net := nn.Linear(4, 4)):
+        net(draw(2, 4))
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (1, 2, 3)], ids="{0!s}".format)
@@ -540,6 +614,25 @@ def test_knocked_keys_get_no_mass_and_other_rows_stay(kind, by_index):
     torch.testing.assert_close(new.output[:, :, rest], old.output[:, :, rest])
 
 
+@pytest.mark.parametrize("kind", CALLS)
+def test_only_the_chosen_heads_are_cut(kind):
+    options = CALLS[kind]
+    heads = 2 if "enable_gqa" in options else 4
+    q, k, v = draw(2, 4, 5, 8), draw(2, heads, 6, 8), draw(2, heads, 6, 8) + 1
+    net, calls, chosen, rest = OneCall(), [], torch.tensor([1, 3]), [0, 2]
+    before = net(q, k, v, **options)
+    with Tap(net, calls.append), KnockOut(net, torch.tensor([0, 1]), queries=torch.tensor([4]), heads=chosen):
+        after = net(q, k, v, **options)
+    torch.testing.assert_close(after[:, rest], before[:, rest])
+    torch.testing.assert_close(after[:, :, :4], before[:, :, :4])
+    mass = weights(calls[0])[:, :, 4, :2]
+    assert not mass[:, chosen].any() and mass[:, rest].any(-1).all()
+    # Without keys, the heads fall silent.
+    with KnockOut(net, None, heads=chosen):
+        silent = net(q, k, v, **options)
+    assert not silent[:, chosen].any() and torch.equal(silent[:, rest], before[:, rest])
+
+
 @torch.no_grad()
 def test_a_knock_out_is_the_layer_called_with_that_mask():
     net, inputs, caught = model("diffusers-wan"), INPUTS["diffusers-wan"], {}
@@ -615,6 +708,10 @@ def test_a_vain_or_wrong_knock_out_is_refused():
     ):
         with pytest.raises(ValueError):
             KnockOut(net, keys, where, queries)
+    with pytest.raises(ValueError, match="keys, heads or both"):
+        KnockOut(net, None)
+    with pytest.warns(UserWarning, match="changed no call"), KnockOut(net, None, heads=torch.tensor([1])):
+        net(x, x, x)  # it has one head
 
 
 def test_gradients_of_a_knock_out_are_right_or_refused():

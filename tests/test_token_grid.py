@@ -5,21 +5,32 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    FluxTransformer2DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    SD3Transformer2DModel,
+    WanTransformer3DModel,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import (
+    AutoModelForImageTextToText,
     Glm46VConfig,
     Glm46VProcessor,
+    InternVLConfig,
+    LlavaOnevisionConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLProcessor,
+    SmolVLMConfig,
 )
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionModel
 from transformers.models.glm46v.image_processing_glm46v import Glm46VImageProcessor
@@ -31,7 +42,15 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from vera_lite.backbone import WanConfig
 from vera_lite.codecs import PatchCodec
-from vera_lite.diagnostics import TextStream, TokenGrid, VideoStream, qwen_vl_grid
+from vera_lite.diagnostics import (
+    Tap,
+    TextStream,
+    TokenGrid,
+    VideoStream,
+    dit_grid,
+    qwen_vl_grid,
+    square_vlm_grid,
+)
 from vera_lite.systems import Vera, VeraConfig
 
 # --- any grid ------------------------------------------------------------------------------------
@@ -323,6 +342,89 @@ def test_wan_of_diffusers():
     assert changed == [[grid.index("video", 4 * t, 8 * y, 8 * z)] for t, y, z in PLACES]
 
 
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4}
+SMALL |= {"num_layers": 1}
+JOINT = {"joint_attention_dim": 8, "pooled_projection_dim": 8}
+HUNYUAN = {"num_single_layers": 0, "num_refiner_layers": 1, "text_embed_dim": 8, "rope_axes_dim": (4, 6, 6)}
+DITS = {
+    "wan": lambda: WanTransformer3DModel(**TINY),
+    "cogvideox": lambda: CogVideoXTransformer3DModel(
+        **SMALL, text_embed_dim=8, sample_width=6, sample_height=4, sample_frames=9, max_text_seq_length=3
+    ),
+    "hunyuan": lambda: HunyuanVideoTransformer3DModel(
+        **SMALL, **HUNYUAN, pooled_projection_dim=8, guidance_embeds=False
+    ),
+    "ltx": lambda: LTXVideoTransformer3DModel(**SMALL, cross_attention_dim=32, caption_channels=8),
+    "sd3": lambda: SD3Transformer2DModel(**SMALL, **JOINT, sample_size=6, caption_projection_dim=32),
+    "flux": lambda: FluxTransformer2DModel(
+        **SMALL | {"in_channels": 16},
+        **JOINT,
+        num_single_layers=0,
+        guidance_embeds=False,
+        axes_dims_rope=(4, 6, 6),
+    ),
+}
+
+
+def run_dit(name: str, net, x: torch.Tensor, text: torch.Tensor) -> None:
+    """Latents x (1, 4, t, h, w) and text (1, n, 8) into one of diffusers' models."""
+    timestep, pooled, (t, h, w) = torch.tensor([500]), torch.randn(1, 8), x.shape[2:]
+    inputs = {"encoder_hidden_states": text, "timestep": timestep}
+    if name in ("sd3", "flux"):
+        inputs |= {"pooled_projections": pooled}
+        x = x[:, :, 0]
+    if name == "cogvideox":
+        x = x.transpose(1, 2)
+    if name == "hunyuan":
+        inputs |= {"encoder_attention_mask": torch.ones(1, text.shape[1]), "pooled_projections": pooled}
+    if name == "ltx":  # its pipeline flattens the latents
+        mask = torch.ones(1, text.shape[1])
+        inputs |= {"encoder_attention_mask": mask, "num_frames": t, "height": h, "width": w}
+        x = x.flatten(2).transpose(1, 2)
+    if name == "flux":  # its pipeline packs 2 x 2 latents
+        x = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+        inputs |= {"img_ids": torch.zeros(x.shape[1], 3), "txt_ids": torch.zeros(text.shape[1], 3)}
+    net(hidden_states=x, **inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DITS)
+def test_a_latent_and_a_word_change_their_tokens(name):
+    torch.manual_seed(0)
+    net, is_video = DITS[name]().eval(), name not in ("sd3", "flux")
+    joins = name not in ("wan", "ltx")
+    x, text = torch.randn(1, 4, 3 if is_video else 1, 4, 6), torch.randn(1, 3, 8)
+    t, s = (8, 32) if name == "ltx" else (4, 8)
+    frames = 1 + t * (x.shape[2] - 1)
+    grid = dit_grid(net, frames, s * 4, s * 6, ("a ", "cat", ".") if joins else ())
+
+    def queries(x, text):
+        calls = []
+        with Tap(net, calls.append):
+            torch.manual_seed(1)
+            run_dit(name, net, x, text)
+        return next(c.query for c in calls if c.query.shape[2] == len(grid))
+
+    before = queries(x, text)
+
+    def changed(*inputs):
+        return (queries(*inputs) - before).abs().amax((0, 1, 3)).gt(1e-5).nonzero()[:, 0].tolist()
+
+    for place in PLACES if is_video else [(0, 0, 0), (0, 3, 5), (0, 2, 1)]:
+        f, y, z = place
+        assert changed(planted(x, 0, 1, *place), text) == [grid.index("video", t * f, s * y, s * z)]
+    if joins and name != "hunyuan":  # whose words look at each other before
+        assert changed(x, planted(text, 0, 1)) == grid.words("cat").tolist()
+
+
+def test_a_model_or_words_without_a_place_are_refused():
+    with pytest.raises(ValueError, match="no grid for Linear"):
+        dit_grid(torch.nn.Linear(1, 1), 1, 8, 8)
+    for name, words in (("wan", ("a",)), ("sd3", ())):
+        with pytest.raises(ValueError, match="text tokens"):
+            dit_grid(DITS[name](), 1, 32, 48, words)
+
+
 def test_pixels_through_our_codec_into_the_joint_attention_of_vera():
     torch.manual_seed(0)
     layers = ("edit", "alpha", "composite")
@@ -508,3 +610,57 @@ def test_two_videos_and_an_image_keep_apart(name, tokenizer):
     ):
         with pytest.raises(ValueError):
             qwen_vl_grid(wrong, processor, video_sizes, image_sizes)
+
+
+LANGUAGE = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+LANGUAGE |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+SQUARE = {
+    "internvl": lambda: InternVLConfig(
+        vision_config=TOWER | {"num_hidden_layers": 0, "image_size": [16, 16], "patch_size": [4, 4]},
+        text_config=LANGUAGE | {"model_type": "qwen2"},
+    ),
+    "smolvlm": lambda: SmolVLMConfig(
+        vision_config=TOWER | {"num_hidden_layers": 0, "image_size": 16, "patch_size": 4},
+        text_config=LANGUAGE | {"model_type": "llama"},
+        scale_factor=2,
+    ),
+    "onevision": lambda: LlavaOnevisionConfig(
+        vision_config=TOWER | {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4},
+        text_config=LANGUAGE | {"model_type": "qwen2"},
+        vision_feature_layer=-2,  # before the tower's attention
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SQUARE)
+def test_a_bright_pixel_lights_its_token_of_a_square_frame(name, tokenizer):
+    torch.manual_seed(0)
+    net = AutoModelForImageTextToText.from_config(SQUARE[name]()).eval().model
+    clip = torch.randn(1, 3, 3, 16, 16)
+
+    def features(clip):  # (tokens, width) of all frames
+        if name == "onevision":
+            return net.get_video_features(clip).pooler_output.flatten(0, 1)
+        pixels = clip if name == "smolvlm" else clip[0]
+        return torch.cat([*net.get_image_features(pixels).pooler_output])
+
+    plain = features(clip)
+    end = 1 if name == "onevision" else 0
+    assert len(plain) == 3 * 4 + end
+    video = 31
+    ids = torch.tensor([11, *[video] * (len(plain)), 12])
+    size = (20, 32, 48)  # the source, which was stretched to 16 x 16
+    grid = square_vlm_grid(ids, tokenizer, video, (0, 9, 18), size)
+    assert [s.name for s in grid.streams] == ["text", "video", "video end"][: 2 + end]
+    for frame, y, x in ((0, 0, 0), (1, 5, 14), (2, 15, 3)):
+        change = (features(planted(clip, 0, frame, 0, y, x)) - plain).abs().amax(1)
+        token = grid.index("video", 9 * frame, 2 * y, 3 * x)
+        assert change.gt(1e-6).nonzero()[:, 0].tolist() == [token - 1]
+
+
+def test_tiles_have_no_grid(tokenizer):
+    for frames in ((0,), ()):
+        with pytest.raises(ValueError, match="tiles"):
+            square_vlm_grid(torch.tensor([31] * 11), tokenizer, 31, frames, (1, 8, 8))

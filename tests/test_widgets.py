@@ -42,9 +42,18 @@ def test_a_page_over_budget_names_the_largest_trait():
     Echo(data=bytes(300_000)).to_static(0.5)
 
 
-def test_an_iframe_is_one_attribute_and_may_only_run_scripts():
+def test_an_iframe_is_one_attribute_and_may_run_scripts_and_save_files():
     frame = iframe(Echo().to_static(), 321)
-    assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and "height: 321px" in frame
+    assert (
+        frame.count("<") == 2
+        and 'sandbox="allow-scripts allow-downloads"' in frame
+        and "height: 321px" in frame
+    )
+
+
+def test_a_saved_notebook_without_state_says_what_to_do():
+    (bundle, *_) = Echo()._repr_mimebundle_()
+    assert "Settings > Save Widget State Automatically" in bundle["text/plain"]
 
 
 def test_python_answers_when_it_is_asked_and_saves_no_trace_of_it():

@@ -17,7 +17,7 @@ from vera_lite.errors import RANGES, Notice, UserError, check_number
 TRAINING = {"fit": "train a system", "validate": "measure a checkpoint's validation loss"}
 #: Systems of `edit`: the pipeline, and the options that only some systems take.
 SYSTEMS = {
-    "vera": ("VeraPipeline", {"mask", "subject", "guidance", "alpha_floor"}),
+    "vera": ("VeraPipeline", {"mask", "subject", "download", "guidance", "alpha_floor"}),
     "rvedit": ("RVEDiTPipeline", set()),
     "mive": ("MiVEPipeline", {"reference"}),
 }
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--subject",
-        help="vera, instead of --mask: person, moving, moving:X,Y,W,H or X,Y,W,H; found by itself",
+        help="vera, instead of --mask: what to keep: person, moving, moving:X,Y,W,H, X,Y,W,H or sam2:WORDS",
     )
     add("--guidance", type=float, help="vera: follow the prompt harder; 1 is off")
     add("--alpha-floor", type=float, help="vera: alpha below this is 0, and the source stays untouched")
@@ -129,12 +129,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--subject",
         default="person",
-        help="person (default); moving; moving:X,Y,W,H, what moves in a box; or "
-        "X,Y,W,H, what is in a box in the first frame of a short clip",
+        help="person (default); moving; moving:X,Y,W,H, what moves in a box; X,Y,W,H, what is in a box in "
+        "the first frame of a short clip; or, by SAM 2, sam2:X,Y,W,H, sam2:X,Y and sam2:WORDS",
     )
     add("--out", type=_path, required=True, help="folder for the results, made if needed")
     add("--width", type=int, help="pixels of the outline that may be soft, on either side")
 
+    for command in (edit, layers):
+        add = command.add_argument
+        add("--download", action="store_true", default=None, help="fetch SAM 2 if the subject needs it")
     for command in (edit, compose):
         add = command.add_argument
         add("--out", type=_path, required=True, help="folder for the results, made if needed")
@@ -152,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=FOLDER",
         help="a method and its results, ID.mkv or ID/final.mkv each; once per method",
     )
-    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, vera_vqa or toy_vqa")
+    add("--protocol", help="openve_official, openve_kiwi, rvedit, mive, mive_data, vera_vqa or toy_vqa")
     add("--server", help="URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--model", help="what the server calls it, or a folder; default: the toy model in the package")
     add(

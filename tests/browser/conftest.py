@@ -5,6 +5,7 @@ import os
 import lab as driver
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,18 @@ def offline(page):
     assert not [url for url in asked if not url.startswith(("file:", "blob:", "data:", "about:"))]
 
 
+@pytest.fixture
+def accessible():
+    """``accessible(page)`` asserts that axe finds no serious or critical violation."""
+
+    def check(page) -> None:
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        wrong = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert not wrong, [(v["id"], v["nodes"][0]["html"]) for v in wrong]
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory):
     server = driver.Lab(tmp_path_factory.mktemp("lab"))
@@ -64,3 +77,32 @@ def lab(lab_server, lab_page):
         return notebook
 
     return open_and_run
+
+
+# What the tests of the explorer replace in a static page, to see and answer its messages.
+CONTROLS = {
+    "send() {},": """send(content) {
+      if (!content.hello) globalThis.sent.push(content);
+      else if (globalThis.live) call("msg:custom", { alive: true });
+    },""",
+    "if (state._css)": "Object.assign(globalThis, { model, call, sent: [] });\n  if (state._css)",
+}
+
+
+@pytest.fixture
+def show(offline, tmp_path):
+    """Put an explorer on a static page, cut off from the network; ``live``: as if Python were there."""
+
+    def open_page(explorer, live=False, page=offline):
+        text = explorer.to_static()
+        for old, new in CONTROLS.items():
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        path = tmp_path / "page.html"
+        path.write_text(text.replace("<body>", f"<body><script>live = {str(live).lower()}</script>"))
+        page.goto(path.as_uri())
+        page.locator(".stage canvas").first.wait_for()
+        page.wait_for_timeout(50)  # the frames are decoded
+        return page
+
+    return open_page

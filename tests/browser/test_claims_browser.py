@@ -11,11 +11,12 @@ CLAIMS = ledger.read_ledger(script.LEDGER)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_filters_by_paper_and_verdict(offline, tmp_path, scheme):
+def test_the_page_filters_by_paper_and_verdict(offline, accessible, tmp_path, scheme):
     offline.emulate_media(color_scheme=scheme)
     path = tmp_path / "claims.html"
     path.write_text(ledger.page(CLAIMS))
     offline.goto(path.as_uri())
+    accessible(offline)
     rows, told = offline.locator("tbody tr:visible"), offline.locator("output")
     assert rows.count() == len(CLAIMS)
     found = Counter((c["paper"], c["verdict"]) for c in CLAIMS)

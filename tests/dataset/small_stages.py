@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -90,6 +91,17 @@ class Slow(_Base):
         time.sleep(self.config["seconds"])
         (out / "slow.json").write_text(f'"{sample.key}"')
         return Ok(replace(sample, files=sample.files | {self.name: "slow.json"}))
+
+
+class Where(_Base):
+    """Touches a file called as the node of the cluster that it runs on."""
+
+    def __call__(self, sample, inputs, out):
+        import ray
+
+        time.sleep(0.05)
+        (Path(os.environ["NODES"]) / ray.get_runtime_context().get_node_id()).touch()
+        return Ok(sample)
 
 
 class Triple(_Base):

@@ -103,7 +103,7 @@ def test_the_audit_of_a_store_that_lost_something_exits_with_one(tmp_path, clips
         (["data", "audit", "{}/none"], "none"),
         (["data", "retry", "{}/none"], "none"),
         (["data", "export", "{}/clips", "--out", "{}/out"], "holds no dataset"),
-        (["data", "import", "{}/clips", "--out", "{}/out"], "no training rows"),
+        (["data", "import", "{}/clips", "--out", "{}/out"], "no rows of Vera"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(tmp_path, clips, config, capsys, arguments, names):

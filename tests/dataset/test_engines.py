@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_stages import Bright, Cap, Count, Measure, Slow, Triple, Trouble, clip, numbers
+from small_stages import Bright, Cap, Count, Measure, Slow, Triple, Trouble, Where, clip, numbers
 
 from vera_lite.dataset import engines
 from vera_lite.dataset.audit import audit
@@ -99,6 +99,35 @@ def test_all_engines_give_the_same_bytes(tmp_path, monkeypatch):
     assert len({table for _, table in made.values()}) == 1
     assert all(content == made["here"][0] for content, _ in made.values())
     assert len(made["here"][0]) > 10
+
+
+@pytest.mark.slow
+def test_two_machines_of_a_cluster_write_one_store(tmp_path, monkeypatch):
+    """Two nodes of Ray on this machine, joined by the address of the first."""
+    pytest.importorskip("ray", reason="`pip install 'vera-lite[ray]'`")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "nodes").mkdir()
+    monkeypatch.setenv("NODES", str(tmp_path / "nodes"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
+    local, shared = (filled(tmp_path / name, FACTS) for name in ("local", "shared"))
+    run(local, STAGES, workers=0, progress=False)
+    cluster = Cluster()
+    try:
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, include_dashboard=False)
+        except Exception as error:  # Ray gives its nodes half a minute
+            pytest.skip(f"Ray's nodes do not start here: {error}")
+        where = {"executor": "ray", "workers": 2, "address": cluster.address, "progress": False}
+        run(shared, STAGES, **where)
+        assert contents(shared) == contents(local)
+        run(counted(tmp_path / "more", 40), [Where()], **where)
+        assert len(list((tmp_path / "nodes").iterdir())) == 2
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
 
 
 def test_without_ray_one_sentence_says_what_to_install(tmp_path, monkeypatch):

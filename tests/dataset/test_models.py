@@ -1,6 +1,8 @@
 """Large models in their libraries' real formats, with tiny random weights."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,11 @@ from diffusers import (
 )
 from test_segment_clips import tiny_detector, tiny_segmenter
 from transformers import (
+    Sam2ImageProcessor,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam2VideoProcessor,
+    Sam2VideoVideoProcessor,
     T5TokenizerFast,
     UMT5Config,
     UMT5EncoderModel,
@@ -24,11 +31,12 @@ from transformers import (
 )
 
 from vera_lite.dataset.checks import Rejected
-from vera_lite.dataset.models import ViTMatte, VLMCaption, WanVideo, revision
+from vera_lite.dataset.models import MatAnyone, ViTMatte, VLMCaption, WanVideo
 from vera_lite.dataset.sam2 import Sam2Segmenter
 from vera_lite.dataset.segment import segmenter
-from vera_lite.dataset.stage import Ok, Sample
-from vera_lite.dataset.stages import Background, Matte, Plate
+from vera_lite.dataset.stage import Fail, Ok, Sample
+from vera_lite.dataset.stages import Background, Matte, Plate, Segment
+from vera_lite.dataset.weights import revision
 from vera_lite.errors import UserError
 from vera_lite.media.video_writer import write_video
 from vera_lite.toy.world import render
@@ -92,8 +100,45 @@ def test_vitmatte_solves_the_unknown_band(vitmatte, clip):
     assert alpha[band] == pytest.approx(wanted[band], abs=1e-5)
     assert wanted[band].std() > 0
     stage = Matte(model=str(vitmatte))
-    assert stage.config["weights"] == revision(str(vitmatte))
+    assert stage.config["model_revision"] == revision(str(vitmatte))
     assert isinstance(stage.matter(), ViTMatte)
+
+
+def test_matanyone_follows_the_object_from_its_first_trimap(tmp_path, clip):
+    """Its own code with random weights: 5 frames, of which the first is empty."""
+    reason = "its licence forbids commercial use, so no extra installs it"
+    package = pytest.importorskip("matanyone2", reason=reason)
+    from omegaconf import OmegaConf
+
+    folder = Path(package.__file__).parent / "config"
+    cfg = OmegaConf.load(folder / "eval_matanyone_config.yaml")
+    cfg = OmegaConf.masked_copy(cfg, [n for n in cfg if n not in ("defaults", "hydra")])
+    cfg.model = OmegaConf.load(folder / "model" / "base.yaml")
+    cfg.model.pretrained_resnet, cfg.top_k = False, 4  # few pixels to choose from
+    torch.manual_seed(0)
+    network = package.MatAnyone2(cfg, single_object=True).eval()
+    network.save_pretrained(tmp_path)
+    known = half(5, 1, *SIZE)
+    known[0] = 0
+    matter = MatAnyone(str(tmp_path), "matanyone2", warm_up=2)
+    alpha = matter(clip, known)
+    assert torch.equal(alpha[known != 0.5], known[known != 0.5])
+    core = package.InferenceCore(network, device="cpu")
+    with torch.no_grad():
+        core.step(clip[1], 255 * known[1, 0], objects=[1])
+        steps = [core.step(clip[1], first_frame_pred=True) for _ in range(3)]
+        wanted = torch.stack([steps[-1][1:], *(core.step(frame)[1:] for frame in clip[2:])])
+    band = known[1:] == 0.5
+    assert alpha[1:][band] == pytest.approx(wanted[band], abs=1e-5)
+    assert wanted[band].std() > 0
+    assert torch.equal(matter(clip, 0 * known), 0 * known)
+
+
+def test_without_its_code_matanyone_is_one_sentence(tmp_path, clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matanyone", None)
+    with pytest.raises(UserError, match="licence"):
+        MatAnyone(str(tmp_path))(clip, half(5, 1, *SIZE))
+    assert isinstance(Matte(model=str(tmp_path), network="MatAnyone").matter(), MatAnyone)
 
 
 def test_a_revision_follows_the_weights(vitmatte, tmp_path):
@@ -105,7 +150,7 @@ def test_a_revision_follows_the_weights(vitmatte, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     assert revision(str(tmp_path)) != revision(str(vitmatte))
-    assert revision("nobody/has-this-model") == "not on this machine"
+    assert revision("nobody/has-this-model") is None
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +190,14 @@ def test_a_remover_changes_only_what_it_is_to_remove(wan, clip):
     assert torch.equal(plate[(mask == 0).expand_as(clip)], clip[(mask == 0).expand_as(clip)])
     assert not torch.equal(plate, clip)
     assert torch.equal(plate, remover.remove(clip, mask))
-    assert Plate(model=str(wan / "vace")).config["weights"] == revision(str(wan / "vace"))
+    assert Plate(model=str(wan / "vace")).config["model_revision"] == revision(str(wan / "vace"))
 
 
 def test_a_background_is_made_from_words(wan, clip):
     made = WanVideo(str(wan / "t2v"), "a", steps=1, guidance=1.0).background(clip)
     assert made.shape == clip.shape
     assert 0 <= made.min() < made.max() <= 1
-    assert "weights" in Background(model=str(wan / "t2v")).config
+    assert "model_revision" in Background(model=str(wan / "t2v")).config
     with pytest.raises(ValueError, match="16"):
         WanVideo(str(wan / "t2v"), "a").background(clip[..., :40])
 
@@ -178,21 +223,79 @@ def test_sam2_finds_by_box_and_by_words(tmp_path, monkeypatch):
     assert set(by_box.unique().tolist()) <= {0.0, 1.0}
     assert by_box.any()
     frames = list((video * 255).round().byte())
-    pair = module.load(module_kinds()[0], module_kinds()[1], models["segmenter"])
+    pair = module.load(Sam2VideoModel, Sam2VideoProcessor, models["segmenter"])
     wanted = module.track(frames, 0, [10, 5, 30, 25], *pair)
     assert torch.equal(by_box, torch.stack(wanted).float() / 255)
     assert Sam2Segmenter("a ball", threshold=0.0, **models)(video).shape == by_box.shape
     with pytest.raises(Rejected) as rejected:
         Sam2Segmenter("a ball", threshold=1.0, **models)(video)
     assert rejected.value.reason == "nothing_found"
+    by_point = Sam2Segmenter((20, 15), **models)(video)
+    assert by_point.shape == by_box.shape and not torch.equal(by_point, by_box)
+    assert segmenter("sam2:20,15") == Sam2Segmenter((20, 15))
     assert segmenter("sam2:a ball") == Sam2Segmenter("a ball")
     assert segmenter("sam2:8,20,100,60", 0.5) == Sam2Segmenter((4, 10, 50, 30))
 
 
-def module_kinds():
-    from transformers import Sam2VideoModel, Sam2VideoProcessor
+def test_the_key_of_a_segment_follows_the_weights_of_sam2(tmp_path):
+    torch.manual_seed(0)
+    tiny_segmenter(tmp_path / "model")
+    stage = Segment(model=str(tmp_path / "model"))
+    before = stage.config
+    assert before["model_revision"] == revision(str(tmp_path / "model"))
+    (tmp_path / "model" / "more.json").write_text("{}")
+    assert stage.config != before
+    # Without a model, a subject that needs one fails, and is not found by weights that no key knows.
+    sample = Sample("00", "object_addition", {}, {"subject": "sam2:a ball"})
+    assert isinstance(Segment()(sample, lambda name: tmp_path / name, tmp_path), Fail)
+    assert isinstance(stage(sample, lambda name: tmp_path / name, tmp_path), Fail)  # words need a detector
 
-    return Sam2VideoModel, Sam2VideoProcessor
+
+@pytest.mark.parametrize("prompt", [(10, 5, 30, 30), (25, 20)])
+def test_both_codes_of_sam2_give_the_same_masks(tmp_path, monkeypatch, prompt):
+    """Hiera-tiny with random weights, on frames of 128 pixels."""
+    package = pytest.importorskip("sam2.sam2_video_predictor", reason="`pip install 'vera-lite[sam2]'`")
+    import vera_lite.dataset.sam2 as module
+
+    monkeypatch.setattr(module, "check_masks", lambda mask: None)
+    torch.manual_seed(3)
+    config = Sam2VideoConfig(image_size=128, memory_attention_rope_feat_sizes=[8, 8])
+    config.prompt_encoder_config.image_size = 128
+    config.vision_config.backbone_config.image_size = [128, 128]
+    config.vision_config.backbone_feature_sizes = [[32, 32], [16, 16], [8, 8]]
+    model = Sam2VideoModel(config)
+    for parameter in model.parameters():  # biases and embeddings of 0 would hide a mistake
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.mask_decoder.pred_obj_score_head.proj_out.bias.data += 10  # it is there
+    # Checkpoints hold this twice, and so the two are equal.
+    shared = model.prompt_encoder.shared_embedding.positional_embedding
+    model.shared_image_embedding.positional_embedding.data.copy_(shared)
+    model.save_pretrained(tmp_path)
+    size, small = {"height": 128, "width": 128}, {"height": 32, "width": 32}
+    processors = Sam2ImageProcessor(size=size, mask_size=small), Sam2VideoVideoProcessor(size=size)
+    Sam2VideoProcessor(*processors).save_pretrained(tmp_path)
+    video = torch.rand(4, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    scores = []  # before they become masks
+    hook = Sam2VideoProcessor, package.SAM2VideoPredictor
+    unsigned, enlarged = hook[0].post_process_masks, hook[1]._get_orig_video_res_output
+
+    def post_process_masks(self, *arguments):
+        scores.append(unsigned(self, *arguments, binarize=False)[0][0])
+        return unsigned(self, *arguments)
+
+    def resize(self, *arguments):
+        scores.append(enlarged(self, *arguments)[1][0])
+        return enlarged(self, *arguments)
+
+    monkeypatch.setattr(hook[0], "post_process_masks", post_process_masks)
+    monkeypatch.setattr(hook[1], "_get_orig_video_res_output", resize)
+    one = Sam2Segmenter(prompt, str(tmp_path))(video)
+    wanted, scores[:] = torch.stack(scores[:4]), []
+    other = Sam2Segmenter(prompt, str(tmp_path), backend="sam2")(video)
+    # Halving weights of one part of the tracker changes the scores by 1e-4 or more.
+    assert torch.stack(scores[1:]) == pytest.approx(wanted, abs=2e-5)
+    assert 0.02 < one.mean() < 0.98
+    assert (one == other).float().mean() > 0.999  # a score of 0 may round otherwise
 
 
 def test_a_vision_language_model_writes_the_captions(tmp_path):

@@ -116,7 +116,7 @@ def test_what_a_person_types_chooses_the_segmenter():
     assert segmenter("moving") == MovingSegmenter()
     assert segmenter("moving:8,20,100,60", scale=0.5) == MovingSegmenter(box=(4, 10, 50, 30))
     assert segmenter("8,20,100,60") == BoxSegmenter((8, 20, 100, 60))
-    for wrong in ("dog", "1,2,3", "moving:a,b,c,d", "person:1,2,3,4", ""):
+    for wrong in ("dog", "1,2", "1,2,3", "moving:a,b,c,d", "person:1,2,3,4", ""):
         with pytest.raises(UserError):
             segmenter(wrong)
     with pytest.raises(UserError):  # outside the frame

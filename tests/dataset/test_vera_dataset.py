@@ -46,7 +46,8 @@ def row_of(prefix, name):
 
 
 def test_the_published_counts_are_the_known_ones():
-    by_frames = {f: sum(n for (g, _), n in PUBLISHED.items() if g == f) for f in ("49-frames", "81-frames")}
+    frames = "49-frames", "81-frames"
+    by_frames = {f: sum(n for name, n in PUBLISHED.items() if name.startswith(f)) for f in frames}
     assert by_frames == {"49-frames": 11_996, "81-frames": 6_005}
     assert 81 * by_frames["81-frames"] == 486_405  # the "486K frames" of the paper's abstract
     assert whole_files() == 90_015  # what others count in a copy of it
@@ -64,7 +65,7 @@ def test_files_are_found_whatever_the_prefix(tmp_path, prefix, inside):
     found = read_vera(tmp_path / "vera-train-set" if inside else tmp_path)
     there, missing = (row.files for row in found.rows)
     assert {path.name for path in there.values()} == {f"{column}.mp4" for column in COLUMNS.values()}
-    assert set(missing.values()) == {None}
+    assert missing == {} and found.rows[1].facts["absent"] == sorted(COLUMNS)
     assert found.count() == (6, 11) and found.rows[0].category == "object_addition"
     sentences = found.missing
     assert "49-frames/synthetic-obj-add has 2 of 4848 rows" in sentences
@@ -75,9 +76,10 @@ def test_files_are_found_whatever_the_prefix(tmp_path, prefix, inside):
 def test_nothing_is_missing_of_the_whole_set(tmp_path, monkeypatch):
     small = dict.fromkeys(PUBLISHED, 2)
     monkeypatch.setattr("vera_lite.dataset.vera_layout.PUBLISHED", small)
-    for (frames, name), count in small.items():
-        rows = [row_of("", f"{name}/{i}") for i in range(count)]
-        write_rows(tmp_path / frames / f"{name}.jsonl", *rows)
+    for name, count in small.items():
+        frames, _, stem = name.partition("/")
+        rows = [row_of("", f"{stem}/{i}") for i in range(count)]
+        write_rows(tmp_path / f"{name}.jsonl", *rows)
         for row in rows:
             for column in COLUMNS.values():
                 path = tmp_path / frames / row[column]
@@ -88,6 +90,36 @@ def test_nothing_is_missing_of_the_whole_set(tmp_path, monkeypatch):
     assert found.count() == (whole_files(), whole_files()) == (110, 110)
     path.unlink()
     assert len(read_vera(tmp_path).missing) == 1 and read_vera(tmp_path).count()[0] == 109
+
+
+def row_to_test(number, **changes):
+    row = {"video_id": "a", "prompt_id": number, "edit_type": "obj_add", "subject_type": None}
+    row |= {"prompt": f"add {number}", "target_caption": "it", "source_caption": "no", "alpha_path": None}
+    return row | {"input_path": "vera-test-set/obj-add/input/a.mp4", "mask_path": "mask/a.mp4"} | changes
+
+
+def test_the_test_lists_are_read_too(tmp_path):
+    """69 + 72 rows of fewer videos; the copy's folders are called otherwise than the rows say."""
+    replaced = {"edit_type": "background_replace", "subject_type": "people", "alpha_path": "alpha/a.mp4"}
+    lists = {"obj-add": ({}, 72), "bg-change": (replaced, 69)}
+    for name, (changes, count) in lists.items():
+        place = tmp_path / "test-set" / name
+        write_rows(place / f"{name}.jsonl", *(row_to_test(n, **changes) for n in range(count)))
+        (place / "input").mkdir()
+        (place / "input" / "a.mp4").write_bytes(b"x")
+    found = read_vera(tmp_path)
+    assert len(found.tests) == 141 and found.rows == []
+    assert found.missing == ["test/bg-change lacks 138 of 207 videos", "test/obj-add lacks 72 of 144 videos"]
+    added = [row for row in found.tests if row.category == "object_addition"]
+    assert [row.instruction for row in added] == [f"add {n}" for n in range(72)]
+    assert added[3].key == "test/obj-add/3" and added[3].facts["absent"] == ["mask"]
+    assert added[3].files == {"source": tmp_path / "test-set/obj-add/input/a.mp4"}
+    assert added[3].facts["source_caption"] == "no" and "licence" not in added[3].facts
+    with pytest.raises(UserError, match="141 test rows"):
+        data.import_vera(tmp_path, tmp_path / "out")
+    write_rows(place / "bg-change.jsonl", row_to_test(0))
+    with pytest.raises(UserError, match="line 1"):
+        read_vera(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_source_then_edit_and_the_instruction_word_for_word(protocol):
         )
         # Nothing of the template is left over, and what the reply is read by is asked for.
         assert "{" not in texts[0].replace(words, "").replace('{"', "")
-        asked = [f"{call}_score"] if protocol.name == "mive" else list(protocol.axes.values())
+        asked = [f"{call}_score"] if protocol.asked else list(protocol.axes.values())
         assert protocol.name == "openve_official" or all(name in texts[0] for name in asked)
 
 

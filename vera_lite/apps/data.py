@@ -129,6 +129,9 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     from vera_lite.dataset.vera_layout import read_vera, whole_files
 
     found = read_vera(folder)
+    if not found.rows:
+        count = len(found.tests)
+        raise UserError(f"{folder} holds no training rows to import, but {count} test rows.")
     store = Store(out)
     there, wanted = found.count()
     print(f"{there:,} of {wanted:,} files are there; the whole training set has {whole_files():,}.")
@@ -137,10 +140,10 @@ def import_vera(folder: Path, out: Path, **options: Any) -> int:
     known = {row["given"] for row in store.input_rows}
     with store.lock(), closing(Writer(store, new_run())) as writer:
         for row in tqdm(found.rows, "importing", unit="row"):
-            if row.name in known or None in row.files.values():
-                continue
-            files = {layer: writer.copy(path) for layer, path in row.files.items() if path is not None}
-            writer.add(Sample(digest(files), row.category, files, row.facts), row.name)
+            if row.key not in known and "absent" not in row.facts:
+                files = {layer: writer.copy(path) for layer, path in row.files.items()}
+                facts = row.facts | {"instruction": row.instruction}
+                writer.add(Sample(digest(files), row.category, files, facts), row.key)
     stages = [CheckLayers()]
     configuration = {"stages": [{"class_path": "vera_lite.dataset.layers.CheckLayers"}]}
     code = report(run_stages(store, stages, configuration=configuration, **options))

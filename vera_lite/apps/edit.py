@@ -24,7 +24,9 @@ class Edit:
         prompt: what to do.
         out: see :func:`.apply_to_file`.
         mask: for Vera: a video of the same length, or a picture for all frames. The object takes its shape.
-        subject: for Vera, instead of a mask: what to keep, see :func:`.parse_subject`.
+        subject: for Vera, instead of a mask: what to keep, see :func:`.parse_subject`. Its outline in the
+            result is as fine as the video, see :class:`.OutlinedDrawing`.
+        download: fetch SAM 2, for subjects such as "sam2:a brown dog", if it is not on this machine.
         reference: for MiVE: a picture of the edited first frame, of any size.
         seed: of the noise.
         info: what ``video`` holds.
@@ -39,6 +41,7 @@ class Edit:
     mask: str | Path | None = None
     reference: str | Path | None = None
     subject: str | None = None
+    download: bool = False
     seed: int = 0
     info: VideoInfo = field(init=False)
 
@@ -56,7 +59,7 @@ class Edit:
         if self.subject is not None:
             if self.mask is not None:
                 raise UserError("--mask and --subject both say where: give one of them.")
-            check_subject(self.subject, self.info)
+            check_subject(self.subject, self.info, self.download)
 
     def run(self, pipe: Pipeline, **changes) -> list[Path]:
         """Edit the video and write the results into ``out``.
@@ -76,7 +79,8 @@ class Edit:
         import torch
 
         from vera_lite.apps.files import apply_to_file, read_mask, shrunk
-        from vera_lite.apps.layers import find_matte
+        from vera_lite.apps.layers import find_subject
+        from vera_lite.apps.outline import OutlinedDrawing
         from vera_lite.media.clip import to_float
         from vera_lite.media.video import VideoReader
         from vera_lite.pipelines import frame_choice
@@ -90,11 +94,17 @@ class Edit:
         if self.mask is not None:
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
             inputs.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
+        refine = None
         if self.subject is not None:
-            inputs.append(shrunk(find_matte(reader, self.subject, pipe.clip_size[0]), pipe.clip_size[1:]))
+            masks = find_subject(reader, self.subject, self.download)[0]
+            chosen = frame_choice(self.info.frames, pipe.clip_size[0])
+            inputs.append(shrunk(masks[chosen], pipe.clip_size[1:]))
+
+            def refine(drawing):
+                return OutlinedDrawing(drawing, masks) if "alpha" in drawing.layers else drawing
+
         names = ("video", "prompt", "mask", "subject", "reference")
         facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}
         facts["source"] = facts.pop("video")
-        return apply_to_file(
-            pipe, reader, inputs, self.out, facts, title=f"“{self.prompt}”", seed=self.seed, **changes
-        )
+        options = {"title": f"“{self.prompt}”", "seed": self.seed, "refine": refine}
+        return apply_to_file(pipe, reader, inputs, self.out, facts, **options, **changes)

@@ -16,10 +16,24 @@ from vera_lite.widgets.base import iframe, static_page, widget_name
 
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
+# The frame of a widget gets the widget's height, and is light as the page is.
+FRAMES = """<script>
+addEventListener("message", ({ source, data }) => {
+  const frame = [...document.querySelectorAll("iframe")].find((f) => f.contentWindow === source);
+  if (!frame || !data.height) return;
+  frame.style.height = `${data.height}px`;
+  source.postMessage({ scheme: "light" }, "*");
+});
+</script>"""
 # nbconvert's page without the parts that it loads from elsewhere: require.js, widgets, MathJax, Mermaid.
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block {name} %}}{{% endblock %}}"
-    for name in ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+    f"{{% block {name} %}}{script}{{% endblock %}}"
+    for name, script in (
+        ("html_head_js", FRAMES),
+        ("jupyter_widgets", ""),
+        ("html_head_js_mathjax", ""),
+        ("html_head_js_mermaidjs", ""),
+    )
 )
 
 

@@ -7,7 +7,7 @@ import json
 import textwrap
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,7 @@ def apply_to_file(
     title: str,
     trajectory: Trajectory | None = None,
     seed: int = 0,
+    refine: Callable[[Drawing], Drawing] | None = None,
     **changes,
 ) -> list[Path]:
     """Edit a video file and write the results.
@@ -62,6 +63,7 @@ def apply_to_file(
         title: of the sheet.
         trajectory: kept as ``trajectory.json`` and drawn on the sheet.
         seed: of the noise.
+        refine: makes another drawing of the model's.
         changes: fields of ``pipe.sampling``.
 
     Returns:
@@ -80,6 +82,8 @@ def apply_to_file(
         options = {"seed": seed, "callback": lambda _state: bar.update(), **changes}
         options |= {"frames": info.frames, "size": (info.height, info.width), "fps": float(info.fps)}
         drawing = pipe.draw(frames, *inputs, **options)
+    if refine is not None:
+        drawing = refine(drawing)
     drawn_at = time.perf_counter()
     del frames
 
@@ -169,10 +173,11 @@ class _Pictures:
 
     def __call__(self, t: int, frame: Tensor) -> dict[str, Tensor]:
         height, width = frame.shape[1:]
-        is_new = self.drawing.nearest[t] != self._shown
+        is_new = self.drawing.whole_frames or self.drawing.nearest[t] != self._shown
         self._shown = self.drawing.nearest[t]
-        for top in range(0, height, _BAND):
-            rows = slice(top, top + _BAND)
+        band = height if self.drawing.whole_frames else _BAND
+        for top in range(0, height, band):
+            rows = slice(top, top + band)
             result = self.drawing.frame(t, to_float(frame[:, rows]), rows)
             layers = result.layers()
             layers.pop("matte", None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vera_lite.apps.inputs import check_out, check_source
 from vera_lite.dataset.subject import check_box, parse_subject
+from vera_lite.dataset.weights import DETECTOR, SEGMENTER, not_loaded, revision
 from vera_lite.errors import Notice, UserError
 from vera_lite.media.header import VideoInfo
 
@@ -27,13 +28,17 @@ _PLATE_BYTES = 2**29
 FILES = ("sheet.png", "plate.mkv", "edit.mkv", "alpha.mkv", "metrics.json")
 
 
-def check_subject(subject: str, info: VideoInfo) -> None:
+def check_subject(subject: str, info: VideoInfo, download: bool) -> None:
     """Check, without torch, what a person says of a subject.
 
     Raises:
-        UserError: it is nothing known, lies outside the frame, the video is too long, or OpenCV is missing.
+        UserError: it is nothing known, lies outside the frame, the video is too long, or OpenCV or a model
+            is missing.
     """
-    box = parse_subject(subject)[1]
+    kind, box = parse_subject(subject)
+    for model in (SEGMENTER, DETECTOR)[: 1 + isinstance(box, str)] if kind == "sam2" else ():
+        if not download and revision(model) is None:
+            raise not_loaded(model, "a part of SAM 2", download)
     if isinstance(box, tuple):
         check_box(box, info.height, info.width)
     if info.frames > MOST_FRAMES:
@@ -44,8 +49,13 @@ def check_subject(subject: str, info: VideoInfo) -> None:
         raise UserError("finding a subject needs more packages: `pip install 'vera-lite[dataset]'`.")
 
 
-def find_subject(reader: VideoReader, subject: str) -> tuple[Tensor, Tensor]:
+def find_subject(reader: VideoReader, subject: str, download: bool = False) -> tuple[Tensor, Tensor]:
     """Masks of the subject (T, 1, h, w), 0 or 1, and the small video (T, 3, h, w) that was searched.
+
+    Args:
+        reader: the video.
+        subject: see :func:`.parse_subject`.
+        download: fetch SAM 2 if it is not on this machine.
 
     Raises:
         Rejected: the segmenter has no use on this video.
@@ -57,25 +67,12 @@ def find_subject(reader: VideoReader, subject: str) -> tuple[Tensor, Tensor]:
     scale = min(1.0, HEIGHT / info.height)
     size = round(scale * info.height), round(scale * info.width)
     video = pick(reader, range(info.frames), "looking for the subject", size)
-    return segmenter(subject, scale)(video), video
+    return segmenter(subject, scale, download=download)(video), video
 
 
-def find_matte(reader: VideoReader, subject: str, count: int) -> Tensor:
-    """The subject's matte (count, 1, H, W) in [0, 1] in the frames that a model sees.
-
-    Raises:
-        Rejected: as :func:`find_subject`.
-    """
-    from vera_lite.apps.files import pick
-    from vera_lite.dataset.matte import ClosedForm, trimap
-    from vera_lite.media.clip import to_float
-    from vera_lite.pipelines import frame_choice
-
-    size = reader.info.height, reader.info.width
-    chosen = list(frame_choice(reader.info.frames, count))
-    mask = enlarged(find_subject(reader, subject)[0][chosen], size)
-    width = max(3, round(size[0] / 70))
-    return ClosedForm(3 * width)(to_float(pick(reader, chosen, "matting")), trimap(mask, width))
+def outline_width(height: int) -> int:
+    """How many pixels on either side of an outline may be soft, in frames of so many rows."""
+    return max(3, round(height / 70))
 
 
 def enlarged(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -94,6 +91,7 @@ class Layers:
         out: folder, made if needed.
         subject: see :func:`.parse_subject`.
         width: pixels on either side of the outline that may be soft; 0: as fits the video's size.
+        download: fetch SAM 2 if it is not on this machine.
         info: what ``video`` holds.
 
     Raises:
@@ -104,15 +102,16 @@ class Layers:
     out: str | Path
     subject: str = "person"
     width: int = 0
+    download: bool = False
     info: VideoInfo = field(init=False)
 
     def __post_init__(self):
         self.video = Path(self.video)
         self.out = check_out(self.out, self.video)
         self.info = check_source(self.video)
-        check_subject(self.subject, self.info)
+        check_subject(self.subject, self.info, self.download)
         if self.width == 0:
-            self.width = max(3, round(self.info.height / 70))
+            self.width = outline_width(self.info.height)
         if not 1 <= self.width <= self.info.height // 8:
             raise UserError(f"--width lies in [1, {self.info.height // 8}], not {self.width}.")
 
@@ -142,7 +141,7 @@ class Layers:
 
         reader, info = VideoReader(self.video, info=self.info), self.info
         size = info.height, info.width
-        small, video = find_subject(reader, self.subject)
+        small, video = find_subject(reader, self.subject, self.download)
         behind = _Behind(reader, small, video)
         del video
         sheet, error = [], 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import time
 import traceback
@@ -20,10 +21,13 @@ _PAUSES = (0.2, 1.0)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def process(writer: Writer, stages: Sequence[Stage], sample: Sample) -> list[Sample]:
+def process(
+    writer: Writer, stages: Sequence[Stage], sample: Sample, timeout: float | None = None
+) -> list[Sample]:
     """Take a sample through all stages; what is done already is not done again.
 
-    Nothing that a stage does to itself ends the run: an exception is an outcome, too.
+    Nothing that a stage does to itself ends the run: an exception is an outcome, too. After ``timeout``
+    seconds in one stage this process ends itself, even out of C code that never returns.
 
     Returns:
         The samples that came through: one, several where a stage makes more of one, or none.
@@ -34,7 +38,7 @@ def process(writer: Writer, stages: Sequence[Stage], sample: Sample) -> list[Sam
     writer.store.refresh()
     samples = [sample]
     for stage in stages:
-        samples = [after for before in samples for after in _step(writer, stage, before)]
+        samples = [after for before in samples for after in _step(writer, stage, before, timeout)]
     return samples
 
 
@@ -54,7 +58,7 @@ def samples_of(row: dict) -> list[Sample]:
     return [Sample(**sample) for sample in row.get("samples", ())]
 
 
-def _step(writer: Writer, stage: Stage, sample: Sample) -> list[Sample]:
+def _step(writer: Writer, stage: Stage, sample: Sample, timeout: float | None) -> list[Sample]:
     task = task_key(sample, stage)
     row = writer.store.outcome(task)
     if row is None:
@@ -66,18 +70,23 @@ def _step(writer: Writer, stage: Stage, sample: Sample) -> list[Sample]:
             error = f"{deaths} processes {'ran out of time' if late else 'died'} at this sample."
             outcome = _quarantined("timed_out" if late else "process_died", error, words)
         else:
-            outcome = _attempt(writer, stage, sample)
+            outcome = _attempt(writer, stage, sample, timeout)
         facts = {"task": task, "stage": stage.name, "key": sample.key, "category": sample.category}
         seconds = round(time.perf_counter() - started, 4)
         row = writer.record(facts | outcome | {"seconds": seconds, "deaths": deaths})
     return samples_of(row)
 
 
-def _attempt(writer: Writer, stage: Stage, sample: Sample) -> dict:
+def _attempt(writer: Writer, stage: Stage, sample: Sample, timeout: float | None) -> dict:
     for pause in (*_PAUSES, None):
         with writer.temporary() as out:
             try:
-                result = stage(sample, lambda name: writer.store.path(sample.files[name]), out)
+                if timeout is not None:
+                    faulthandler.dump_traceback_later(timeout, exit=True, file=writer.marker)
+                try:
+                    result = stage(sample, lambda name: writer.store.path(sample.files[name]), out)
+                finally:
+                    faulthandler.cancel_dump_traceback_later()
                 return _outcome(writer, sample, result, out)
             except (MemoryError, OSError) as error:  # the machine's fault, perhaps for a moment only
                 if getattr(error, "errno", None) in _DISK:

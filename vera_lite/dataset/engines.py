@@ -59,10 +59,7 @@ class Worker:
             self._writer = Writer(Store(self.folder), self.run)
             if self.timeout is not None:  # a crash writes its trace into the marker of its task
                 faulthandler.enable(self._writer.marker)
-        stages = self.stages
-        if self.timeout is not None:
-            stages = [_Limited(stage, self.timeout, self._writer.marker) for stage in stages]
-        process(self._writer, stages, sample)
+        process(self._writer, self.stages, sample, self.timeout)
 
     def close(self) -> None:
         """Leave nothing in flight."""
@@ -71,21 +68,6 @@ class Worker:
                 faulthandler.disable()
             self._writer.close()
             self._writer = None
-
-
-class _Limited:
-    """A stage whose process ends itself after some seconds; C code that never returns is ended, too."""
-
-    def __init__(self, stage: Stage, seconds: float, marker):
-        self.stage, self.seconds, self.marker = stage, seconds, marker
-        self.name, self.version, self.config = stage.name, stage.version, stage.config
-
-    def __call__(self, *arguments):
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.marker)
-        try:
-            return self.stage(*arguments)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager

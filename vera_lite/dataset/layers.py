@@ -91,11 +91,7 @@ def layer_files(folder: str | Path) -> list[LayerFiles]:
             if set(LAYERS) <= set(sample.files) and "instruction" in sample.facts
         ]
     elif folder.is_dir() and is_vera(folder):
-        samples = [
-            LayerFiles(row.name, row.category, row.facts.pop("instruction"), row.files, row.facts)
-            for row in read_vera(folder).rows
-            if None not in row.files.values()
-        ]
+        samples = [row for row in read_vera(folder).rows if "absent" not in row.facts]
     else:
         raise UserError(f"{folder} is no dataset: neither a store nor a folder of Vera's layout.")
     if not samples:

@@ -7,36 +7,22 @@ models :mod:`.matte`, :mod:`.plate` and :mod:`.backgrounds` do the same jobs.
 from __future__ import annotations
 
 import functools
-import hashlib
+import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vera_lite.dataset.checks import Rejected, rgb8
-from vera_lite.dataset.sam2 import load
 from vera_lite.dataset.stage import Ok, Reject, Sample
 from vera_lite.dataset.stages import Inputs, VeraStage
 from vera_lite.dataset.stages import load as load_layers
+from vera_lite.dataset.weights import load, not_loaded
 from vera_lite.errors import UserError
-
-
-def revision(name: str) -> str:
-    """Which weights a model has: sha256 of a folder's files, or the commit of a model of the Hub."""
-    folder = Path(name)
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("config.json", "model_index.json"):
-        path = try_to_load_from_cache(name, file)
-        if isinstance(path, str):
-            return Path(path).parent.name
-    return "not on this machine"
+from vera_lite.media.files import read_json
 
 
 @dataclass(frozen=True)
@@ -67,6 +53,74 @@ class ViTMatte:
         return torch.where(trimap == 0.5, torch.stack(alphas).clamp(0, 1), trimap)
 
 
+@dataclass(frozen=True)
+class MatAnyone:
+    """MatAnyone and its second version (Yang et al., arXiv 2501.14677), a :class:`.Matter` with a memory.
+
+    The trimap of the first frame that shows the object is its first guess, from which it follows the object
+    to the end. Code and weights are under the S-Lab licence, for non-commercial use, so this package has
+    neither and asks for neither: install ``matanyone`` from github.com/pq-yang/MatAnyone, or ``matanyone2``.
+
+    Attributes:
+        model: folder with ``config.json`` and ``model.safetensors``, or name on the Hub, such as
+            "PeiqingYang/MatAnyone".
+        package: which version's code.
+        warm_up: how often it looks at the first frame.
+        download, device: see :func:`.load`.
+    """
+
+    model: str
+    package: Literal["matanyone", "matanyone2"] = "matanyone"
+    warm_up: int = 10
+    download: bool = False
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def __call__(self, video: Tensor, trimap: Tensor) -> Tensor:
+        alpha, shown = trimap.clone(), (trimap == 1).flatten(1).any(1).nonzero()
+        if len(shown):
+            core, start = self._core(), int(shown[0])
+            first = video[start].to(self.device)
+            core.step(first, 255 * trimap[start, 0].to(self.device), objects=[1])
+            for _ in range(self.warm_up):
+                core.step(first, first_frame_pred=True)
+            for t in range(start, len(video)):
+                step = core.step(video[t].to(self.device), first_frame_pred=t == start)
+                alpha[t] = step[1:2].float().cpu()  # after the background
+        return torch.where(trimap == 0.5, alpha.clamp(0, 1), trimap)
+
+    def _core(self):
+        """The package's inference with the model's weights; its own loader would fetch pickles for parts."""
+        try:
+            inference = importlib.import_module(f"{self.package}.inference.inference_core")
+            network = importlib.import_module(f"{self.package}.model.{self.package}")
+            from omegaconf import OmegaConf
+        except ImportError as error:
+            raise UserError(f"{self.package} is not installed; read its licence, then install it.") from error
+        kind = {"matanyone": "MatAnyone", "matanyone2": "MatAnyone2"}[self.package]
+        settings = read_json(_file(self.model, "config.json", kind, self.download))
+        cfg = OmegaConf.create(settings.pop("cfg"))
+        cfg.model.pretrained_resnet = False
+        model = getattr(network, kind)(cfg, **settings)
+        model.load_state_dict(load_file(_file(self.model, "model.safetensors", kind, self.download)))
+        return inference.InferenceCore(model, cfg=cfg, device=self.device)
+
+
+def _file(name: str, file: str, kind: str, download: bool) -> Path:
+    """A file of a model, from a folder or the Hub."""
+    if Path(name).is_dir():
+        if (Path(name) / file).is_file():
+            return Path(name) / file
+        raise not_loaded(name, kind, download)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=not download))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise not_loaded(name, kind, download) from error
+
+
 def _pipeline(kind: str, name: str, download: bool, device: str):
     """A pipeline of diffusers.
 
@@ -82,8 +136,7 @@ def _pipeline(kind: str, name: str, download: bool, device: str):
             raise ValueError("another pipeline")
         pipe = pipeline.from_pretrained(name, use_safetensors=True, **local)
     except (OSError, ValueError, KeyError) as error:
-        hint = "" if download or Path(name).is_dir() else " Pass download=True to fetch it."
-        raise UserError(f"cannot load {name!r} as {kind}.{hint}") from error
+        raise not_loaded(name, kind, download) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -175,10 +228,6 @@ class VLMCaption(VeraStage):
     max_new_tokens: int = 128
     download: bool = False
     name = "caption"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return super().config | {"weights": revision(self.model) if self.model else "in the package"}
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject:
         vlm = _vlm(self.model, self.download)

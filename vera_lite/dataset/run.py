@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from vera_lite.dataset.audit import Ledger, audit, manifest_rows, tasks_of, walk
 from vera_lite.dataset.chain import results, samples_of
 from vera_lite.dataset.engines import Worker, one_thread, run_here, run_local, run_ray
-from vera_lite.dataset.stage import Choice, Sample, Stage
+from vera_lite.dataset.stage import Choice, Fail, Ok, Reject, Sample, Stage
 from vera_lite.dataset.store import Store, Writer, sha256, write_manifest
 from vera_lite.errors import UserError
 from vera_lite.media.files import read_json, replacing
@@ -114,9 +114,7 @@ def run(
     """
     if len({stage.name for stage in stages}) < len(stages) or any(stage.name == "input" for stage in stages):
         raise UserError('every stage needs a name of its own, and none may be called "input".')
-    # isinstance would ask a stage for its configuration, which may be costly to tell.
-    pinned: list[Any] = [stage if hasattr(stage, "choose") else _Pinned(stage) for stage in stages]
-    stages = pinned
+    stages = [Recorded.of(stage) for stage in stages]
     with store.lock(), one_thread():
         record_stages(store, stages, configuration)
         name, samples = new_run(), store.inputs()
@@ -138,16 +136,6 @@ def run(
         shutil.rmtree(store.folder / "tmp")  # of processes that died
         write_manifest(store, manifest_rows(store, stages))
         return audit(store, stages, progress=progress)
-
-
-class _Pinned:
-    """A stage whose configuration is asked for once: for that it may read all weights of a model."""
-
-    def __init__(self, stage: Stage):
-        self.stage, self.name, self.version, self.config = stage, stage.name, stage.version, stage.config
-
-    def __call__(self, *arguments):
-        return self.stage(*arguments)
 
 
 def _groups(stages: Sequence[Stage | Choice]) -> list[list]:
@@ -192,23 +180,38 @@ def _follow(store: Store, run: str, steps: Iterator[None], total: int, progress:
     store.refresh()
 
 
-# --- the stages of a store, without their code ---------------------------------------------------------
+# --- stages as a store knows them -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the ledger has to know of a stage."""
+    """A stage as the ledger knows it: its configuration is asked for once, as telling it may be costly.
+
+    Attributes:
+        name, version, config: of the stage.
+        stage: does the work; None if only the ledger is read.
+    """
 
     name: str
     version: str
-    config: dict
+    config: dict[str, Any]
+    stage: Any = None
+
+    @staticmethod
+    def of(stage: Stage | Choice) -> Recorded:
+        """Record a stage; isinstance would ask for its configuration once more."""
+        kind = RecordedChoice if hasattr(stage, "choose") else Recorded
+        return kind(stage.name, stage.version, stage.config, stage)
+
+    def __call__(self, *arguments) -> Ok | Reject | Fail:
+        return self.stage(*arguments)
 
 
 class RecordedChoice(Recorded):
-    """What the ledger has to know of a :class:`Choice`."""
+    """The same of a :class:`Choice`."""
 
     def choose(self, samples: Sequence[Sample]) -> dict[str, str]:
-        raise NotImplementedError("a record of a choice cannot choose.")
+        return self.stage.choose(samples)
 
 
 def record_stages(store: Store, stages: Sequence[Stage | Choice], configuration: dict | None) -> None:

@@ -1,4 +1,4 @@
-"""SAM 2 (Ravi et al., arXiv 2408.00714) of transformers: masks of what a box holds or words name.
+"""SAM 2 (Ravi et al., arXiv 2408.00714): masks of what a box holds or words name.
 
 A zero-shot detector turns words into a box. Both default models are under Apache-2.0. They are not part of
 the package; ``download=True`` fetches them once.
@@ -6,46 +6,42 @@ the package; ``download=True`` fetches them once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vera_lite.dataset.checks import Rejected, check_masks
-from vera_lite.dataset.subject import Box, check_box
-from vera_lite.errors import UserError
+from vera_lite.dataset.subject import Box, Point, check_box
+from vera_lite.dataset.weights import DETECTOR, SEGMENTER, load
+from vera_lite.media.video import VideoReader
 
-DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam2.1-hiera-small"
 LOOKS = 8  # frames of a video that the detector sees
-
-
-class Frames(Protocol):
-    """uint8 frames (3, H, W): a list, or a :class:`.VideoReader`."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Tensor]: ...
+#: uint8 frames (3, H, W).
+Frames = VideoReader | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Sam2Segmenter:
-    """What a box holds in the first frame, or words name in any, tracked to both ends of the clip.
+    """What is in a box or at a point in the first frame, or words name in any, tracked through the clip.
 
     Attributes:
-        prompt: x, y, width and height in pixels; or a phrase such as "a brown dog".
+        prompt: x, y, width and height of a box in pixels; x, y of a point; or a phrase such as "a brown dog".
         segmenter, detector: folder or name on the Hub; the detector is only for words.
         threshold: least score of what the detector finds.
+        backend: whose code runs the segmenter: "transformers", or "sam2", the package of its authors. Both
+            give the same masks, see :mod:`.sam2_package`.
         download, device: see :func:`load`.
     """
 
-    prompt: Box | str
+    prompt: Box | Point | str
     segmenter: str = SEGMENTER
     detector: str = DETECTOR
     threshold: float = 0.3
+    backend: Literal["transformers", "sam2"] = "transformers"
     download: bool = False
     device: str = "cpu"
 
@@ -67,33 +63,18 @@ class Sam2Segmenter:
                 raise Rejected("nothing_found", f"there is no {self.prompt!r} in the clip")
         else:
             check_box(self.prompt, *video.shape[-2:])
-            x, y, w, h = self.prompt
-            found = 0, [x, y, x + w, y + h]
-        model = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
-        mask = torch.stack(track(frames, *found, *model)).float() / 255
+            x, y, *size = self.prompt
+            found = 0, [x, y, x + size[0], y + size[1]] if size else [x, y]
+        model, processor = load(Sam2VideoModel, Sam2VideoProcessor, self.segmenter, **options)
+        if self.backend == "sam2":
+            from vera_lite.dataset import sam2_package
+
+            masks = sam2_package.track(frames, *found, sam2_package.from_transformers(model), processor)
+        else:
+            masks = track(frames, *found, model, processor)
+        mask = torch.stack(masks).float() / 255
         check_masks(mask)
         return mask
-
-
-def load(model_class, processor_class, name: str, download: bool = False, device: str = "cpu"):
-    """A model and its processor.
-
-    Args:
-        model_class, processor_class: of transformers.
-        name: a folder, or a name on the Hub.
-        download: fetch what is not on this machine; without it nothing touches the network.
-        device: where the model goes.
-
-    Raises:
-        UserError: they are not on this machine, or of another kind.
-    """
-    try:
-        processor = processor_class.from_pretrained(name, local_files_only=not download)
-        model = model_class.from_pretrained(name, local_files_only=not download, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        hint = "" if download or Path(name).is_dir() else " Pass --download to fetch it."
-        raise UserError(f"cannot load {name!r} as {model_class.__name__}.{hint}") from error
-    return model.to(device), processor
 
 
 @torch.inference_mode()
@@ -123,7 +104,15 @@ def find(video: Frames, what: str, detector, processor, threshold: float):
 def track(
     video: Frames, start: int, box: Sequence[float], model, processor, bar: tqdm | None = None
 ) -> list[Tensor]:
-    """uint8 masks (1, H, W), 0 or 255, of what is in ``box`` on frame ``start``, one for each frame."""
+    """uint8 masks (1, H, W), 0 or 255, one for each frame.
+
+    Args:
+        video: of frames (3, H, W).
+        start: the frame that shows the thing in ``box``.
+        box: left, top, right and bottom in pixels; or x and y of a point.
+        model, processor: of transformers.
+        bar: counts frames.
+    """
     size = tuple(next(iter(video)).shape[-2:])
     # Frames are prepared one by one and kept on the CPU: 12 MB each, at SAM 2's 1024 x 1024.
     session = processor.init_video_session(
@@ -134,8 +123,11 @@ def track(
     )
     for t, frame in enumerate(video):
         session.add_new_frame(processor(images=frame, return_tensors="pt").pixel_values, t)
+    prompt = {"input_boxes": [[list(box)]]}
+    if len(box) == 2:
+        prompt = {"input_points": [[[list(box)]]], "input_labels": [[[1]]]}
     processor.add_inputs_to_inference_session(
-        session, frame_idx=start, obj_ids=1, input_boxes=[[list(box)]], original_size=size
+        session, frame_idx=start, obj_ids=1, original_size=size, **prompt
     )
     masks = {}
     for reverse in (False, True):

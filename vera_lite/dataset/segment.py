@@ -7,7 +7,7 @@ All are callables ``video (T, 3, H, W) in [0, 1] -> mask (T, 1, H, W), 0 or 1``.
 | :class:`PersonSegmenter` | people | any clip with a person in it |
 | :class:`MovingSegmenter` | what leaves its place | a camera that stands still or pans |
 | :class:`BoxSegmenter` | what is in a box | a few frames |
-| :class:`.Sam2Segmenter` | what is in a box, or what words name | any clip; needs weights |
+| :class:`.Sam2Segmenter` | what is in a box or at a point, or what words name | any clip; needs weights |
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vera_lite.dataset.checks import Rejected, check_masks, clean, rgb8
 from vera_lite.dataset.person import person_probability
 from vera_lite.dataset.plate import background, is_still, register
 from vera_lite.dataset.subject import Box, check_box, parse_subject
+from vera_lite.dataset.weights import DETECTOR, SEGMENTER
 
 
 class Segmenter(Protocol):
@@ -143,13 +144,19 @@ class BoxSegmenter:
         return mask
 
 
-def segmenter(subject: str, scale: float = 1.0, download: bool = False) -> Segmenter:
+def segmenter(
+    subject: str,
+    scale: float = 1.0,
+    model: str | None = None,
+    detector: str | None = None,
+    download: bool = False,
+) -> Segmenter:
     """The segmenter for what a person types, see :func:`.parse_subject`.
 
     Args:
         subject: see there.
         scale: of the video against the one in whose pixels the box is given.
-        download: fetch SAM 2 if it is not on this machine.
+        model, detector, download: of :class:`.Sam2Segmenter`; None: its own.
 
     Raises:
         UserError: it is nothing known.
@@ -160,7 +167,7 @@ def segmenter(subject: str, scale: float = 1.0, download: bool = False) -> Segme
     if kind == "sam2":
         from vera_lite.dataset.sam2 import Sam2Segmenter
 
-        return Sam2Segmenter(box, download=download)
+        return Sam2Segmenter(box, model or SEGMENTER, detector or DETECTOR, download=download)
     if kind == "person":
         return PersonSegmenter()
     return MovingSegmenter(box=box) if kind == "moving" else BoxSegmenter(box)

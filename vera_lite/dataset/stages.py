@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -34,6 +34,8 @@ from vera_lite.dataset.matte import ClosedForm, Matter, foreground, misfit, spli
 from vera_lite.dataset.plate import background, fill, register
 from vera_lite.dataset.segment import segmenter
 from vera_lite.dataset.stage import Fail, Ok, Reject, Sample, digest
+from vera_lite.dataset.subject import parse_subject
+from vera_lite.dataset.weights import revision
 from vera_lite.media.clip import composite, to_float, to_uint8
 from vera_lite.media.video import VideoReader, read_grey, read_video
 from vera_lite.media.video_writer import write_video
@@ -45,16 +47,21 @@ CATEGORIES = ("object_addition", "background_change")
 class VeraStage:
     """What the stages share: ``config`` from the fields, and a :class:`.Rejected` clip made a row.
 
-    Subclasses are dataclasses with a ``work`` method; ``only`` names the one category that they are for.
+    Subclasses are dataclasses with a ``work`` method; ``only`` names the one category that they are for, and
+    ``models`` the fields that name a model. Of each of these, ``config`` holds the revision of the weights,
+    too.
     """
 
     name: str
     version = "1"
     only: str | None = None
+    models: tuple[str, ...] = ("model",)
 
     @property
     def config(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        names = [name for name in self.models if fields.get(name) is not None]
+        return fields | {f"{name}_revision": revision(fields[name]) for name in names}
 
     def __call__(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject | Fail:
         if self.only not in (None, sample.category):
@@ -66,15 +73,6 @@ class VeraStage:
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject | Fail:
         raise NotImplementedError
-
-
-def weights(model: str | None) -> dict[str, str]:
-    """Which weights a stage's model has, for its ``config``; nothing if it has no model."""
-    if model is None:
-        return {}
-    from vera_lite.dataset.models import revision
-
-    return {"weights": revision(model)}
 
 
 def load(inputs: Inputs, *names: str) -> list[Tensor]:
@@ -169,17 +167,24 @@ class Segment(VeraStage):
 
     Attributes:
         subject: of each category, see :func:`.segmenter`; the fact ``subject`` of a sample goes first.
+        model, detector: folder or name of a SAM 2 and of the detector for its words, for subjects such as
+            "sam2:a brown dog"; without ``model`` such subjects fail.
     """
 
     subject: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"object_addition": "moving", "background_change": "person"}
     )
-    name = "segment"
+    model: str | None = None
+    detector: str | None = None
+    name, models = "segment", ("model", "detector")
 
-    def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
+    def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Fail:
         subject = sample.facts.get("subject") or self.subject[sample.category]
+        kind, box = parse_subject(subject)
+        if kind == "sam2" and (self.model is None or isinstance(box, str) and self.detector is None):
+            return Fail(f"the stage needs a model (and, for words, a detector) to find {subject!r}.")
         (video,) = load(inputs, "composite")
-        mask = segmenter(subject, sample.facts.get("scale", 1.0))(video)
+        mask = segmenter(subject, sample.facts.get("scale", 1.0), self.model, self.detector)(video)
         return save(sample, out, {"mask": mask}, subject=subject, area=round(float(mask.mean()), 5))
 
 
@@ -200,10 +205,6 @@ class Plate(VeraStage):
     most_error: float = 0.03
     model: str | None = None
     name, only = "plate", "object_addition"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Reject:
         video, mask = load(inputs, "composite", "mask")
@@ -237,25 +238,23 @@ class Matte(VeraStage):
     Attributes:
         width: pixels of the unknown band on either side of the outline.
         least_gain: by how much :func:`.misfit` must fall, as a share.
-        model: folder or name of a ViTMatte on the Hub; closed-form matting without one.
+        model: folder or name of a ViTMatte or a MatAnyone on the Hub; closed-form matting without one.
+        network: which of the two, as the class in :mod:`.models` is called.
     """
 
     width: int = 4
     least_gain: float = 0.05
     model: str | None = None
+    network: Literal["ViTMatte", "MatAnyone"] = "ViTMatte"
     name = "matte"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return super().config | weights(self.model)
 
     def matter(self) -> Matter:
         """What solves the unknown band."""
         if self.model is None:
             return ClosedForm()
-        from vera_lite.dataset.models import ViTMatte
+        from vera_lite.dataset import models
 
-        return ViTMatte(self.model)
+        return {"ViTMatte": models.ViTMatte, "MatAnyone": models.MatAnyone}[self.network](self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
         video, mask = load(inputs, "composite", "mask")
@@ -296,10 +295,6 @@ class Background(VeraStage):
         "a meadow in spring",
     )
     name, only = "background", "background_change"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return super().config | weights(self.model)
 
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok:
         video, subject, alpha = load(inputs, "composite", "subject", "alpha")

@@ -4,16 +4,18 @@ from vera_lite.errors import UserError
 
 #: x, y, width and height in pixels.
 Box = tuple[int, int, int, int]
+Point = tuple[int, int]
 
 
-def parse_subject(text: str) -> tuple[str, Box | str | None]:
+def parse_subject(text: str) -> tuple[str, Box | Point | str | None]:
     """Read a subject.
 
     ``person``; ``moving``; ``moving:X,Y,W,H``, what moves in a box; ``X,Y,W,H``, what is in it at first; or,
-    by SAM 2, ``sam2:X,Y,W,H``, the same in longer clips, and ``sam2:WORDS``, what the words name.
+    by SAM 2, ``sam2:X,Y,W,H``, the same in longer clips, ``sam2:X,Y``, what is at that point at first, and
+    ``sam2:WORDS``, what the words name.
 
     Returns:
-        "person", "moving", "box" or "sam2"; and the box or the words, if there are some.
+        "person", "moving", "box" or "sam2"; and the box, the point or the words, if there are some.
 
     Raises:
         UserError: it is none of these.
@@ -22,7 +24,9 @@ def parse_subject(text: str) -> tuple[str, Box | str | None]:
         return text, None
     kind, _, numbers = text.rpartition(":")
     try:
-        x, y, w, h = (int(number) for number in numbers.split(","))
+        place = tuple(int(number) for number in numbers.split(","))
+        if len(place) != 4 and not (len(place) == 2 and kind == "sam2"):
+            raise ValueError("neither a box nor a point")
     except ValueError:
         if kind == "sam2" and numbers.strip(" ."):
             return kind, numbers.strip(" .")
@@ -31,11 +35,11 @@ def parse_subject(text: str) -> tuple[str, Box | str | None]:
         raise UserError(
             f"the subject is person, moving, moving:X,Y,W,H, X,Y,W,H in pixels, or sam2:WORDS, not {text!r}."
         )
-    return kind or "box", (x, y, w, h)
+    return kind or "box", place
 
 
-def check_box(box: Box, height: int, width: int) -> None:
-    """UserError unless a box is a part of a frame, and not all of it."""
-    x, y, w, h = box
+def check_box(box: Box | Point, height: int, width: int) -> None:
+    """UserError unless a box or a point is a part of a frame, and not all of it."""
+    x, y, w, h = (*box, 1, 1)[:4]
     if min(x, y, w - 1, h - 1) < 0 or x + w > width or y + h > height or w * h == width * height:
         raise UserError(f"the box {x},{y},{w},{h} is no part of a frame of {width}x{height} pixels.")

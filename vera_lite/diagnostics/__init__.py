@@ -1,6 +1,7 @@
 """See inside the attention of any model without touching it: token grid, tap, measurements, scores."""
 
 from vera_lite.diagnostics.call import AttentionCall, AttentionShape, CallSite, Capture
+from vera_lite.diagnostics.dit_layout import dit_grid
 from vera_lite.diagnostics.layer_attention import (
     ClipAttention,
     LayerAttention,
@@ -13,7 +14,7 @@ from vera_lite.diagnostics.scores import entropy, jensen_shannon, lift, mask_rat
 from vera_lite.diagnostics.store import AttentionStore, StoreQK
 from vera_lite.diagnostics.tap import KnockOut, Tap
 from vera_lite.diagnostics.token_grid import TextStream, TokenGrid, VideoStream
-from vera_lite.diagnostics.vlm_layout import qwen_vl_grid
+from vera_lite.diagnostics.vlm_layout import qwen_vl_grid, square_vlm_grid
 
 __all__ = [
     "AttentionCall",
@@ -39,6 +40,7 @@ __all__ = [
     "attention_by_layer",
     "attention_over_clips",
     "attention_shapes",
+    "dit_grid",
     "entropy",
     "jensen_shannon",
     "lift",
@@ -46,4 +48,5 @@ __all__ = [
     "qwen_vl_grid",
     "similarity_map",
     "sinks",
+    "square_vlm_grid",
 ]

@@ -98,3 +98,5 @@ class Capture:
     #: 1e-2 of the largest value.
     residual: float
     names: tuple[str, ...] = ()  #: of the groups.
+    #: of each row the tokens that look, whose mean it is; () where the values are no rows of queries.
+    queries: tuple[tuple[int, ...], ...] = ()

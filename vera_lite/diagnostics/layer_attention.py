@@ -39,6 +39,7 @@ class LayerAttention:
     #: final norm (unlike transformers' ``hidden_states[-1]``), so that all layers compare.
     similarity: dict[str, Tensor]
     residual: Tensor  #: (L,) largest difference between attention * values and the kernel's own output.
+    queries: Tensor  #: the phrase's tokens.
 
     @property
     def to_clip(self) -> Tensor:
@@ -94,7 +95,8 @@ def attention_by_layer(
         for reading in ("softmax", "shifted")
     }
     attention = torch.stack([c.values[0].mean(-2) for c in captures])
-    return LayerAttention(grid, attention, similarity, torch.tensor([c.residual for c in captures]))
+    residual = torch.tensor([c.residual for c in captures])
+    return LayerAttention(grid, attention, similarity, residual, queries)
 
 
 @dataclass(frozen=True, eq=False)

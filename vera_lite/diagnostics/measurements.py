@@ -102,10 +102,10 @@ class Measurement:
             residuals += self._measure_head(call, index, *(r[:, i] for r in results))
         return torch.tensor(residuals).amax().item()  # unlike Python's max, keeps nan
 
-    def _capture(self, call: AttentionCall, heads: tuple[int, ...], *axes: int, names=()) -> Capture:
-        """A capture of values (B, H, axes), filled head by head."""
+    def _capture(self, call: AttentionCall, heads: tuple[int, ...], *axes: int, **facts) -> Capture:
+        """A capture of values (B, H, axes), filled head by head; ``facts`` are its names or queries."""
         values = torch.empty(call.query.shape[0], len(heads), *axes)
-        return Capture(call.site, heads, values, self._fill(call, heads, values), names)
+        return Capture(call.site, heads, values, self._fill(call, heads, values), **facts)
 
     def _heads(self, shape: AttentionShape) -> tuple[int, ...]:
         if self.heads is None:
@@ -130,7 +130,8 @@ class Rows(Measurement):
         return exact_cost(shape, heads, rows, shape.batch * heads * rows * shape.keys)
 
     def _measure(self, call, heads):
-        return self._capture(call, heads, len(self.queries), call.key.shape[2])
+        queries = tuple((query,) for query in self.queries.tolist())
+        return self._capture(call, heads, len(queries), call.key.shape[2], queries=queries)
 
     def _measure_head(self, call, index, values):
         head, residuals, start = ExactHead(call, index), [], 0

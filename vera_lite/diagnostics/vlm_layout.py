@@ -1,4 +1,9 @@
-"""Token grids of vision-language models: Qwen2.5-VL, Qwen3-VL and GLM-4.6V."""
+"""Token grids of vision-language models.
+
+:func:`qwen_vl_grid` is for models that keep a clip's shape: Qwen2.5-VL, Qwen3-VL and GLM-4.6V.
+:func:`square_vlm_grid` is for those that stretch every frame to a square: InternVL, SmolVLM and
+LLaVA-OneVision.
+"""
 
 import math
 import re
@@ -61,6 +66,46 @@ def qwen_vl_grid(
             name, positions = f"{video.name} timestamps", torch.tensor(list(stamp))
             texts.append(TextStream(name, positions, pieces, separator, frames))
     return TokenGrid((*texts, *videos, *images))
+
+
+def square_vlm_grid(
+    ids: Tensor, tokenizer, vision_token: int, frames: Sequence[int], size: tuple[int, int, int]
+) -> TokenGrid:
+    """The language sequence of InternVL, SmolVLM or LLaVA-OneVision with one video, or an untiled image.
+
+    They stretch every frame to a square, which becomes a square of tokens. Streams are "text", "video" and
+    "video end", the one more token of LLaVA-OneVision. That model averages 27 x 27 patches into 14 x 14
+    tokens, which reach a little beyond their boxes.
+
+    Args:
+        ids: (S,) token ids of one prompt, with every vision token.
+        tokenizer: to decode the text.
+        vision_token: the id that stands for a piece of a frame; the model's ``config.image_token_id``, or
+            ``video_token_id`` in LLaVA-OneVision.
+        frames: numbers of the source frames that the model sees, such as ``frames_indices`` of the
+            processor's video metadata; ``[0]`` for an image.
+        size: (T, H, W) of the source.
+
+    Raises:
+        ValueError: the vision tokens are no squares of these frames, as in an image that is cut into tiles.
+    """
+    kinds = ids == vision_token
+    positions, rest = kinds.nonzero()[:, 0], (~kinds).nonzero()[:, 0]
+    side = math.isqrt(len(positions) // max(len(frames), 1))
+    tokens = len(frames) * side**2
+    if not tokens or len(positions) - tokens not in (0, 1):
+        raise ValueError(
+            f"{len(positions)} vision tokens are no squares of {len(frames)} frames; images that are cut "
+            "into tiles have no grid."
+        )
+    words = tuple(tokenizer.decode([i]) for i in ids[rest].tolist())
+    slots = tuple((int(f),) for f in frames)
+    streams = [VideoStream("video", positions[:tokens], slots, (side, side), tuple(size))]
+    if len(positions) > tokens:
+        streams.append(TextStream("video end", positions[tokens:], ("",), ""))
+    if len(rest):
+        streams.insert(0, TextStream("text", rest, words, ""))
+    return TokenGrid(tuple(streams))
 
 
 def _one_prompt(inputs: Mapping, key: str) -> Tensor:

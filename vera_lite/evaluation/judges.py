@@ -2,7 +2,7 @@
 
 A protocol is what it shows, what it asks, how it reads the reply, and how it makes one number of many. Each
 has its own scale and rules that change scores, so numbers of two protocols share no table. ``protocols.toml``
-holds the five, with what their papers leave open and we decided. Videos are shown as single frames: servers
+holds them, with what their papers leave open and we decided. Videos are shown as single frames: servers
 sample video files in ways of their own.
 """
 
@@ -208,6 +208,11 @@ def mive(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[st
     return {call: value}
 
 
+def mive_data(reply: str, protocol: Protocol, call: str, instruction: str) -> dict[str, float]:
+    """The number ``data_score``, as :func:`mive` reads its own."""
+    return mive(reply, protocol, call, instruction)
+
+
 def score_lines(reply: str, protocol: Protocol) -> dict[str, Decimal]:
     """The one score behind each axis's name at the start of a line.
 
@@ -293,7 +298,7 @@ def one_a_second(frames: int, fps: float) -> list[int]:
 
 def _protocols() -> dict[str, Protocol]:
     tables = tomllib.loads((Path(__file__).parent / "protocols.toml").read_text(encoding="utf-8"))
-    readers = (openve_official, openve_kiwi, rvedit, mive, vera_vqa)
+    readers = (openve_official, openve_kiwi, rvedit, mive, mive_data, vera_vqa)
     return {f.__name__: Protocol(f.__name__, f, **tables[f.__name__]) for f in readers}
 
 

@@ -21,6 +21,9 @@ class Drawing:
         size: (H, W) of the video.
     """
 
+    #: Whether all layers change with every frame, and a frame cannot be made row by row.
+    whole_frames = False
+
     def __init__(self, pipe: Any, layers: Layers, sampling: Any, frames: int, size: Sequence[int]):
         self.pipe, self.layers, self.sampling = pipe, layers, sampling
         self.size = tuple(size)

@@ -93,7 +93,9 @@ class MapSources:
     def default_words(self, direction: str) -> dict[str, list[int]]:
         """Every row of captures; for stores, the middle patch of the first video stream."""
         if not self.has_stores:
-            return {f"row {i}": [i] for i in range(self.rows)}
+            queries = next(iter(self)).queries
+            singles = {token_name(self.grids[0][q[0]]): [i] for i, q in enumerate(queries) if len(q) == 1}
+            return singles if len(singles) == self.rows else {f"row {i}": [i] for i in range(self.rows)}
         grid = self.grids[direction == "to"]
         stream = next((s for s in grid.streams if isinstance(s, VideoStream)), None)
         if stream is None:

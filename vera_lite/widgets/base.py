@@ -32,6 +32,11 @@ from vera_lite.errors import UserError, check_pixels, check_tensor
 HOST = Path(__file__).with_name("host.html")
 
 
+def script(*parts: str) -> str:
+    """The parts of a long script, joined to the one module that a notebook saves."""
+    return "\n".join(HOST.with_name(f"{part}.js").read_text(encoding="utf-8") for part in parts)
+
+
 def shows_error(method: Callable) -> Callable:
     """Decorate a method of a widget: its exceptions are also shown in the widget."""
 
@@ -53,6 +58,11 @@ class Widget(anywidget.AnyWidget):
     #: Without it, a widget whose callback fails seems to do nothing.
     error = Unicode("").tag(sync=True)
     height = Int(600).tag(sync=True)  #: pixels of the frame that holds the static page.
+
+    def __repr__(self) -> str:
+        """What a saved notebook shows where it has no state of the widget; longer texts are cut."""
+        name = type(self).__name__
+        return f"{name}. To keep it in a saved notebook: Settings > Save Widget State Automatically"
 
     @shows_error
     def set_state(self, sync_data: dict) -> None:
@@ -100,10 +110,10 @@ def widget_name(saved: dict) -> str:
 
 
 def iframe(page: str, height: int) -> str:
-    """An element that shows a page inside another; only scripts are allowed."""
+    """An element that shows a page inside another; it may run scripts and save files, no more."""
     # Screen readers announce the title.
     return (
-        f'<iframe sandbox="allow-scripts" title="widget" srcdoc="{html.escape(page)}" '
+        f'<iframe sandbox="allow-scripts allow-downloads" title="widget" srcdoc="{html.escape(page)}" '
         f'style="width: 100%; height: {height}px; border: 0"></iframe>'
     )
 

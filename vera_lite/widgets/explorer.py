@@ -7,6 +7,9 @@
 A map is one row of A (direction "from": where a token looks) or one column ("to": who looks at it). The maps
 of some named tokens, the words, are saved with the widget, so that a page without Python shows them. Maps of
 other tokens are computed on a click.
+
+The head atlas shows one number of every head in every layer. With ``denoising=`` the explorer plays the steps
+of a run; with ``interventions=`` it cuts attention and shows what the model then makes: the causal lane.
 """
 
 import math
@@ -23,18 +26,24 @@ from vera_lite.diagnostics.layer_attention import LayerAttention
 from vera_lite.diagnostics.store import AttentionStore
 from vera_lite.diagnostics.token_grid import TokenGrid
 from vera_lite.widgets.attention_maps import DIRECTIONS, GroupMatrix, MapSources, token_name, with_mean
-from vera_lite.widgets.base import Widget, checked_video
+from vera_lite.widgets.base import Widget, checked_video, script
+from vera_lite.widgets.causal_lane import Interventions, lane_entry
 from vera_lite.widgets.explorer_state import (
     Band,
+    Denoising,
+    Numbers,
     Overview,
-    Targets,
     beside,
+    films,
     float_bytes,
     maps_within,
     packed,
     sprite,
-    streams_on_show,
 )
+from vera_lite.widgets.map_numbers import Measures, Targets, shown_streams
+
+#: The parts of the script, in order.
+SCRIPTS = ("model", "drawing", "atlas", "lane", "files")
 
 
 class AttentionExplorer(Widget):
@@ -54,11 +63,13 @@ class AttentionExplorer(Widget):
             "from" means queries, "to" keys. Captures have only "from".
         compare: captures of a second run (B) with the same layers, steps, heads and tokens.
         names: of the two runs.
-        mask: (T, 1, H, W) in [0, 1]; the explorer draws its mask ratio by layer, for every word, against
-            uniform attention. The band spans the heads.
-        curve: (L,) each; another curve by layer with its band, such as a bootstrap over clips.
+        mask: (T, 1, H, W) in [0, 1]; how much attention falls into it is the first measure of the atlas.
+        curve: (L,) each; another curve by layer with its band, such as a bootstrap over clips, drawn with the
+            first measure.
         baselines: name -> (L,) or one number, drawn beside the curve.
         matrix: group to group, by layer and step.
+        denoising: what the model had made after each captured step.
+        interventions: runs the model with connections cut, for the causal lane.
         sinks: tokens of the keys to list. By default up to 8 tokens that receive more than 20 times the
             uniform share in some layer, averaged over heads and captured rows (for stores: over 16 evenly
             spaced queries).
@@ -66,16 +77,10 @@ class AttentionExplorer(Widget):
         budget_bytes: of the saved state. If the maps of single heads do not fit, only means over heads are
             saved, and heads need Python.
 
-    The title shows for each saved map:
-
-    - its spatial entropy over the video: 1 is uniform, 0 a single patch;
-    - how far away a patch looks on average, if it looks at its own grid;
-    - its kind: "mostly sinks" or "mostly text" if more than half of the mass goes there; otherwise, for a
-      patch that looks at its own grid, "spatial" if more than half of its mass in the video is in its own
-      slot, "temporal" if not;
-    - lift: its mask ratio over the mask's share of the area;
-    - with two runs, the Jensen-Shannon divergence between them in nats: of the means over heads, and the
-      range over heads.
+    The head atlas and the curve by layer show one measure of the map of each head, see :class:`.Measures`;
+    the line under the title tells some of the map on show. A map is "mostly sinks" or "mostly text" if more
+    than half of its mass goes there. Otherwise, if a patch looks at its own grid, it is "spatial" if more
+    than half of its mass on the video is in the patch's own time slot, and "temporal" if not.
 
     Attributes:
         layer, step, word: place in the lists ``layers``, ``steps``, ``words``.
@@ -84,7 +89,7 @@ class AttentionExplorer(Widget):
         ValueError: anything that does not fit together, or a state over budget.
     """
 
-    _esm = Path(__file__).with_name("explorer.js")
+    _esm = script("helpers", *(f"explorer_{part}" for part in SCRIPTS), "explorer")
     _css = Path(__file__).with_name("explorer.css")
 
     layer = Int(0).tag(sync=True)
@@ -97,12 +102,15 @@ class AttentionExplorer(Widget):
     query = Int(-1).tag(sync=True)  #: the clicked token; -1 shows the map of the word.
     direction = Enum(DIRECTIONS, "from").tag(sync=True)  #: "from": where it looks; "to": who looks at it.
     selected_layers = List(Int()).tag(sync=True)  #: places in ``layers`` that are brushed in the curve.
+    measure = Int(0).tag(sync=True)  #: of the atlas, place in the list of measures.
     #: leave the listed sinks out of pictures, scales and mask ratios.
     exclude_sinks = Bool(False).tag(sync=True)
     #: one colour scale for all layers, steps and words, instead of one for each map.
-    locked_scale = Bool(True).tag(sync=True)
-    opacity = Float(0.6, min=0, max=1).tag(sync=True)  #: of the map over the video, in [0, 1].
-    height = Int(1150).tag(sync=True)
+    locked_scale = Bool(False).tag(sync=True)
+    opacity = Float(0.75, min=0, max=1).tag(sync=True)  #: of the map over the video, in [0, 1].
+    #: the map is clear where it is below this share of the scale, in [0, 1].
+    threshold = Float(0.0, min=0, max=1).tag(sync=True)
+    height = Int(760).tag(sync=True)
 
     # Data of the script. Axis letters as in explorer_state; floats are float32.
     _facts = Dict().tag(sync=True)  # everything except arrays
@@ -110,9 +118,11 @@ class AttentionExplorer(Widget):
     _positions = Bytes().tag(sync=True)  # int32, tokens of all streams, one stream after the other
     _overview = Bytes().tag(sync=True)  # uint8 codes (R, S, L, W, D, G or 1, M)
     _ranges = Bytes().tag(sync=True)  # (R, S, L, W, D, G or 1, 2 + sinks)
-    _ratios = Bytes().tag(sync=True)  # (2, R, S, L, W, D, G)
+    _numbers = Bytes().tag(sync=True)  # (R, S, L, W, D, measures, G)
     _curve = Bytes().tag(sync=True)  # (3 + baselines, L)
     _matrix = Bytes().tag(sync=True)  # (S, L, groups of queries, groups of keys)
+    _films = List().tag(sync=True)  # image files like the picture, by [film][step]
+    _cuts = List().tag(sync=True)  # of the causal lane, see lane_entry
 
     def __init__(
         self,
@@ -129,6 +139,8 @@ class AttentionExplorer(Widget):
         curve: Band | None = None,
         baselines: Mapping[str, Tensor | float] | None = None,
         matrix: GroupMatrix | None = None,
+        denoising: Denoising | None = None,
+        interventions: Interventions | None = None,
         sinks: Sequence[int] | None = None,
         fps: float = 8.0,
         budget_bytes: int = 3_000_000,
@@ -152,11 +164,15 @@ class AttentionExplorer(Widget):
 
         size = (len(video), *video.shape[2:])
         sides = {"both": grid} if is_square else dict(zip(("query", "key"), sources.grids, strict=True))
-        streams, positions = streams_on_show(sides, size)
-        targets = {d: Targets(sources.grids, d, size, mask, self.sinks) for d in self._directions}
-        overview = Overview.of(sources, self.words, targets, self.sinks)
+        streams = shown_streams(sides, size)
+        known = self._known_tokens()
+        measures = Measures(streams, mask is not None, bool(self.sinks), names[: len(runs)])
+        targets = {d: Targets(sources.grids[d == "from"], d, size, mask, self.sinks) for d in DIRECTIONS}
+        self._numbers_of = Numbers(sources, measures, targets)
+        overview = Overview.of(self._numbers_of, self.words, known, self._directions, self.sinks)
         picture, columns = sprite(video)
         groups, others = beside(curve, baselines or {}, matrix, len(self.steps), len(self.layers))
+        steps_made, film_files = films(denoising, len(self.steps), size)
         facts = {
             "size": list(size),
             "columns": columns,
@@ -164,8 +180,10 @@ class AttentionExplorer(Widget):
             "steps": self.steps,
             "heads": list(self.heads),
             "words": [name for name, _ in self.words],
+            "tokens": known,
+            "measures": measures.facts,
             "directions": list(self._directions),
-            "streams": streams,
+            "streams": [stream.facts for stream in streams],
             "sinks": [{"token": s, "name": token_name(sources.grids[1][s])} for s in self.sinks],
             # JSON has no nan.
             "residuals": [
@@ -174,35 +192,43 @@ class AttentionExplorer(Widget):
             ],
             "tops": overview.tops.tolist(),
             "area": {d: float(t.area) for d, t in targets.items() if t.area is not None},
-            "notes": overview.notes,
             "clickable": sources.has_stores,
             "square": is_square,
             "runs": list(names[: len(runs)]),
             "threshold": 0.05 if is_half else 1e-4,  # residuals above it are marked
             "fps": fps,
+            "cuttable": interventions is not None,
             **groups,
+            **steps_made,
         }
         state = {
             "_facts": facts,
             "_picture": picture,
-            "_positions": positions.int().numpy().tobytes(),
-            "_ratios": b"" if overview.ratios is None else float_bytes(overview.ratios),
+            "_positions": torch.cat([s.positions for s in streams]).int().numpy().tobytes(),
+            "_numbers": float_bytes(overview.numbers),
             **others,
+            **film_files,
         }
-        script = {"_esm": str(self._esm), "_css": str(self._css)}
+        code = {"_esm": str(self._esm), "_css": str(self._css)}
         counts = f"{len(self.layers)} layers, {len(self.steps)} steps, {len(self.words)} words"
-        facts["groups"], maps = maps_within(state | script, overview, budget_bytes, counts)
+        facts["groups"], maps = maps_within(state | code, overview, budget_bytes, counts)
         self._counts = {
             "layer": len(self.layers),
             "head": len(self.heads),
             "step": len(self.steps),
             "frame": len(video),
             "word": len(self.words),
-            "stream": sum("cells" in s for s in streams),
+            "stream": sum("cells" in s.facts for s in streams),
+            "measure": max(len(measures.facts), 1),
             "run": (1, 3)[len(runs) - 1],
             "query": max(map(len, sources.grids)),
         }
-        super().__init__(direction=direction, **state, **maps)
+        self._interventions = interventions
+        # At first, the video that is looked at.
+        videos = [s.facts["side"] for s in streams if "cells" in s.facts]
+        side = targets[direction].side
+        stream = next((i for i, s in enumerate(videos) if s in ("both", side)), 0)
+        super().__init__(direction=direction, stream=stream, **state, **maps)
         self.on_msg(self._on_message)
 
     def _checked_words(self, words) -> list[tuple[str, list[int]]]:
@@ -215,6 +241,13 @@ class AttentionExplorer(Widget):
             if not tokens or not 0 <= min(tokens) <= max(tokens) < count:
                 raise ValueError(f"word {name!r} needs one or more of the rows or tokens 0..{count - 1}.")
         return pairs
+
+    def _known_tokens(self) -> list[list[int]]:
+        """The tokens of each word, [] for a row whose queries are not known."""
+        if self._sources.has_stores:
+            return [tokens for _, tokens in self.words]
+        rows = next(iter(self._sources)).queries
+        return [sorted({q for r in chosen for q in rows[r]}) if rows else [] for _, chosen in self.words]
 
     # --- other ways in -----------------------------------------------------------------------------
 
@@ -240,7 +273,13 @@ class AttentionExplorer(Widget):
         """
         heads = tuple(range(found.attention.shape[1]))
         captures = [
-            Capture(CallSite(f"layer {i}"), heads, attention[None, :, None], float(residual))
+            Capture(
+                CallSite(f"layer {i}"),
+                heads,
+                attention[None, :, None],
+                float(residual),
+                queries=(tuple(found.queries.tolist()),),
+            )
             for i, (attention, residual) in enumerate(zip(found.attention, found.residual, strict=True))
         ]
         return cls(captures, found.grid, clip, words={phrase: [0]}, **options)
@@ -251,7 +290,34 @@ class AttentionExplorer(Widget):
         """The exact values of the shown maps: (runs, H, M), M tokens of the sequence that is looked at."""
         return self._maps(self.layer, self.step, self.word, self.query, self.direction)
 
-    @validate("layer", "head", "step", "frame", "word", "stream", "run", "query")
+    def cut(
+        self,
+        keys: Sequence[int] | None = None,
+        cells: Sequence[tuple[int, int]] | None = None,
+        queries: Sequence[int] | None = None,
+        label: str | None = None,
+    ) -> Tensor:
+        """Cut attention, run the model again, and add what it makes to the causal lane.
+
+        Args:
+            keys: tokens that cannot be looked at; None silences whole heads, the given ``cells``.
+            cells: places of (layer, head) where the cut is made; all of them by default.
+            queries: tokens that lose the keys; all of them by default.
+            label: what the lane calls the cut; by default a description of it.
+
+        Returns:
+            The video that the model made, (T, 3, H, W).
+
+        Raises:
+            ValueError: there are no interventions, or the cut is out of range or leaves a query without keys.
+        """
+        if self._interventions is None:
+            raise ValueError("this explorer has no model to cut: give interventions=.")
+        video, entries = lane_entry(self._interventions, self._sources, keys, cells, queries, label)
+        self._cuts = [*(self._cuts or entries[:1]), entries[1]]
+        return video
+
+    @validate("layer", "head", "step", "frame", "word", "stream", "run", "query", "measure")
     def _check_trait(self, proposal):
         return self._in_range(proposal["trait"].name, proposal["value"])
 
@@ -268,15 +334,33 @@ class AttentionExplorer(Widget):
     # --- answers to the browser --------------------------------------------------------------------
 
     def _on_message(self, _widget, content: dict, _buffers) -> None:
-        """Answer a request for a map (the mean and all heads); the reply has the request's id."""
+        """Answer a request; the reply has the request's id.
+
+        A request is for a map of one layer (the mean and all heads), for the atlas of a token, which has the
+        numbers of all layers, or for a cut.
+        """
         try:
-            maps = self._maps(*(content.get(k) for k in ("layer", "step", "word", "query", "direction")))
-            codes, ranges = packed(with_mean(maps), content["direction"], self.sinks)
+            buffers = self._answer(content)
         except Exception:
             self.send({"id": content.get("id"), "failed": True})
             raise
-        self.send({"id": content.get("id")}, [codes.numpy().tobytes(), float_bytes(ranges)])
+        self.send({"id": content.get("id")}, buffers)
         self.error = ""
+
+    def _answer(self, content: dict) -> list[bytes]:
+        if "cut" in content:
+            self.cut(**content["cut"])
+            return []
+        layer, *rest = (content.get(k) for k in ("layer", "step", "word", "query", "direction"))
+        direction = content["direction"]
+        if layer == "all":
+            numbers = []
+            for one in range(len(self.layers)):
+                maps = [with_mean(m) for m in self._maps(one, *rest)]
+                numbers.append(self._numbers_of.of(maps, [content["query"]], direction))
+            return [float_bytes(torch.stack(numbers, 1))]  # (R, L, measures, G)
+        codes, ranges = packed(with_mean(self._maps(layer, *rest)), direction, self.sinks)
+        return [codes.numpy().tobytes(), float_bytes(ranges)]
 
     def _maps(self, layer: int, step: int, word: int, query: int, direction: str) -> Tensor:
         for name, value in {"layer": layer, "step": step, "word": word, "query": query}.items():

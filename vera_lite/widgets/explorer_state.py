@@ -1,25 +1,25 @@
-"""The saved state of an attention explorer: maps in 8 bits, a note on each, curves, and the frames.
+"""The saved state of an attention explorer: maps in 8 bits, numbers about each, curves, and the frames.
 
 Axis letters: R runs, S steps, L layers, W words, D directions, G = 1 + H (the mean over heads, then the
-heads), M tokens of the sequence that is looked at, N shown video tokens among them.
+heads), M tokens of the sequence that is looked at.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vera_lite.diagnostics.scores import entropy, jensen_shannon, mask_ratio
-from vera_lite.diagnostics.token_grid import TokenGrid, VideoStream
+from vera_lite.errors import check_tensor
 from vera_lite.media.clip import to_uint8
 from vera_lite.widgets.attention_maps import GroupMatrix, MapSources, with_mean
-from vera_lite.widgets.base import image_file
+from vera_lite.widgets.base import checked_video, image_file
+from vera_lite.widgets.map_numbers import Measures, Targets
 
 #: Pixels of the longer side of a saved frame.
 MAX_SIDE = 256
@@ -31,6 +31,21 @@ class Band(Protocol):
     mean: Tensor
     low: Tensor
     high: Tensor
+
+
+class Denoising(NamedTuple):
+    """What a model had made of its clip after each captured step."""
+
+    sigmas: Sequence[float]  #: noise level of each step: 1 is noise.
+    #: name -> (S, T, 3 or 1, H, W) in [0, 1], of the clip's size; for instance the guess of each layer.
+    films: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, states: Sequence, decode: Callable[[Tensor], Mapping[str, Tensor]]) -> "Denoising":
+        """From what a pipeline's ``callback`` got, step by step, and the pipeline's ``decode``."""
+        guesses = [decode(state.x_0) for state in states]
+        films = {name: torch.stack([g[name][0].clamp(0, 1) for g in guesses]) for name in guesses[0]}
+        return cls([state.sigma for state in states], films)
 
 
 def quantise(maps: Tensor, apart: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
@@ -65,91 +80,22 @@ def float_bytes(values: Tensor) -> bytes:
     return values.float().contiguous().numpy().tobytes()
 
 
-class Targets:
-    """The shown tokens that are looked at, in one direction.
+class Numbers:
+    """The measures of any map of an explorer's sources."""
 
-    Attributes:
-        grid: their sequence.
-        video: (N,) tokens of the video streams with the clip's size.
-        cells: (N, 3) their (t, y, x).
-        coverage: (N,) how much of each the mask covers; None without a mask.
-        area: mean of ``coverage``; None without a mask or a video.
-        text: tokens of the text streams.
-        apart: sinks among them.
-    """
+    def __init__(self, sources: MapSources, measures: Measures, targets: Mapping[str, Targets]):
+        self.sources, self.measures, self.targets = sources, measures, targets
+        self._has_places = sources.grids[0] == sources.grids[1]
 
-    def __init__(self, grids, direction: str, size: tuple, mask: Tensor | None, sinks: Sequence[int]):
-        self.grid: TokenGrid = grids[direction == "from"]
-        videos = [s for s in self.grid.streams if isinstance(s, VideoStream) and s.size == size]
-        texts = [s.positions for s in self.grid.streams if not isinstance(s, VideoStream)]
-        axes = [[torch.arange(float(n)) for n in s.cells] for s in videos]
-        none = torch.empty(0, dtype=torch.long)
-        self.video = torch.cat([none, *(s.positions for s in videos)])
-        self.cells = torch.cat([torch.empty(0, 3), *(torch.cartesian_prod(*a).view(-1, 3) for a in axes)])
-        self.text = torch.cat([none, *texts])
-        self.coverage = self.area = None
-        if mask is not None:
-            self.coverage = torch.cat([torch.empty(0), *(self.grid.coverage(s.name, mask) for s in videos)])
-            self.area = self.coverage.mean() if videos else None
-        self.apart = torch.tensor(sinks if direction == "from" else [], dtype=torch.long)
-
-    def mask_ratios(self, maps: Tensor) -> Tensor:
-        """Mask ratios (2, G): with all tokens, and without sinks."""
-        if not len(self.video):
-            return torch.full((2, len(maps)), torch.nan)
-        exclude = torch.isin(self.video, self.apart).nonzero()[:, 0]
-        return torch.stack([mask_ratio(maps[:, self.video], self.coverage, e) for e in (None, exclude)])
-
-    def tops(self, maps: Tensor) -> Tensor:
-        """Highest values, [over video, over text][of the mean, of heads][all, no sinks]."""
-        without = maps.index_fill(-1, self.apart, 0)
-        tops = torch.zeros(2, 2, 2)
-        for kind, shown in enumerate((self.video, self.text)):
-            if len(shown):
-                top = torch.stack([maps[:, shown].amax(-1), without[:, shown].amax(-1)], -1)
-                tops[kind] = torch.stack([top[0], top[1:].amax(0)])
-        return tops
-
-
-def notes(
-    maps: Tensor, targets: Targets, own_cells: Tensor | None, ratios: Tensor | None, other: Tensor | None
-) -> list[str]:
-    """A note on each of the maps (G, M).
-
-    Args:
-        maps: of one word.
-        targets: of the maps' direction.
-        own_cells: (tokens, 3) places of the word's own patches, if they are in the same grid.
-        ratios: (2, G) mask ratios.
-        other: the first run's maps (G, N) over the video, for comparison.
-    """
-    video = maps[:, targets.video]
-    total, sink, text = maps.sum(-1), maps[:, targets.apart].sum(-1), maps[:, targets.text].sum(-1)
-    parts, in_slot = [[] for _ in maps], None
-    if video.shape[-1] > 1:
-        parts = [[] if math.isnan(e) else [f"entropy {e:.2f}"] for e in entropy(video).tolist()]
-    if own_cells is not None and video.numel():
-        here = own_cells.mean(0)
-        weights = video / video.sum(-1, keepdim=True)
-        away = weights @ (targets.cells - here).abs()  # mean distance in (slots, rows, columns)
-        in_slot = (weights @ (targets.cells[:, 0] == here[0].round()).float()).tolist()
-        for part, (slots, rows, columns) in zip(parts, away.tolist(), strict=True):
-            part.append(f"{math.hypot(rows, columns):.1f} patches and {slots:.1f} slots away")
-    for i, part in enumerate(parts):
-        if sink[i] > total[i] / 2:
-            part.append("mostly sinks")
-        elif text[i] > total[i] / 2:
-            part.append("mostly text")
-        elif in_slot is not None:
-            part.append("spatial" if in_slot[i] > 0.5 else "temporal")
-        if ratios is not None and targets.area:
-            part.append(f"lift {ratios[0, i] / targets.area:.1f}")
-    if other is not None and video.numel():
-        divergence = jensen_shannon(video, other)
-        for part, d in zip(parts, divergence.tolist(), strict=True):
-            part.append(f"Jensen-Shannon to the first run {d:.3f}")
-        parts[0][-1] += f" (heads {divergence[1:].min():.3f} to {divergence[1:].max():.3f})"
-    return [", ".join(part) for part in parts]
+    def of(self, runs: Sequence[Tensor], tokens: Sequence[int], direction: str) -> Tensor:
+        """Numbers (R, measures, G) of the maps (G, M) of each run; ``tokens``: whose they are, if known."""
+        cells = [self.sources.grids[0][t].cell for t in tokens] if self._has_places else []
+        cells = None if None in cells or not cells else torch.tensor(cells).float()
+        others = reversed(runs) if len(runs) > 1 else [None]
+        target = self.targets[direction]
+        return torch.stack(
+            [self.measures.of(m, target, cells, other) for m, other in zip(runs, others, strict=True)]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,68 +105,38 @@ class Overview:
     #: codes, ranges: (..., G, M) and (..., G, 2 + sinks), of :func:`quantise`.
     codes: Tensor
     ranges: Tensor
-    ratios: Tensor | None  #: (2, ..., G) mask ratios, with all tokens and without sinks; None without a mask.
+    numbers: Tensor  #: (..., measures, G), see :class:`Numbers`.
     #: the highest value by [direction][over video, over text][mean, heads][all, no sinks]. With one scale for
     #: video and text, a strong word would leave the video dark.
     tops: Tensor
-    notes: list[str]  #: of each map, G per place.
 
     @classmethod
     def of(
         cls,
-        sources: MapSources,
+        numbers: Numbers,
         words: Sequence[tuple[str, list[int]]],
-        targets: Mapping[str, Targets],
+        tokens: Sequence[Sequence[int]],
+        directions: Sequence[str],
         sinks: Sequence[int],
     ) -> "Overview":
-        codes, ranges, ratios, lines, first_run = [], [], [], [], []
-        tops = torch.zeros(len(targets), 2, 2, 2)
-        has_places = sources.has_stores and sources.grids[0] == sources.grids[1]
-        for run, table in enumerate(sources.tables):
-            here = ((s, t, d) for row in table for s in row for _, t in words for d in enumerate(targets))
-            for place, (source, tokens, (d, direction)) in enumerate(here):
-                target = targets[direction]
-                maps = with_mean(sources.maps(source, tokens, direction))
-                for parts, part in zip((codes, ranges), packed(maps, direction, sinks), strict=True):
-                    parts.append(part)
-                tops[d] = tops[d].maximum(target.tops(maps))
-                ratio = None
-                if target.coverage is not None:
-                    ratio = target.mask_ratios(maps)
-                    ratios.append(ratio)
-                # Cells of two grids have no distance from each other.
-                cells = [sources.grids[0][t].cell for t in tokens] if has_places else [None]
-                cells = None if None in cells else torch.tensor(cells).float()
-                if run == 0:
-                    first_run.append(maps[:, target.video])
-                lines += notes(maps, target, cells, ratio, first_run[place] if run else None)
-        stacked = torch.stack(ratios, 1) if ratios else None
-        return cls(torch.stack(codes), torch.stack(ranges), stacked, tops, lines)
-
-
-def streams_on_show(grids: Mapping[str, TokenGrid], size: tuple) -> tuple[list[dict], Tensor]:
-    """The script's data on tokens: streams, and the positions of all their tokens, stream by stream.
-
-    Args:
-        grids: by side: "both", or "query" and "key".
-        size: (T, H, W) of the clip; video streams of other sizes are not shown.
-    """
-    streams, positions = [], []
-    for side, grid in grids.items():
-        for s in grid.streams:
-            facts = {"name": s.name, "side": side, "start": sum(map(len, positions))}
-            if not isinstance(s, VideoStream):
-                streams.append(facts | {"words": list(s.words)})
-            elif s.size == size:
-                slots = grid.to_video(torch.arange(math.prod(s.cells)), s.name)[:, 0, 0]
-                slots = (slots // math.prod(s.cells[1:])).tolist()
-                streams.append(facts | {"cells": list(s.cells), "slots": slots})
-            else:
-                continue
-            positions.append(s.positions)
-    if not any("cells" in s for s in streams):
-        raise ValueError(f"no video stream of the grid has the video's size {size} (T, H, W).")
-    return streams, torch.cat(positions)
+        """``words``: names with their rows or tokens; ``tokens``: of each word, as far as they are known."""
+        sources, codes, ranges, found = numbers.sources, [], [], []
+        tops = torch.zeros(len(directions), 2, 2, 2)
+        tables = sources.tables
+        for step in range(len(sources.steps)):
+            for layer in range(len(sources.layers)):
+                for (_, rows), known in zip(words, tokens, strict=True):
+                    for d, direction in enumerate(directions):
+                        maps = [with_mean(sources.maps(t[step][layer], rows, direction)) for t in tables]
+                        for parts, part in zip(
+                            (codes, ranges), packed(torch.stack(maps), direction, sinks), strict=True
+                        ):
+                            parts.append(part)
+                        for one in maps:
+                            tops[d] = tops[d].maximum(numbers.targets[direction].tops(one))
+                        found.append(numbers.of(maps, known, direction))
+        codes, ranges, found = (torch.stack(parts, 1).flatten(0, 1) for parts in (codes, ranges, found))
+        return cls(codes, ranges, found, tops)
 
 
 def beside(
@@ -245,6 +161,29 @@ def beside(
     return {"baselines": list(baselines), "matrix": groups}, state
 
 
+def films(denoising: Denoising | None, steps: int, size: tuple) -> tuple[dict, dict]:
+    """The script's data on denoising, and the films as image files by [film][step]."""
+    if denoising is None:
+        return {}, {}
+    if len(denoising.sigmas) != steps or any(len(film) != steps for film in denoising.films.values()):
+        raise ValueError(f"denoising needs one sigma and one film for each of {steps} captured steps.")
+    files = []
+    for name, film in denoising.films.items():
+        check_tensor(f"the film {name!r}", film, "S", size[0], "C", *size[1:])
+        clips = [checked_video(name, clip.expand(-1, 3, -1, -1), 3) for clip in film]
+        files.append([sprite(clip, is_exact=False)[0] for clip in clips])
+    return {"sigmas": list(map(float, denoising.sigmas)), "films": list(denoising.films)}, {"_films": files}
+
+
+def saved_size(value) -> float:
+    """Bytes that a notebook needs for a trait: bytes are stored in base64, four letters for three."""
+    if isinstance(value, bytes):
+        return 4 / 3 * len(value)
+    if isinstance(value, list):
+        return sum(map(saved_size, value))
+    return len(json.dumps(value))
+
+
 def maps_within(state: dict, overview: Overview, budget: int, counts: str) -> tuple[int, dict]:
     """How many groups fit into a budget of saved bytes, G or 1 (the mean over heads); their maps as bytes.
 
@@ -256,15 +195,14 @@ def maps_within(state: dict, overview: Overview, budget: int, counts: str) -> tu
     """
     codes, ranges = overview.codes, overview.ranges
     groups = codes.shape[1]
-    # Notebooks store bytes in base64, four letters for three bytes.
-    rest = sum(4 / 3 * len(v) if isinstance(v, bytes) else len(json.dumps(v)) for v in state.values())
+    rest = sum(map(saved_size, state.values()))
     maps = 4 / 3 * (codes.nbytes + ranges.nbytes)
     if rest + maps > budget:
         groups, maps = 1, maps / groups
     if rest + maps > budget:
         raise ValueError(
             f"the explorer would save {(rest + maps) / 1e6:.2f} MB, over the budget of {budget / 1e6:g} "
-            f"MB: {maps / 1e6:.2f} MB of maps ({counts}) and {4e-6 / 3 * len(state['_picture']):.2f} MB of "
+            f"MB: {maps / 1e6:.2f} MB of maps ({counts}) and {saved_size(state['_picture']) / 1e6:.2f} MB of "
             "frames; take fewer layers, steps, words or frames, or raise budget_bytes."
         )
     return groups, {
@@ -273,8 +211,11 @@ def maps_within(state: dict, overview: Overview, budget: int, counts: str) -> tu
     }
 
 
-def sprite(video: Tensor) -> tuple[bytes, int]:
-    """All frames in one image file, row by row, and the number of frames per row."""
+def sprite(video: Tensor, is_exact: bool = True) -> tuple[bytes, int]:
+    """All frames in one image file, row by row, and the number of frames per row.
+
+    ``is_exact``: whether to keep every pixel of a small clip; in large ones nobody sees the difference.
+    """
     scale = min(1, MAX_SIDE / max(video.shape[2:]))
     height, width = (max(1, round(n * scale)) for n in video.shape[2:])
     frames = video.float()
@@ -284,5 +225,5 @@ def sprite(video: Tensor) -> tuple[bytes, int]:
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % columns))
     sheet = to_uint8(frames).unflatten(0, (-1, columns))  # (rows, columns, 3, h, w)
     sheet = sheet.permute(0, 3, 1, 4, 2).reshape(-1, columns * width, 3)
-    # In large clips nobody sees the difference under a map.
-    return image_file(Image.fromarray(sheet.contiguous().numpy()), sheet.numel() <= 2**20), columns
+    is_small = sheet.numel() <= 2**20
+    return image_file(Image.fromarray(sheet.contiguous().numpy()), is_exact and is_small), columns

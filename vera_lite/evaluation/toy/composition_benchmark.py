@@ -11,7 +11,7 @@ from vera_lite.diagnostics import RowReduce, Tap
 from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.layer_benchmark import PRESERVED
 from vera_lite.evaluation.toy.object_judge import name_colour
-from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.tally import TEST_SEED, Row, Tally, batches
 from vera_lite.evaluation.toy.thing_judge import read_thing
 from vera_lite.media.clip import composite
 from vera_lite.media.placement import inflate_mask
@@ -58,7 +58,7 @@ def evaluate(
     batch_size: int = 64,
     draw: Callable[[ToyCompositions], Tensor] | None = None,
     **options,
-) -> dict[str, float]:
+) -> Row:
     """Compose ``clips`` unseen clips and compare the results with the rendered truth.
 
     Args:
@@ -116,7 +116,9 @@ def evaluate(
                     "brightness": float((seen.mean() / truth.mean() - 1).abs()),
                 }
             )
-    return row.row() | {"clips": clips}
+    found = row.row()
+    found["clips"] = clips
+    return found
 
 
 def position_leakage(

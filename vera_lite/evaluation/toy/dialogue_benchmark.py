@@ -5,12 +5,16 @@ import itertools
 import torch
 
 from vera_lite.conditioning.vision_language import VisionLanguageModel
-from vera_lite.evaluation.toy.tally import TEST_SEED, batches
+from vera_lite.evaluation.toy.tally import TEST_SEED, Row, Tally, batches
 from vera_lite.toy.dialogues import KINDS, ask
 from vera_lite.toy.edits import EditConfig
 from vera_lite.toy.scene_edits import SceneEditConfig
 from vera_lite.toy.scenes import SceneConfig
+from vera_lite.toy.sprites import NOUNS
+from vera_lite.toy.words import SHAPES
 from vera_lite.toy.world import WorldConfig
+
+_NAMES = {*NOUNS, *SHAPES}
 
 
 def score_dialogues(
@@ -19,19 +23,21 @@ def score_dialogues(
     clips: int = 256,
     seed: int = TEST_SEED,
     batch_size: int = 32,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Row]:
     """Ask every kind of question about ``clips`` clips, and let the model answer greedily.
 
     In the kind "edit" the question is the instruction of a toy edit, and the answer describes the result.
 
     Returns:
-        For each kind, and for its ``"chance"`` (the same answers compared with the truth of other clips, mean
-        over all pairs):
+        For each kind, and with "chance_" before the name for the same answers compared with the truth of
+        other clips (mean over all pairs):
 
         ``words``: share of the true answer's words that are at their place in the model's answer.
         ``exact``: share of answers that are right in every word.
         ``cell_error``, ``near`` ("locate" only): distance between the named and the true place in cells of
         the 8 x 8 grid, mean over first and last frame; share of places at most one cell off.
+
+        ``noun`` ("what" only): share of answers that name the right kind of thing.
     """
     kinds = (*KINDS, "edit")
     said: dict[str, list[str]] = {kind: [] for kind in kinds}
@@ -52,18 +58,24 @@ def score_dialogues(
     return {kind: _score(kind, said[kind], true[kind]) for kind in kinds}
 
 
-def _score(kind: str, said: list[str], true: list[str]) -> dict:
+def _score(kind: str, said: list[str], true: list[str]) -> Row:
     pairs = torch.tensor([[_compare(kind, s, t) for t in true] for s in said])  # (said, true, numbers)
-    own = pairs.diagonal().mean(1)
-    others = (pairs.sum((0, 1)) - pairs.diagonal().sum(1)) / (len(said) * (len(said) - 1))
-    names = ("words", "exact", "cell_error", "near")[: pairs.shape[-1]]
-    named = [dict(zip(names, v.tolist(), strict=True)) for v in (own, others)]
-    return {**named[0], "chance": named[1]}
+    own = pairs.diagonal()  # (numbers, clips)
+    others = (pairs.sum((0, 1)) - own.sum(1)) / (len(said) * (len(said) - 1))
+    names = ("words", "exact", *{"locate": ("cell_error", "near"), "what": ("noun",)}.get(kind, ()))
+    tally = Tally()
+    tally.add(dict(zip(names, own.tolist(), strict=True)))
+    row = tally.row()
+    row.update({f"chance_{name}": value for name, value in zip(names, others.tolist(), strict=True)})
+    return row
 
 
 def _compare(kind: str, said: str, true: str) -> tuple[float, ...]:
     a, b = said.split(), true.split()
     words = sum(x == y for x, y in itertools.zip_longest(a, b) if y is not None) / len(b)
+    if kind == "what":
+        said_noun, noun = ([word for word in answer if word in _NAMES] for answer in (a, b))
+        return words, float(a == b), float(said_noun == noun)
     if kind != "locate":
         return words, float(a == b)
     distances = []

@@ -11,7 +11,7 @@ from vera_lite.diagnostics import RowReduce, Tap
 from vera_lite.diagnostics.scores import entropy, jensen_shannon
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.evaluation.toy.edit_judge import judge_edits, seen_motion
-from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.tally import TEST_SEED, Row, Tally, batches
 from vera_lite.evaluation.toy.thing_judge import difference_matte, read_thing
 from vera_lite.pipelines import MiVEPipeline, RVEDiTPipeline
 from vera_lite.toy.edits import CATEGORIES, EditConfig, ToyEdits, render_edits
@@ -56,7 +56,7 @@ def evaluate(
     batch_size: int = 64,
     draw: Callable[[ToyEdits], Tensor] | None = None,
     **options,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Row]:
     """Edit ``clips`` unseen clips of each category and judge them.
 
     Args:
@@ -75,22 +75,24 @@ def evaluate(
         changes nothing (not for styles, which change everything). PSNRs pool the squared error over clips.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = {}
+    rows: dict[str, Row] = {}
     for category in categories:
-        psnrs, scores = Tally(), Tally()
+        row = Tally()
         for indices in batches(clips, batch_size):
             edits = _world(pipe, category, world).render(seed, indices)
             results = draw(edits) if draw else redraw(pipe, edits, generator=generator, **options)
-            psnrs.psnr("psnr", results, edits.target)
-            psnrs.psnr("changed_psnr", results, edits.target, edits.changed > 0)
+            row.psnr("psnr", results, edits.target)
+            row.psnr("changed_psnr", results, edits.target, edits.changed > 0)
             if category != "global style":
-                psnrs.psnr("preserved_psnr", results, edits.source, edits.changed == 0)
-            scores.add({name: values.tolist() for name, values in judge_edits(edits, results).items()})
-        row = scores.row()
-        rows[category] = row | {"score": sum(row.values()) / len(row)} | psnrs.row()
+                row.psnr("preserved_psnr", results, edits.source, edits.changed == 0)
+            scores = judge_edits(edits, results)
+            scores["score"] = torch.stack(list(scores.values())).mean(0)
+            row.add({name: values.tolist() for name, values in scores.items()})
+        rows[category] = row.row()
     names = {name for row in rows.values() for name in row}
     having = {name: [row[name] for row in rows.values() if name in row] for name in sorted(names)}
-    return {"overall": {name: sum(v) / len(v) for name, v in having.items()}} | rows
+    overall = {name: sum(v) / len(v) for name, v in having.items()}
+    return {"overall": Row(overall)} | rows
 
 
 def added_motion(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vera_lite.evaluation.metrics import iou
 from vera_lite.evaluation.toy.object_judge import judge, judge_final
-from vera_lite.evaluation.toy.tally import TEST_SEED, Tally, batches
+from vera_lite.evaluation.toy.tally import TEST_SEED, Row, Tally, batches
 from vera_lite.evaluation.toy.thing_judge import judge_frames, judge_layers
 from vera_lite.pipelines import VeraPipeline
 from vera_lite.toy.scenes import SceneConfig
@@ -25,7 +25,7 @@ def evaluate(
     seed: int = TEST_SEED,
     batch_size: int = 32,
     **options,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Row]:
     """Edit ``clips`` unseen clips and measure each task.
 
     Args:
@@ -67,7 +67,10 @@ def evaluate(
             if verdict:
                 row.add({"satisfied": all(verdict.values())})
             counts[facts["task"]] += 1
-    return {task: row.row() | {"clips": counts[task]} for task, row in sorted(rows.items())}
+    found = {task: row.row() for task, row in sorted(rows.items())}
+    for task, row in found.items():
+        row["clips"] = counts[task]
+    return found
 
 
 def _matte_metrics(batch: ToyBatch, i: int, alpha: Tensor) -> dict[str, float]:
