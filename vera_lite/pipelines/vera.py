@@ -77,6 +77,10 @@ class VeraPipeline(Pipeline):
         if None not in (text_dim, known) and text_dim != known:
             raise ValueError(f"the text encoder's features have width {known}, the network's {text_dim}.")
 
+    @property
+    def reader(self) -> nn.Module | None:
+        return getattr(self.text_encoder, "model", None)
+
     def check_prompt(self, prompt: str) -> None:
         super().check_prompt(prompt)
         if isinstance(self.text_encoder, PhraseEncoder):
