@@ -1,4 +1,4 @@
-"""Checkpointing: what a block keeps for its backward pass."""
+"""Blocks one by one: which they are, and what each keeps for its backward pass (checkpointing)."""
 
 import torch
 from torch import nn
@@ -14,6 +14,12 @@ _ATTENTION_OPS = {
     )
     if (op := getattr(torch.ops.aten, name, None)) is not None
 }
+
+
+def blocks_of(system: nn.Module) -> list[nn.Module]:
+    """The blocks of all towers: what is checkpointed, compiled, sharded and offloaded one by one."""
+    lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
+    return [block for blocks in lists for block in blocks]
 
 
 def run_block(checkpointing: str, block: nn.Module, *inputs):
