@@ -113,7 +113,14 @@ def ahead(gains: Sequence[float]) -> str:
     return f"{sum(g > 0 for g in gains)} of {len(gains)}" if gains else ""
 
 
-def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: bool = False) -> dict:
+def compare(
+    case: str,
+    ours: dict,
+    theirs: dict,
+    metric: str,
+    lower_is_better: bool = False,
+    smallest_effect: float = 0.0,
+) -> dict:
     """One row of results: how much better ours is, paired by seed.
 
     Args:
@@ -121,6 +128,7 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
         ours, theirs: of :func:`by_seed`, with at least one seed in common.
         metric: which of their metrics.
         lower_is_better: of that metric.
+        smallest_effect: the smallest gain that would matter, chosen before the runs.
     """
     sign = -1 if lower_is_better else 1
     gains = [sign * (ours[s][metric] - theirs[s][metric]) for s in sorted(ours.keys() & theirs.keys())]
@@ -131,7 +139,7 @@ def compare(case: str, ours: dict, theirs: dict, metric: str, lower_is_better: b
         "mean_gain": round(fmean(gains), 5),
         "interval": [round(low, 5), round(high, 5)] if finite else None,
         "gains": [round(g, 5) for g in gains],
-        "verdict": verdict(low, high),
+        "verdict": verdict(low, high, smallest_effect),
     }
 
 

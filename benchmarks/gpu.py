@@ -9,25 +9,25 @@ MFU is against the rate of a large bfloat16 product on the same device, not agai
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from _harness import Report, write_json
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from mot_block import copy_weights, loop, with_backward
+from _harness import Report, report_head, write_json
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vera_lite.backbone import WAN_1_3B, WanConfig, grid_positions, rotary_table
+from vera_lite.backbone.checkpointing import blocks_of
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.infonce import info_nce
 from vera_lite.systems import Vera, VeraConfig
 from vera_lite.systems.vera import JointBlock
+from vera_lite.training.cost import reckon
 from vera_lite.training.encoded import Clip, random_clips
-from vera_lite.training.parallel import Parallel, blocks_of, compile_blocks, set_checkpointing
-from vera_lite.training.plan import PEAKS, reckon
+from vera_lite.training.parallel import Parallel, compile_blocks, set_checkpointing
+from vera_lite.training.plan import PEAKS
 
 
 @dataclass(frozen=True)
@@ -69,41 +69,70 @@ def seconds(function: Callable[[], object], device: torch.device, rounds: int = 
     return best
 
 
-def measure(report: Report, sizes: Sizes, device: torch.device, budget: float) -> None:
-    """Fill the report; parts that would begin after ``budget`` seconds are left out and said so."""
-    begun = time.perf_counter()
+def measure(report: Report, sizes: Sizes, device: torch.device, budget: float) -> list[str]:
+    """Fill the report.
+
+    Returns:
+        What was not measured, and why. After ``budget`` seconds no further case begins, and a part that
+        runs out of memory or has no peer installed is left out.
+    """
+    begun, missed = time.perf_counter(), []
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a = torch.randn(sizes.product, sizes.product, device=device, dtype=dtype)
     rate = 2 * sizes.product**3 / seconds(lambda: a @ a, device, 10)
-    report.add(
-        "matrix product", rate / 1e12, "TFLOP/s", peer="datasheet, dense", peer_value=PEAKS["H200"] / 1e12
-    )
-    for part in (attention, block, step, contrast):
-        if time.perf_counter() - begun > budget:
-            print(f"not measured, out of time: {part.__name__}")
-            continue
-        part(report, sizes, device, dtype, rate)
+    peak = PEAKS["H200"] / 1e12
+    report.add("matrix product", rate / 1e12, "TFLOP/s", peer="H200's datasheet, dense", peer_value=peak)
+    for part in (attention, step, block, contrast):
+        try:
+            for _ in part(report, sizes, device, dtype, rate):  # a part pauses before each of its cases
+                if time.perf_counter() - begun > budget:
+                    missed.append(f"{part.__name__}: the rest, out of time")
+                    break
+        except torch.OutOfMemoryError:
+            missed.append(f"{part.__name__}: the rest, out of memory")
+        except ImportError as error:
+            missed.append(f"{part.__name__}: {error}")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return missed
 
 
-def attention(report: Report, sizes: Sizes, device, dtype, rate) -> None:
+# Each part adds rows to the report and pauses before each of its cases.
+
+
+def attention(report: Report, sizes: Sizes, device, dtype, rate) -> Iterator[None]:
     """SDPA's kernels on the joint sequence, forward."""
     heads, width = sizes.backbone.num_attention_heads, sizes.backbone.attention_head_dim
-    t, h, w = sizes.grids[0]
-    q, k, v = torch.randn(3, 1, heads, 3 * t * h * w, width, device=device, dtype=dtype)
-    found = {}
-    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        try:
-            with sdpa_kernel(backend):
-                found[backend.name] = seconds(lambda: scaled_dot_product_attention(q, k, v), device)
-        except RuntimeError:
-            continue  # this device has no such kernel
-    plain = seconds(lambda: scaled_dot_product_attention(q, k, v), device)
-    for name, value in found.items():
-        report.add(f"attention, {name}", 1000 * value, "ms", peer="torch's choice", peer_value=1000 * plain)
+    for t, h, w in sizes.grids:
+        yield
+        tokens = 3 * t * h * w
+        q, k, v = torch.randn(3, 1, heads, tokens, width, device=device, dtype=dtype)
+
+        def attend(q=q, k=k, v=v):
+            return scaled_dot_product_attention(q, k, v)
+
+        plain = seconds(attend, device)
+        for kernel in (
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+        ):
+            try:
+                with sdpa_kernel(kernel):
+                    value = seconds(attend, device)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                continue  # this device has no such kernel
+            case, spent = f"attention, 3S = {tokens}, {kernel.name}", (1000 * value, 1000 * plain)
+            report.add(case, spent[0], "ms", peer="torch's choice", peer_value=spent[1])
 
 
-def block(report: Report, sizes: Sizes, device, dtype, rate) -> None:
+def block(report: Report, sizes: Sizes, device, dtype, rate) -> Iterator[None]:
     """One joint block against three blocks of diffusers in a loop, and against one of them on 3S tokens."""
+    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+    from mot_block import copy_weights, loop, with_backward
+
     config = sizes.backbone
     ours = JointBlock(VeraConfig(backbone=config))
     heads = config.num_attention_heads
@@ -112,6 +141,7 @@ def block(report: Report, sizes: Sizes, device, dtype, rate) -> None:
     for module in (ours, *theirs):
         module.to(device, dtype)
     for grid in sizes.grids:
+        yield
         tokens = grid[0] * grid[1] * grid[2]
         x = torch.randn(3, 1, tokens, config.dim, device=device, dtype=dtype, requires_grad=True)
         text = torch.randn(1, sizes.text_tokens, config.dim, device=device, dtype=dtype)
@@ -135,7 +165,7 @@ def block(report: Report, sizes: Sizes, device, dtype, rate) -> None:
             report.add(case, spent["ours"], "ms", peer=peer, peer_value=spent[peer])
 
 
-def step(report: Report, sizes: Sizes, device, dtype, rate) -> None:
+def step(report: Report, sizes: Sizes, device, dtype, rate) -> Iterator[None]:
     """Whole training steps of Vera with AdamW, by checkpointing, and compiled: MFU, and memory by plan."""
     config = VeraConfig(backbone=sizes.backbone)
     with torch.device(device):
@@ -146,13 +176,14 @@ def step(report: Report, sizes: Sizes, device, dtype, rate) -> None:
         clip = Clip(frames, *sizes.pixels, text_tokens=sizes.text_tokens)
         with torch.device(device):
             batch = random_clips(system, clip, 1)
-        needed = reckon(Vera, config, clip, 1, Parallel(dtype=name), memory=False)
+        needed = reckon(Vera, config, clip, 1, Parallel(dtype=name))
         flops = needed.flops - needed.repeated
-        for mode in ("full", "attention", "attention, compiled"):
+        for mode in ("full", "attention", "full, compiled"):
+            yield
             parallel = Parallel(checkpointing=mode.split(",")[0], dtype=name)
             set_checkpointing(system, parallel.checkpointing)
             if "compiled" in mode:
-                compile_blocks(system, "inductor" if device.type == "cuda" else "aot_eager")
+                compile_blocks(system, "inductor" if device.type == "cuda" else "eager")
 
             def one(batch=batch):
                 optimizer.zero_grad()
@@ -163,6 +194,7 @@ def step(report: Report, sizes: Sizes, device, dtype, rate) -> None:
 
             if device.type == "cuda":
                 one()
+                optimizer.zero_grad()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
             spent = seconds(one, device)
@@ -182,8 +214,9 @@ def step(report: Report, sizes: Sizes, device, dtype, rate) -> None:
                 )  # fmt: skip
 
 
-def contrast(report: Report, sizes: Sizes, device, dtype, rate) -> None:
-    """InfoNCE over all positions: by chunks, against the whole matrix where that fits."""
+def contrast(report: Report, sizes: Sizes, device, dtype, rate) -> Iterator[None]:
+    """InfoNCE over all positions: by chunks, against the whole matrix."""
+    yield
     features = torch.randn(1, sizes.positions, sizes.backbone.dim, device=device, requires_grad=True)
     reference = torch.randn_like(features).detach()
 
@@ -204,21 +237,23 @@ def main(argv=None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Measure one GPU.")
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, to try the script")
-    parser.add_argument("--budget", type=float, default=420, help="seconds after which no new part begins")
+    parser.add_argument("--budget", type=float, default=400, help="seconds after which no new case begins")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     arguments = parser.parse_args(argv)
-    if not arguments.tiny and not torch.cuda.is_available():
-        parser.error("there is no CUDA device: use --tiny to try the script on the CPU.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    report = Report("gpu")
-    measure(report, TINY if arguments.tiny else FULL, device, arguments.budget)
-    print(report.table())
+    there = torch.cuda.is_available()
+    report, missed = Report("gpu"), ["everything: this machine has no CUDA device"]
+    if there or arguments.tiny:
+        torch.manual_seed(0)
+        device = torch.device("cuda" if there else "cpu")
+        missed = measure(report, TINY if arguments.tiny else FULL, device, arguments.budget)
+        print(report.table())
+    for part in missed:
+        print(f"not measured: {part}")
     if arguments.json is not None:
-        described = report.as_dict()
-        if device.type == "cuda":
-            described["machine"]["gpu"] = torch.cuda.get_device_name()
-        write_json(described, arguments.json)
+        described = report_head("gpu", "torch")
+        described["machine"]["gpu"] = torch.cuda.get_device_name() if there else None
+        rows = [asdict(row) for row in report.results]
+        write_json(described | {"results": rows, "not measured": missed}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from notebook_text import badges, links, render_table, tags, with_table, with_time
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,9 +35,7 @@ SMOKE = NOTEBOOKS / "profiles" / "smoke.yaml"
 MAX_BYTES = 3_000_000
 MAX_STATE = 3_000_000  # of all widgets together, once run
 CELL_SECONDS = 300
-BEGIN, END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
 LINKS, OPEN = "links", "open"  # ids of the last cell, and of the one that opens the notebook elsewhere
-WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 120, 25  # of a reader who stops to think
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 STRIPPED_METADATA = "metadata.widgets metadata.papermill cell.metadata.papermill cell.metadata.execution"
@@ -65,10 +64,6 @@ def notebook_path(entry: dict) -> Path:
 
 
 # ---------------------------------------------------------------------- hygiene
-
-
-def tags(cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
 
 
 def parameter_names(notebook) -> set[str]:
@@ -241,9 +236,10 @@ def check() -> int:
             for problem in notebook_problems(path, by_name.get(path.stem))
         ]
         + [
-            f"{notebook_path(entry).relative_to(ROOT)}: the last cell must lead on; run the command `table`"
+            f"{entry['name']}: its links or its time are out of date; run the command `table`"
             for at, entry in enumerate(entries)
-            if nbformat.read(notebook_path(entry), as_version=4).cells[-1].source != links(entries, at)
+            for cells in [nbformat.read(notebook_path(entry), as_version=4).cells]
+            if (cells[-1].source, cells[0].source) != (links(entries, at), with_time(cells, entry))
         ]
         + [
             f"{path.relative_to(ROOT)}: {problem}"
@@ -343,39 +339,6 @@ def run(names: list[str], profile_path: Path, out: Path, workers: int, measure: 
 # ---------------------------------------------------------------------- README table
 
 
-def render_table(entries: list[dict]) -> str:
-    files = {entry["name"]: f"notebooks/{entry['name']}.ipynb" for entry in entries}
-
-    def row(entry: dict) -> str:
-        before = [
-            f"[{need[:2]}]({files[need]})" if need in files else need for need in entry["prerequisites"]
-        ]
-        cells = [
-            f"[{entry['name'][:2]}]({files[entry['name']]}) {entry['title']}",
-            "; ".join(entry["learn"]),
-            ", ".join(before) or "–",
-            "–" if entry["minutes"] is None else f"{entry['minutes']} min",
-            "–" if entry["memory_gb"] is None else f"{entry['memory_gb']} GB",
-            ", ".join(f"`{name.removeprefix('vera_lite.')}`" for name in entry["modules"]),
-        ]
-        return f"| {' | '.join(cells)} |"
-
-    head = [
-        "| Notebook | You learn | Before it | Time | Memory | Uses |",
-        "|---|---|---|---|---|---|",
-    ]
-    return "\n".join(head + [row(entry) for entry in entries])
-
-
-def with_table(readme: str, table: str) -> str:
-    """`readme` with `table` between the two markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md needs the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
 def write_table() -> int:
     """The table of the README; in each notebook its times, and cells that lead on and open it elsewhere."""
     manifest = yaml.safe_load(MANIFEST.read_text())
@@ -390,47 +353,6 @@ def write_table() -> int:
         notebook.cells = [*cells, nbformat.v4.new_markdown_cell(links(entries, at), id=LINKS)]
         notebook_path(entry).write_text(nbformat.writes(notebook) + "\n")
     return 0
-
-
-def with_time(cells, entry: dict) -> str:
-    """The first cell, with the time that reading takes by its length, and running as it was measured."""
-    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
-    code = [cell.source for cell in cells if cell.cell_type == "code" and "hide-input" not in tags(cell)]
-    lines = sum(source.count("\n") + 1 for source in code)
-    reading = 5 * round((words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE) / 5)
-    seconds = None if entry["minutes"] is None else 10 * max(1, round(6 * entry["minutes"]))
-    running = f", {seconds} seconds to run" if seconds else ""
-    memory = f", {entry['memory_gb']} GB of memory" if entry["memory_gb"] else ""
-    where = f"a laptop's CPU, one core{memory}, no GPU, no network"
-    line = f"**Time:** {reading} minutes to read{running} ({where})."
-    before, mark, rest = cells[0].source.partition("**Time:**")
-    _, _, after = rest.partition("\n\n")
-    return before + line + ("\n\n" + after if after else "") if mark else before
-
-
-def badges(repository: str, name: str) -> str:
-    """Links that open a notebook of a GitHub repository ("owner/name") in Colab and Binder."""
-    file = f"notebooks/{name}.ipynb"
-    colab = f"https://colab.research.google.com/github/{repository}/blob/main/{file}"
-    binder = f"https://mybinder.org/v2/gh/{repository}/main?labpath={file}"
-    install = f'%pip install -q "vera-lite[notebooks] @ git+https://github.com/{repository}"'
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})\n\n"
-        f"*On Colab, first run this in a new cell:* `{install}`"
-    )
-
-
-def links(entries: list[dict], at: int) -> str:
-    """Markdown that leads to the notebooks before and after number ``at``."""
-    words = []
-    for name, entry in (
-        ("Before", entries[at - 1] if at else None),
-        ("Next", entries[at + 1] if at + 1 < len(entries) else None),
-    ):
-        if entry:
-            words.append(f"**{name}:** [{entry['name'][:2]} {entry['title']}]({entry['name']}.ipynb)")
-    return " · ".join(words)
 
 
 # ---------------------------------------------------------------------- stripping

@@ -24,7 +24,7 @@ from vera_lite.media.files import UNFINISHED, replacing, replacing_set
 from vera_lite.media.header import Colour, check_video
 from vera_lite.media.video import VideoReader, read_video
 from vera_lite.media.video_writer import VideoWriter, write_video
-from vera_lite.pipelines.base import enlarge
+from vera_lite.pipelines.drawing import enlarge
 
 RED = (200, 60, 40)
 PROMPT = "add a red ring at the top left moving right"

@@ -1,6 +1,7 @@
 """The notebook guards bite, and every notebook runs from top to bottom."""
 
 import nbformat
+import notebook_text as text
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -176,15 +177,15 @@ def test_the_table_replaces_what_is_between_the_markers():
         "memory_gb": None,
         "modules": ["vera_lite.media.clip"],
     }
-    table = tool.render_table([entry])
+    table = text.render_table([entry])
     link = "notebooks/07_guards.ipynb"
     assert table.splitlines()[2] == (
         f"| [07]({link}) Watch a guard | why; how | [07]({link}), patience | 0.4 min | – | `media.clip` |"
     )
-    readme = f"before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n"
-    assert tool.with_table(readme, "new") == readme.replace("old", "new")
+    readme = f"before\n{text.BEGIN}\nold\n{text.END}\nafter\n"
+    assert text.with_table(readme, "new") == readme.replace("old", "new")
     with pytest.raises(ValueError, match="needs the markers"):
-        tool.with_table("no markers", "new")
+        text.with_table("no markers", "new")
 
 
 def test_measured_numbers_survive_in_the_manifest(tmp_path):
@@ -197,21 +198,21 @@ def test_measured_numbers_survive_in_the_manifest(tmp_path):
 def test_the_time_of_a_notebook_follows_its_length_and_its_measured_run():
     intro = new_markdown_cell("# Title\n\n**Time:** a moment.\n\nMore.")
     entry = {"minutes": 0.4, "memory_gb": 1.2}
-    words = new_markdown_cell("word " * 10 * tool.WORDS_A_MINUTE)
-    code = new_code_cell("\n".join(["pass"] * 10 * tool.CODE_LINES_A_MINUTE))
-    said = tool.with_time([intro, words, code], entry)
+    words = new_markdown_cell("word " * 10 * text.WORDS_A_MINUTE)
+    code = new_code_cell("\n".join(["pass"] * 10 * text.CODE_LINES_A_MINUTE))
+    said = text.with_time([intro, words, code], entry)
     assert "**Time:** 20 minutes to read, 20 seconds to run (" in said and "1.2 GB" in said
     assert said.startswith("# Title") and said.endswith("\n\nMore.") and "a moment" not in said
     code.metadata["tags"] = ["hide-input"]
-    assert "**Time:** 10 minutes to read (" in tool.with_time([intro, words, code], dict.fromkeys(entry))
-    assert tool.with_time([new_markdown_cell("# Title")], entry) == "# Title"
+    assert "**Time:** 10 minutes to read (" in text.with_time([intro, words, code], dict.fromkeys(entry))
+    assert text.with_time([new_markdown_cell("# Title")], entry) == "# Title"
 
 
 def test_badges_open_the_file_of_the_repository():
-    text = tool.badges("owner/name", "00_start")
-    assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in text
-    assert "mybinder.org/v2/gh/owner/name/main?labpath=notebooks/00_start.ipynb" in text
-    assert "git+https://github.com/owner/name" in text
+    said = text.badges("owner/name", "00_start")
+    assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in said
+    assert "mybinder.org/v2/gh/owner/name/main?labpath=notebooks/00_start.ipynb" in said
+    assert "git+https://github.com/owner/name" in said
 
 
 def test_strip_keeps_checked_outputs_only(save):

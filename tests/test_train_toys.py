@@ -32,3 +32,31 @@ def test_every_toy_has_a_configuration_and_a_wrong_name_is_refused(monkeypatch, 
     with pytest.raises(SystemExit) as exit_:
         train_toys.main()
     assert exit_.value.code == 2 and "sora" in capsys.readouterr().err
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parents[1] / "benchmarks"))
+    return importlib.import_module("vera_ablation")
+
+
+def test_the_study_of_veras_parts_trains_measures_and_compares(study, tmp_path, monkeypatch):
+    for name, value in {"STEPS": 3, "BATCH": 1, "TEST_CLIPS": 2}.items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "SAMPLING", study.SAMPLING | {"steps": 1})
+    names = ("Vera", "layers in time, wider")
+    monkeypatch.setattr(study, "VARIANTS", {name: study.VARIANTS[name] for name in names})
+    runs = [
+        {"variant": name, "seed": 0} | study.measure(name, 0, tmp_path / name.replace(" ", "-"))
+        for name in study.VARIANTS
+    ]
+    results = study.summarise(runs)
+    assert results and all(row["verdict"] == "undecided" for row in results)  # one seed says nothing
+    text = study.table(study.settings() | {"runs": runs, "results": results})
+    assert "Vera against layers in time, wider" in text
+
+
+def test_arms_have_equal_parameters_unless_a_name_says_otherwise(study):
+    sizes = {name: study.size(name)[0] for name in study.VARIANTS}
+    wide = [size for name, size in sizes.items() if name != "shared weights"]
+    assert max(wide) < 1.02 * min(wide) and sizes["shared weights"] < 0.5 * sizes["Vera"]

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from vera_lite.backbone import WAN_1_3B, WAN_14B, WanConfig, load_branches
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.diffusion.flow_matching import FlowMatching
-from vera_lite.systems import Regeneration, RegenerationConfig, Vera, VeraConfig
+from vera_lite.systems import LayersInTime, Regeneration, RegenerationConfig, Vera, VeraConfig
 from vera_lite.systems.vera import drop_conditions
 
 TINY = WanConfig(
@@ -233,6 +233,28 @@ def test_regeneration_uses_source_mask_and_text(inputs):
     assert set(model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepRandom(0, 0, 2))) == {
         "composite"
     }
+
+
+def test_layers_in_time_are_one_longer_video_of_a_plain_transformer(inputs):
+    model = randomise(LayersInTime(RegenerationConfig(backbone=TINY)))
+    latents = inputs["latents"]  # (3, B, C, t, h, w)
+    t = latents.shape[3]
+    with torch.no_grad():
+        before = model(**inputs)
+        for name in ("source", "mask", "text"):
+            assert not torch.allclose(model(**inputs | {name: inputs[name] + 1}), before), name
+        for part in (model.source_embedding, model.mask_embedding):
+            for parameter in part.parameters():
+                parameter.zero_()
+        model.layer_embedding.zero_()
+        plain = model.transformer(torch.cat(list(latents), 2), inputs["timestep"], inputs["text"])
+        ours = model(**inputs)
+    for layer, part in zip(ours, plain.split(t, 2), strict=True):
+        assert torch.equal(layer, part)
+    losses = model.training_losses(batch(inputs), torch.tensor([0.5, 0.5]), StepRandom(0, 0, 2))
+    assert set(losses) == {"edit", "alpha", "composite"}
+    with pytest.raises(ValueError, match="latent frame"):
+        LayersInTime(RegenerationConfig(backbone=replace(TINY, patch_size=(2, 2, 2))))
 
 
 def test_odd_latents_are_refused_in_one_sentence(inputs):

@@ -119,6 +119,18 @@ def test_effects_are_paired_by_seed(project):
     assert ledger.reason(helps) == "by 6.0" and ledger.effect(users) == ""
 
 
+def test_a_difference_over_clips_is_taken_with_the_interval_of_its_report(project):
+    report = {"clips": 48, "rows": {"theirs": {"minus ours": [-5.0, -8.0, -3.0]}}}
+    (project / "benchmarks/results/study.json").write_text(json.dumps(report))
+    test = {"result": "study", "difference": ["rows", "theirs", "minus ours"], "unit": "points"}
+    assert ledger.measure(claim_of("a", test), project)[0] == "not supported"
+    verdict, found = ledger.measure(claim_of("a", test | {"lower_is_better": True}), project)
+    assert verdict == "supported" and found["held"] == "48 clips"
+    assert found["effect"] == 5 and found["interval"] == [3, 8]
+    with pytest.raises(UserError, match="does not hold"):
+        ledger.measure(claim_of("a", test | {"difference": ["rows", "nobody"]}), project)
+
+
 def test_a_result_that_changes_under_an_unchanged_verdict_is_noticed(project):
     claims = claims_of(project)
     assert ledger.problems(claims, project) == []

@@ -13,6 +13,7 @@ from small import CONFIGS, batch, build
 
 from vera_lite.cli import main
 from vera_lite.errors import UserError
+from vera_lite.media.files import read_json
 from vera_lite.systems import Vera
 from vera_lite.training.parallel import materialise
 from vera_lite.training.sharded import load_exported, read_meta
@@ -57,6 +58,8 @@ def test_a_sharded_average_is_exported_to_what_diffusers_reads(folder, tmp_path)
     out = tmp_path / "out"
     assert main(["export", str(folder / "whole" / "last.ckpt"), "--out", str(out), "--full"]) == 0
     system = load_exported(out, dtype=torch.float32)
+    settings = read_json(out / "system.json")["pipeline"]
+    assert settings == {"clip_size": [5, 32, 32], "sampling": {"steps": 50, "shift": 1.0}}
     start = build(Vera).state_dict()
     assert any(not torch.equal(v, start[n]) for n, v in system.state_dict().items())  # it was trained
     for k, layer in enumerate(("edit", "alpha", "composite")):

@@ -46,7 +46,7 @@ def plan(
     if inference:
         from vera_lite.training.plan import describe_inference
 
-        return describe_inference(job)
+        return describe_inference(job, device)
     found = make_plan(job)
     text = describe(found, memory * GB, rate, device)
     if found.problems:
@@ -103,8 +103,8 @@ def read_job(config: Path, gpus: int | None = None) -> Job:
         context=math.gcd(context, gpus) if gpus else context,
         sharded=sharded,
         muon=module.muon_lr is not None,
-        vlm_online=getattr(system.config, "lora_rank", 0) > 0,
         frozen=module.frozen,
+        sampling_steps=data.pipeline_settings["sampling"]["steps"],
         name=config.stem,
     )
 

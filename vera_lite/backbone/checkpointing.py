@@ -1,4 +1,6 @@
-"""Checkpointing: what a block keeps for its backward pass."""
+"""Blocks one by one: which they are, and what each keeps for its backward pass (checkpointing)."""
+
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,6 +18,12 @@ _ATTENTION_OPS = {
 }
 
 
+def blocks_of(system: nn.Module) -> list[nn.Module]:
+    """The blocks of all towers: what is checkpointed, compiled, sharded and offloaded one by one."""
+    lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
+    return [block for blocks in lists for block in blocks]
+
+
 def run_block(checkpointing: str, block: nn.Module, *inputs):
     """``block(*inputs)``, keeping for the backward pass what ``checkpointing`` says.
 
@@ -31,7 +39,7 @@ def run_block(checkpointing: str, block: nn.Module, *inputs):
         return block(*inputs)
     contexts = {}
     if checkpointing == "attention":
-        contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(_keep_attention)}
+        contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
     return checkpoint(block, *inputs, use_reentrant=False, **contexts)  # pyright: ignore[reportCallIssue]
 
 

@@ -17,6 +17,11 @@ last part, ``found``, is rendered from a kept result. A result that has changed 
       lower_is_better: true
       unit: points of 100
       smallest_effect: 0.5                 # that would matter; 0 if not given
+    test:
+      result: compare_systems              # over clips: the report holds [mean, low, high]
+      difference: [rows, name, compliance_minus_vera]
+      lower_is_better: true
+      unit: points of 100
 
 A claim that cannot be tested here has no ``test``.
 """
@@ -111,7 +116,8 @@ def measure(claim: dict, root: Path) -> tuple[str, dict] | None:
     command = f"python benchmarks/{test['result']}.py" + (" --run" if "runs" in report else "")
     found = {"command": command, "file": file, "sha256": digest}
     try:
-        verdict, measured = (_audited if "claims" in report else _by_seed)(claim, report)
+        by = _audited if "claims" in report else _by_clip if "difference" in test else _by_seed
+        verdict, measured = by(claim, report)
     except (KeyError, IndexError, TypeError, StopIteration) as error:
         raise UserError(
             f"{file} does not hold what the test of {claim['id']} asks for ({error!r})."
@@ -130,6 +136,20 @@ def _audited(claim: dict, report: dict) -> tuple[str, dict]:
     row = next(row for row in report["claims"] if row["claim"] == claim["id"])
     found = {name: row[name] for name in ("effect", "unit", "interval", "held", "where", "facts")}
     return row["verdict"], {name: value for name, value in found.items() if value not in (None, {})}
+
+
+def _by_clip(claim: dict, report: dict) -> tuple[str, dict]:
+    from vera_lite.evaluation.statistics import verdict  # slow to import
+
+    test, found = claim["test"], report
+    for part in test["difference"]:
+        found = found[part]
+    mean, *ends = (-value if test.get("lower_is_better") else value for value in found)
+    low, high = sorted(ends)
+    measured = {"effect": round(mean, 4), "unit": test["unit"], "interval": [round(low, 4), round(high, 4)]}
+    return verdict(low, high, test.get("smallest_effect", 0.0)), measured | {
+        "held": f"{report['clips']} clips"
+    }
 
 
 def _by_seed(claim: dict, report: dict) -> tuple[str, dict]:

@@ -5,6 +5,7 @@ A subclass adds three things: :meth:`Pipeline.prepare` turns a person's inputs i
 output into the result.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,16 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vera_lite.backbone.checkpointing import blocks_of
 from vera_lite.codecs import Codec, PatchCodec, latent_shape
 from vera_lite.diffusion.sampling import DenoisingState, denoise
 from vera_lite.errors import RANGES, UserError, check_number, check_pixels, check_prompt, check_tensor
 from vera_lite.media.files import read_json, replacing
+from vera_lite.pipelines.drawing import Drawing, Layers, frame_choice
 from vera_lite.pipelines.saved import check_clip_size, load_weights
+from vera_lite.pipelines.windows import Windows
 from vera_lite.systems import build_system, describe_system
 
 ASSETS = Path(__file__).parents[1] / "assets"
-
-Layers = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Pipeline:
         self.codec = codec
         self.clip_size = check_clip_size(clip_size, system, codec)
         self.sampling = sampling if isinstance(sampling, Sampling) else self.sampling_type(**sampling)
+        #: Whether :meth:`offload` was called.
+        self.offloaded = False
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -172,10 +176,46 @@ class Pipeline:
             path.write_text(json.dumps(saved, indent=1) + "\n")
 
     def to(self, device: torch.device | str) -> Self:
-        """Move system and codec. Inputs may be on another device; results come back to it."""
+        """Move system and codec; text encoder or VLM follow. Inputs may be on another device; results come
+        back to it.
+
+        Raises:
+            ValueError: the pipeline is offloaded.
+        """
+        if self.offloaded:
+            raise ValueError("an offloaded pipeline stays with its device: build a new one.")
         self.system.to(device)
         self.codec.to(device)
         return self
+
+    def offload(self, device: torch.device | str) -> Self:
+        """Use a device that cannot hold everything at once.
+
+        The network's blocks stay in host memory and come to the device one by one (accelerate); text encoder
+        or VLM leave it once they have read; a VAE works in tiles (diffusers), which changes pixels near the
+        borders of tiles a little. Everything else stays on the device. An offloaded pipeline can only edit.
+
+        Raises:
+            ValueError: it is offloaded already.
+        """
+        from accelerate import cpu_offload
+
+        if self.offloaded:
+            raise ValueError("this pipeline is offloaded already.")
+        for block in blocks_of(self.system):
+            # "preload": all of a block's weights come together, as parts of it are used without being called.
+            cpu_offload(block, torch.device(device), True, preload_module_classes=[type(block).__name__])
+        self.system._apply(lambda x: x if x.is_meta else x.to(device))  # the rest
+        self.codec.to(device)
+        if hasattr(self.codec, "vae"):
+            self.codec.vae.enable_tiling()
+        self.offloaded = True
+        return self
+
+    @property
+    def reader(self) -> nn.Module | None:
+        """The model that reads a prompt, if there is one; it is not needed once the network runs."""
+        return None
 
     # --- what a subclass adds ----------------------------------------------------------------------
 
@@ -228,25 +268,43 @@ class Pipeline:
         seed: int = 0,
         generator: torch.Generator | None = None,
         callback: Callable[[DenoisingState], None] | None = None,
+        windows: Windows | None = None,
         **named,
     ) -> Layers:
-        """The layers that the model draws for a batch of clips at its own size; see :meth:`generate`."""
+        """The layers that the model draws for a batch of clips at its own size, see :meth:`generate`; or for
+        one long clip in ``windows``, of which the network, VAE and VLM see one at a time."""
         check_number("seed", seed)
         weights = next(self.system.parameters())  # gives device and dtype
-        conditions = self.conditions(video, *inputs, **named)
+        reader = self.reader
+        if reader is not None:
+            reader.to(weights.device)
+        clips = [(video, *inputs)] if windows is None else windows.cut(video, *inputs)
+        conditions = [self.conditions(*clip, **named) for clip in clips]
+        if reader is not None and self.offloaded:
+            reader.to("cpu")
         # Drawn on the CPU, so that a seed gives the same noise on every device.
         generator = generator or torch.Generator().manual_seed(seed)
-        shape = self.noise_shape(len(video), video.shape[1], *video.shape[-2:])
+        first = clips[0][0]
+        shape = self.noise_shape(len(first) * len(clips), first.shape[1], *first.shape[-2:])
         noise = torch.randn(shape, generator=generator).to(weights.device)
+
+        def network(x: Tensor, sigma: Tensor) -> Tensor:
+            parts = x.to(weights).chunk(len(clips), -5), (1000 * sigma).chunk(len(clips)), conditions
+            output = torch.cat([self.predict(*part, sampling) for part in zip(*parts, strict=True)], -5)
+            return output if windows is None else windows.agree(output)
+
         latents = denoise(
-            lambda x, sigma: self.predict(x.to(weights), 1000 * sigma, conditions, sampling),
-            noise,
+            network,
+            noise if windows is None else windows.share(noise),
             sampling.steps,
             sampling.shift,
             self.system.config.objective.prediction,
             callback,
         )
-        layers = self.decode(latents)
+        decoded = [self.decode(part) for part in latents.chunk(len(clips), -5)]
+        layers = decoded[0]
+        if windows is not None:
+            layers = {name: windows.join(torch.cat([part[name] for part in decoded])) for name in layers}
         if not all(layer.isfinite().all() for layer in layers.values()):
             raise UserError("the model drew numbers that are not finite: check its weights and settings.")
         return {name: layer.to(video) for name, layer in layers.items()}
@@ -277,8 +335,9 @@ class Pipeline:
         frames: int | None = None,
         size: Sequence[int] | None = None,
         fps: float | None = None,
+        overlap: int | None = None,
         **options,
-    ) -> "Drawing":
+    ) -> Drawing:
         """Edit one video at the model's size; the drawing shows it at the video's size.
 
         Args:
@@ -288,14 +347,25 @@ class Pipeline:
             frames: number of frames of the whole video, if ``video`` has only some of them.
             size: (H, W) of the video, if ``video`` was made smaller.
             fps: frames per second of the whole video, for systems that read times. None: as in training.
+            overlap: draw every frame of a long video, in windows of the model's length that share so many
+                frames with their neighbours, see :mod:`.windows`. None: draw as many frames as the model was
+                trained on, spread evenly over the video. All windows of MiVE get the same reference.
             options: as for :meth:`generate`.
         """
         sampling, rest = self._split(options)
         frames = frames or len(video)
         noise = {name: rest.pop(name) for name in ("seed", "generator", "callback") if name in rest}
+        pipe, windows = self, None
+        if overlap is not None:
+            if frames != len(video):
+                raise ValueError("windows need all frames of the video.")
+            windows = Windows(frames, self.clip_size[0], overlap, self.codec.temporal_stride)
+            pipe = copy.copy(self)
+            pipe.clip_size = windows.frames, *self.clip_size[1:]
         if fps is not None and self.reads_time and frames > 1:
-            noise["fps"] = fps * (self.clip_size[0] - 1) / (frames - 1)
-        layers = self.layers(*self.prepare(video, *inputs, **rest), sampling=sampling, **noise)
+            noise["fps"] = fps * (pipe.clip_size[0] - 1) / (frames - 1)
+        prepared = pipe.prepare(video, *inputs, **rest)
+        layers = self.layers(*prepared, sampling=sampling, windows=windows, **noise)
         small = {name: layer[0] for name, layer in layers.items()}
         return Drawing(self, small, sampling, frames, size or video.shape[-2:])
 
@@ -308,7 +378,7 @@ class Pipeline:
         Args:
             video: (T, 3, H, W) in [0, 1].
             inputs: those besides the video, see :meth:`prepare`.
-            options: ``fps`` as for :meth:`draw`; the others as for :meth:`generate`.
+            options: ``fps`` and ``overlap`` as for :meth:`draw`; the others as for :meth:`generate`.
 
         Returns:
             Tensors (T, C, H, W), drawn at ``clip_size`` and enlarged.
@@ -334,39 +404,6 @@ class Pipeline:
         return F.interpolate(video[frame_choice(len(video), frames)], size=size, mode="area")
 
 
-class Drawing:
-    """Layers at a model's size, shown one frame at a time on a video of any size and length.
-
-    Args:
-        pipe: its ``read`` turns layers into a result.
-        layers: (t, C, h, w) each.
-        sampling: settings for ``read``.
-        frames: T of the video.
-        size: (H, W) of the video.
-    """
-
-    #: Whether all layers change with every frame, and a frame cannot be made row by row.
-    whole_frames = False
-
-    def __init__(self, pipe: Pipeline, layers: Layers, sampling: Sampling, frames: int, size: Sequence[int]):
-        self.pipe, self.layers, self.sampling = pipe, layers, sampling
-        self.size = tuple(size)
-        drawn = len(next(iter(layers.values())))
-        #: Frames of the video that the model itself drew.
-        self.exact_frames = tuple(sorted(set(frame_choice(frames, drawn))))
-        #: For each frame of the video, the nearest drawn frame in time.
-        self.nearest = frame_choice(drawn, frames)
-        self._shown, self._large = None, {}
-
-    def frame(self, t: int, source: Tensor, rows: slice = slice(None)) -> EditResult:
-        """Frame ``t``, given the source's (3, H, W) in [0, 1], or ``rows`` of it: tensors (C, H, W)."""
-        if self.nearest[t] != self._shown:
-            self._shown = self.nearest[t]
-            self._large = {name: enlarge(v[self._shown], self.size) for name, v in self.layers.items()}
-        layers = {name: v[:, rows].to(source) for name, v in self._large.items()}
-        return self.pipe.read(layers, source, self.sampling)
-
-
 def check_video(video: Tensor) -> None:
     """Raise ValueError unless this is a floating (T, 3, H, W) in [0, 1]."""
     check_tensor("the video", video, "T", 3, "H", "W")
@@ -377,28 +414,6 @@ def check_prompts(video: Tensor, prompts: Sequence[str]) -> None:
     """Raise ValueError unless there is a prompt for each clip."""
     if len(video) != len(prompts):
         raise ValueError(f"{len(video)} clips need as many prompts, got {len(prompts)}.")
-
-
-def frame_choice(frames: int, wanted: int) -> list[int]:
-    """Indices of ``wanted`` frames spread evenly over ``frames``, first and last included."""
-    if frames == 1 or wanted == 1:
-        return [0] * wanted
-    return [round(i * (frames - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def enlarge(picture: Tensor, size: Sequence[int]) -> Tensor:
-    """A picture (C, h, w) in [0, 1] at another size, bicubic: (C, H, W)."""
-    if tuple(size) == tuple(picture.shape[-2:]):
-        return picture
-    # Bicubic interpolation is linear in each axis: two matrix products, many times quicker.
-    rows, columns = (_bicubic(a, b).to(picture) for a, b in zip(picture.shape[-2:], size, strict=True))
-    return (rows @ picture @ columns.T).clamp_(0, 1)
-
-
-def _bicubic(inputs: int, outputs: int) -> Tensor:
-    """Bicubic interpolation along one axis, (outputs, inputs): what it makes of the identity."""
-    eye = torch.eye(inputs)[None, None]
-    return F.interpolate(eye, size=(outputs, inputs), mode="bicubic", antialias=False)[0, 0]
 
 
 def pick_device(name: str = "auto") -> torch.device:

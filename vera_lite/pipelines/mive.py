@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vera_lite.conditioning.vision_language import check_words
@@ -44,6 +44,10 @@ class MiVEPipeline(Pipeline):
         check_pixels("the reference", reference)
         small = F.interpolate(reference[None], size=self.clip_size[1:], mode="area")
         return self.shrink(video)[None], [prompt], small
+
+    @property
+    def reader(self) -> nn.Module:
+        return self.system.vlm.model
 
     def check_prompt(self, prompt: str) -> None:
         super().check_prompt(prompt)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vera_lite.conditioning.vision_language import check_words
 from vera_lite.pipelines.base import Pipeline, check_prompts, check_video
@@ -38,6 +38,10 @@ class RVEDiTPipeline(Pipeline):
         check_video(video)
         self.check_prompt(prompt)
         return self.shrink(video)[None], [prompt]
+
+    @property
+    def reader(self) -> nn.Module:
+        return self.system.vlm.model
 
     def check_prompt(self, prompt: str) -> None:
         super().check_prompt(prompt)

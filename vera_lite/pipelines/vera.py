@@ -18,7 +18,7 @@ from vera_lite.pipelines.base import (
     check_prompts,
     check_video,
 )
-from vera_lite.systems import Regeneration, Vera
+from vera_lite.systems import LayersInTime, Regeneration, Vera
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class VeraSampling(Sampling):
 
 
 class VeraPipeline(Pipeline):
-    """Vera, its codec and its text encoder, ready to edit. It also runs the regeneration baseline, which has
-    one layer, the composite.
+    """Vera, its codec and its text encoder, ready to edit. It also runs the baselines; regeneration has one
+    layer, the composite.
 
     Args:
         system, codec, clip_size, sampling: see :class:`Pipeline`.
@@ -56,7 +56,7 @@ class VeraPipeline(Pipeline):
         )
     """
 
-    systems = (Vera, Regeneration)
+    systems = (Vera, LayersInTime, Regeneration)
     shipped = "vera_toy"
     sampling_type = VeraSampling
 
@@ -76,6 +76,10 @@ class VeraPipeline(Pipeline):
         text_dim, known = system.config.backbone.text_dim, getattr(self.text_encoder, "text_dim", None)
         if None not in (text_dim, known) and text_dim != known:
             raise ValueError(f"the text encoder's features have width {known}, the network's {text_dim}.")
+
+    @property
+    def reader(self) -> nn.Module | None:
+        return getattr(self.text_encoder, "model", None)
 
     def check_prompt(self, prompt: str) -> None:
         super().check_prompt(prompt)

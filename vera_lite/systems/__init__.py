@@ -8,6 +8,7 @@ from vera_lite.backbone import CogVideoXConfig, WanConfig
 from vera_lite.diffusion.ddpm import Diffusion
 from vera_lite.diffusion.flow_matching import FlowMatching
 from vera_lite.errors import UserError
+from vera_lite.systems.baselines.layers_in_time import LayersInTime
 from vera_lite.systems.baselines.regeneration import Regeneration, RegenerationConfig
 from vera_lite.systems.gencompositor import GenCompositor, GenCompositorConfig
 from vera_lite.systems.mive import MiVE, MiVEConfig
@@ -16,6 +17,7 @@ from vera_lite.systems.vera import Vera, VeraConfig
 
 SYSTEMS = {
     "vera": (Vera, VeraConfig, WanConfig),
+    "layers_in_time": (LayersInTime, RegenerationConfig, WanConfig),  # a kind of Regeneration, so before it
     "regeneration": (Regeneration, RegenerationConfig, WanConfig),
     "gencompositor": (GenCompositor, GenCompositorConfig, CogVideoXConfig),
     "rvedit": (RVEDiT, RVEDiTConfig, WanConfig),
@@ -63,6 +65,7 @@ __all__ = [
     "SYSTEMS",
     "GenCompositor",
     "GenCompositorConfig",
+    "LayersInTime",
     "MiVE",
     "MiVEConfig",
     "RVEDiT",

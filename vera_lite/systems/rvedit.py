@@ -132,11 +132,10 @@ class AdaptedVLM(VisionLanguageModel):
         return AdaptedVLM(copy.deepcopy(self.model, memo), self.processor, self.sample_frames)
 
     @classmethod
-    def new(cls, name: str | None, rank: int) -> "AdaptedVLM":
-        """:func:`frozen_vlm` with fresh adapters. They change nothing yet, because B starts at zero."""
+    def new(cls, frozen: VisionLanguageModel, rank: int) -> "AdaptedVLM":
+        """A frozen model with fresh adapters. They change nothing yet, because B starts at zero."""
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
-        frozen = frozen_vlm(name)
         vlm = copy.deepcopy(cls(frozen.model, frozen.processor, frozen.sample_frames))
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
         inject_adapter_in_model(config, vlm.model.model.language_model)
@@ -172,11 +171,17 @@ class RVEDiT(nn.Module):
         self._adapted: AdaptedVLM | None = None
         if config.lora_rank:
             with torch.device("cpu"):  # the rest may be built on the meta device; a VLM is loaded
-                self._adapted = AdaptedVLM.new(config.vlm, config.lora_rank)
-            # The VLM is not a submodule, so checkpoints do not contain it. Its adapters are submodules, the
-            # same objects as inside the VLM. They are float32 even in a half-precision VLM, where small steps
-            # would be rounded away.
-            self.adapters = nn.ModuleDict({n: m.float() for n, m in self._adapted.adapters().items()})
+                self.adapt(AdaptedVLM.new(frozen_vlm(config.vlm), config.lora_rank))
+
+    def adapt(self, vlm: AdaptedVLM) -> None:
+        """Read with this model, and train its adapters.
+
+        The VLM is not a submodule, so checkpoints do not contain it. Its adapters are submodules, the same
+        objects as inside the VLM. They are float32 even in a half-precision VLM, where small steps would be
+        rounded away.
+        """
+        self._adapted = vlm
+        self.adapters = nn.ModuleDict({n: m.float() for n, m in vlm.adapters().items()})
 
     @classmethod
     def from_wan(cls, folder: str | Path, **changes) -> "RVEDiT":

@@ -240,9 +240,12 @@ class EncodedClips(StepData):
 
     @property
     def pipeline_settings(self) -> dict:
-        """Arguments of the pipeline for a system trained on these data."""
-        clip = self.clip
-        return {"clip_size": (clip.frames, clip.height, clip.width), "sampling": {"steps": 50, "shift": 5.0}}
+        """Arguments of the pipeline for a system trained on these data: 50 steps, as Wan and CogVideoX have
+        in diffusers, and the shift of the training."""
+        clip, trainer = self.clip, self.trainer
+        objective: Any = trainer.lightning_module.system.config.objective if trainer else None
+        sampling = {"steps": 50, "shift": getattr(objective, "shift", 1.0)}
+        return {"clip_size": (clip.frames, clip.height, clip.width), "sampling": sampling}
 
     def setup(self, stage: str | None = None) -> None:
         rank, ranks = self.ranks

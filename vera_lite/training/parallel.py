@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from vera_lite.backbone.checkpointing import blocks_of
 from vera_lite.backbone.float32 import Float32Linear
 from vera_lite.errors import UserError, check_choices
 from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera
@@ -48,12 +49,6 @@ class Parallel:
 
 
 # --- the parts of a system -----------------------------------------------------------------------
-
-
-def blocks_of(system: nn.Module) -> list[nn.Module]:
-    """The blocks of all towers: what is checkpointed, compiled and sharded one by one."""
-    lists = (m for n, m in system.named_modules() if n.endswith("blocks") and isinstance(m, nn.ModuleList))
-    return [block for blocks in lists for block in blocks]
 
 
 def set_checkpointing(system: nn.Module, kind: str) -> None:

@@ -1,36 +1,22 @@
 """What a training needs before it is begun: memory, time, disk, money.
 
-One training step of the real system runs on the meta device, which has shapes and no numbers. torch counts
-its floating-point operations, and every tensor that is alive is added up. So a plan holds for whatever the
-system does: masks, a reference pass, a contrastive loss. Blocks are alike, so two shallow systems tell what
-each further block costs.
-
-A plan reckons; it does not measure. Kernels' own work space and the allocator's gaps are not in it, which is
-why a plan is refused above 92 % of a device's memory.
+A plan reckons, from the costs of :mod:`vera_lite.training.cost`; it does not measure. Kernels' own work space
+and the allocator's gaps are not in it, which is why a plan is refused above 92 % of a device's memory.
 """
 
-import functools
 import math
-from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from vera_lite.conditioning.editing_tokens import Context
-from vera_lite.diffusion.draws import StepRandom
-from vera_lite.systems import RVEDiT
-from vera_lite.training.encoded import Clip, random_clips
-from vera_lite.training.parallel import Parallel, blocks_of, set_checkpointing, shallow_config
+from vera_lite.systems import MiVE, RVEDiT
+from vera_lite.training.cost import Cost, full_depth, on_meta, reckon, step_cost, vlm_cost, vlm_skeleton
+from vera_lite.training.encoded import Clip
+from vera_lite.training.parallel import Parallel, blocks_of
 
 GB = 1e9
+MODES = ("none", "attention", "full")
 #: Share of a device's memory that a plan may fill.
 FULL = 0.92
 #: Model FLOPs utilisation that public trainings of Wan-14B reached on H100s: NeMo Automodel with FSDP on 8
@@ -38,162 +24,6 @@ FULL = 0.92
 MFU = (0.18, 0.33)
 #: Dense bfloat16 peak, FLOP/s, from the datasheets; a sparse peak is twice as high and is never reached.
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
-#: Parameters of vision-language models, from their cards.
-VLM_PARAMETERS = {"Qwen/Qwen2.5-VL-3B-Instruct": 3.75e9, "Qwen/Qwen3-VL-8B-Instruct": 8.77e9}
-
-
-class Cost(NamedTuple):
-    """What one pass over one rank's clips costs."""
-
-    flops: float  #: that are computed.
-    repeated: float  #: of these, what attention's fused backward kernels compute a second time.
-    kept: float = 0  #: bytes alive between forward and backward pass, beside weights.
-    peak: float = 0  #: most bytes alive at once, beside weights and their gradients.
-
-
-# --- one step on the meta device -----------------------------------------------------------------
-
-
-class Alive(TorchDispatchMode):
-    """Adds up the bytes of all tensors that are made while it is on and still alive.
-
-    Args:
-        before: tensors that were there before; views of them count as nothing.
-    """
-
-    def __init__(self, before: Iterable[Tensor] = ()):
-        super().__init__()
-        storages = [tensor.untyped_storage() for tensor in before]
-        self.known = {s._cdata: (StorageWeakRef(s), 0) for s in storages}
-        self._now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.known:  # while referred to, no address is used again
-                    self.known[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                    self._now += storage.nbytes()
-                    if self._now > self.peak:
-                        self.peak = max(self.peak, self.now)
-        return out
-
-    @property
-    def now(self) -> int:
-        """Bytes that are alive at present."""
-        for key in [key for key, (reference, _) in self.known.items() if reference.expired()]:
-            self._now -= self.known.pop(key)[1]
-        return self._now
-
-
-@contextmanager
-def fused_attention():
-    """On the meta device attention runs as plain matrix products, with its whole matrix: give it the shapes
-    of CUDA's fused kernels."""
-    plain = F.scaled_dot_product_attention
-
-    def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **_) -> Tensor:
-        if not q.is_meta:
-            return plain(q, k, v, mask)
-        if mask is None:
-            return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
-        bias = q.new_empty(1).expand(*q.shape[:-1], k.shape[-2])
-        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)[0]
-
-    F.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
-
-
-def step_cost(
-    kind: type[nn.Module], config: Any, clip: Clip, clips: int, parallel: Parallel, memory: bool = True
-) -> Cost:
-    """The cost of a training step of a system of this config.
-
-    Args:
-        kind: class of the system.
-        config: its config.
-        clip: size of a clip.
-        clips: per rank.
-        parallel: its checkpointing and dtype count.
-        memory: add up bytes, too; else they are 0.
-    """
-    system = on_meta(kind, config, parallel.dtype)
-    set_checkpointing(system, parallel.checkpointing)
-    for parameter in system.parameters():  # FSDP2 hands gradients on as soon as they are there
-        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with torch.device("meta"):
-        batch = random_clips(system, clip, clips)
-    _stand_in(system, clip, clips)
-    sigma = config.objective.sample_sigma(StepRandom(0, 0, clips)).to("meta")
-
-    def forward() -> Tensor:
-        losses = system.training_losses(batch, sigma, StepRandom(0, 0, clips))
-        skipped = getattr(system, "logged_only", ())
-        return torch.stack([v for n, v in losses.items() if n not in skipped]).sum(0).mean()
-
-    # One after the other: the counter keeps what a checkpointed block computes again.
-    kept = peak = 0
-    with fused_attention():
-        if memory:
-            with Alive([*system.parameters(), *system.buffers()]) as alive:
-                loss = forward()
-                kept = alive.now
-                loss.backward()
-            peak = alive.peak
-        with FlopCounterMode(display=False) as counter:
-            forward().backward()
-    counts = counter.get_flop_counts().get("Global", {})
-    backward = [v for op, v in counts.items() if "attention" in str(op) and "backward" in str(op)]
-    # Fused kernels do 5 matrix products backward, of which 1 is Q K^T once more.
-    return Cost(counter.get_total_flops(), sum(backward) / 5, kept, peak)
-
-
-def on_meta(kind: type[nn.Module], config: Any, dtype: str) -> Any:
-    """A system without memory, in the precision in which it computes."""
-    with torch.device("meta"):
-        system = kind(replace(config, lora_rank=0) if hasattr(config, "lora_rank") else config)
-    return system.to(getattr(torch, dtype))
-
-
-def _stand_in(system: Any, clip: Clip, clips: int) -> None:
-    """For what a VLM reads; its own work is reckoned apart."""
-    if isinstance(system, RVEDiT):
-        tokens, config = system.tokens, system.config
-
-        def context(*_) -> Context:
-            width = config.vlm_dim
-            edit, video, text = (
-                torch.empty(clips, n, width, device="meta").type_as(tokens.queries)
-                for n in (config.editing_tokens, clip.vlm_tokens, config.text_tokens)
-            )
-            edit = edit + tokens.queries
-            native = tokens.native_connector
-            return Context(tokens.connector(edit), native(video), native(text))
-
-        system.context = context
-
-
-def full_depth(cost: Any, config: Any) -> Cost:
-    """``cost(config)`` at the config's depth, from those of two shallow ones: blocks are alike."""
-    depth = config.backbone.num_layers
-    step = depth // math.gcd(depth, getattr(config, "routed_layers", depth))  # keeps the routed share exact
-    step = max(step, 2, getattr(config, "branch_layers", 0))
-    if depth <= 2 * step:
-        return cost(config)
-    one, two = (cost(shallow_config(config, n)) for n in (step, 2 * step))
-    return Cost(*(a + (b - a) * (depth - step) / step for a, b in zip(one, two, strict=True)))
-
-
-@functools.lru_cache(maxsize=256)
-def reckon(
-    kind: type[nn.Module], config: Any, clip: Clip, clips: int, parallel: Parallel, memory: bool = True
-) -> Cost:
-    """:func:`step_cost` at full depth; each question is answered once per process."""
-    return full_depth(lambda shallow: step_cost(kind, shallow, clip, clips, parallel, memory), config)
 
 
 # --- a plan --------------------------------------------------------------------------------------
@@ -214,7 +44,8 @@ class Job:
         context: devices that share the tokens of a clip.
         sharded: FSDP2; else every device holds everything (DDP).
         muon: whether blocks' matrices are trained by Muon.
-        vlm_online: whether a VLM runs in every step.
+        frozen: parts of the system that are not trained.
+        sampling_steps: network calls of an edit.
         name: of the configuration.
     """
 
@@ -229,8 +60,8 @@ class Job:
     context: int = 1
     sharded: bool = True
     muon: bool = False
-    vlm_online: bool = False
     frozen: tuple[str, ...] = ()
+    sampling_steps: int = 50
     name: str = ""
 
 
@@ -242,6 +73,7 @@ class Plan:
     parameters: int
     trained: int
     memory: dict[str, float]  #: bytes by kind
+    activations: dict[str, float]  #: most bytes of them, for each kind of checkpointing
     model_flops: float  #: that the mathematics of one pass over a rank's clips needs (MFU)
     hardware_flops: float  #: that are computed, some of them a second time (HFU)
     passes: int  #: of a rank per optimizer step
@@ -265,7 +97,10 @@ class Plan:
 
 
 def make_plan(job: Job) -> Plan:
-    """Reckon a job. Time and activations of frozen parts are counted as if they were trained."""
+    """Reckon a job. Time and activations of frozen parts are counted as if they were trained.
+
+    RVEDiT's vision-language model reads in every step, whole on every device. MiVE's has read beforehand.
+    """
     ranks = job.gpus if job.sharded else 1
     system = on_meta(job.kind, job.config, "float32")
     for part in job.frozen:
@@ -278,21 +113,20 @@ def make_plan(job: Job) -> Plan:
         "AdamW, float32": 8 * trained,
         "gathered blocks": _gathered(system, job),
     }
-    if job.vlm_online:
-        memory["VLM (its time is not counted)"] = 2 * VLM_PARAMETERS.get(str(job.config.vlm), 0)
-    what = job.kind, job.config, job.clip, job.micro_batch
-    cost = reckon(*what, plain(job.parallel))
-    needed = reckon(*what, replace(plain(job.parallel), checkpointing="none"), memory=False)
-    share = job.context  # each of these devices holds its part of the tokens
-    memory["activations"] = cost.peak / share
+    modes = {mode: _pass_cost(job, mode) for mode in MODES}
+    cost, needed, share = modes[job.parallel.checkpointing], modes["none"], job.context
+    if job.kind is RVEDiT:
+        memory["VLM, frozen"] = weight_bytes(vlm_skeleton(job.config.vlm).model)
+    memory["activations"] = cost.peak
     count = sum(p.numel() for p in system.parameters())
     return Plan(
         job,
         count,
         sum(p.numel() for p in system.parameters() if p.requires_grad),
         memory,
-        model_flops=(needed.flops - needed.repeated) / share,
-        hardware_flops=cost.flops / share,
+        activations={mode: cost.peak for mode, cost in modes.items()},
+        model_flops=needed.flops - needed.repeated,
+        hardware_flops=cost.flops,
         passes=max(1, round(job.batch * share / (job.gpus * job.micro_batch))),
         host=2 * (8 * everything + 8 * trained),  # what is there, and its copy while a checkpoint is written
         checkpoint=8 * count + 8 * sum(p.numel() for p in system.parameters() if p.requires_grad),
@@ -305,11 +139,21 @@ def plain(parallel: Parallel) -> Parallel:
     return Parallel(checkpointing=parallel.checkpointing, dtype=parallel.dtype)
 
 
-def activations_by_mode(job: Job) -> dict[str, float]:
-    """Most bytes of activations on a device, for each kind of checkpointing."""
-    what, parallel = (job.kind, job.config, job.clip, job.micro_batch), plain(job.parallel)
-    modes = ("none", "attention", "full")
-    return {m: reckon(*what, replace(parallel, checkpointing=m)).peak / job.context for m in modes}
+def _pass_cost(job: Job, mode: str) -> Cost:
+    """The cost of a pass on one device with this kind of checkpointing."""
+    parallel = replace(plain(job.parallel), checkpointing=mode)
+    cost = reckon(job.kind, job.config, job.clip, job.micro_batch, parallel)
+    cost = Cost(*(x / job.context for x in cost))  # each of these devices holds its part of the tokens
+    if job.kind is not RVEDiT:
+        return cost
+    vlm = vlm_cost(job.config, job.clip, job.micro_batch)
+    flops, repeated = cost.flops + vlm.flops, cost.repeated + vlm.repeated
+    return Cost(flops, repeated, cost.kept + vlm.kept, max(cost.peak + vlm.kept, vlm.peak))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def shard_sizes(system: nn.Module, ranks: int, trained: bool = False) -> int:
@@ -349,8 +193,7 @@ def _problems(job: Job) -> list[str]:
 def smallest_change(job: Job, memory: float) -> tuple[str, Plan] | None:
     """The first of these that fits into ``memory`` bytes: more checkpointing, context parallelism, more GPUs,
     alone and then together. None: nothing that was tried does."""
-    modes = ("none", "attention", "full")
-    stronger = modes[modes.index(job.parallel.checkpointing) + 1 :]
+    stronger = MODES[MODES.index(job.parallel.checkpointing) + 1 :]
     lean = replace(job, parallel=replace(job.parallel, checkpointing="full"))
     tried = [
         (f"checkpointing: {m}", replace(job, parallel=replace(job.parallel, checkpointing=m)))
@@ -366,40 +209,33 @@ def smallest_change(job: Job, memory: float) -> tuple[str, Plan] | None:
     return None
 
 
-def inference_cost(job: Job) -> Cost:
-    """One network call for one clip, without gradients: FLOPs, and most bytes alive beside the weights."""
+def describe_inference(job: Job, device: str = "H200") -> str:
+    """What one edit needs, as a text. Text encoder and VLM run before the network, the VAE before and after.
 
-    def cost(config: Any) -> Cost:
-        system = on_meta(job.kind, config, "bfloat16")
-        with torch.device("meta"):
-            batch = random_clips(system, job.clip, 1)
-        _stand_in(system, job.clip, 1)
-        sigma = config.objective.sample_sigma(StepRandom(0, 0, 1)).to("meta")
-        with torch.no_grad(), fused_attention():
-            # The loss adds next to nothing; alignment's reference pass is no part of an edit.
-            system.config = (
-                replace(config, alignment_weight=0) if hasattr(config, "alignment_weight") else config
-            )
-            with Alive([*system.parameters(), *system.buffers()]) as alive:
-                system.training_losses(batch, sigma, StepRandom(0, 0, 1))
-            with FlopCounterMode(display=False) as counter:
-                system.training_losses(batch, sigma, StepRandom(0, 0, 1))
-        return Cost(counter.get_total_flops(), 0, 0, alive.peak)
-
-    return full_depth(cost, job.config)
-
-
-def describe_inference(job: Job, device: str = "H200", steps: int = 50) -> str:
-    """What one edit needs, as a text. Text encoder, VLM and VAE run before and after, perhaps elsewhere."""
-    cost, clip = inference_cost(job), job.clip
-    weights = 2 * sum(p.numel() for p in on_meta(job.kind, job.config, "bfloat16").parameters())
+    A VAE is not reckoned: decoded in tiles it takes little.
+    """
+    clip, steps = job.clip, job.sampling_steps
+    config = replace(job.config, alignment_weight=0) if job.kind is RVEDiT else job.config
+    half = Parallel(dtype="bfloat16")
+    cost = full_depth(lambda c: step_cost(job.kind, c, clip, 1, half, training=False), config)
+    network = on_meta(job.kind, config, "bfloat16")
+    weights, block = weight_bytes(network), weight_bytes(blocks_of(network)[0])
+    outside = weights - sum(weight_bytes(b) for b in blocks_of(network))
+    vlm = weight_bytes(vlm_skeleton(config.vlm).model) if job.kind in (RVEDiT, MiVE) else 0
+    rows = {
+        "weights of the network": (weights, outside + block),
+        "its activations": (cost.peak, cost.peak),
+        "vision-language model": (vlm, 0),
+    }
+    all_there = weights + cost.peak + vlm
+    offloaded = max(outside + block + cost.peak, outside + vlm)  # the VLM leaves before the network runs
     slow, fast = (steps * cost.flops / (mfu * PEAKS[device]) for mfu in MFU)
     return "\n".join(
         [
             f"{job.name}: one edit of {clip.frames} frames, {clip.width} x {clip.height} pixels, in bfloat16",
-            f"  {'weights':<32}{weights / GB:>9.1f} GB",
-            f"  {'activations':<32}{cost.peak / GB:>9.1f} GB",
-            f"  {'in all':<32}{(weights + cost.peak) / GB:>9.1f} GB",
+            f"  {'memory of a GPU, GB':<32}{'all there':>12}{'offloaded':>12}",
+            *(f"  {kind:<32}{a / GB:>12.1f}{b / GB:>12.1f}" for kind, (a, b) in rows.items() if a),
+            f"  {'peak, beside text encoder and VAE':<32}{all_there / GB:>11.1f}{offloaded / GB:>12.1f}",
             f"{steps} network calls take {fast:.0f} to {slow:.0f} s at {MFU[1]:.0%} to {MFU[0]:.0%} MFU on "
             f"one {device} (reckoned, not measured); guidance doubles it",
         ]
@@ -426,7 +262,7 @@ def describe(plan: Plan, memory: float, rate: float | None = None, device: str =
         *(f"  {kind:<32}{size / GB:>9.1f} GB" for kind, size in plan.memory.items()),
         f"  {'in all':<32}{plan.total / GB:>9.1f} GB  ({plan.total / memory:.0%})",
         "activations with checkpointing "
-        + ", ".join(f"{mode} {size / GB:.1f} GB" for mode, size in activations_by_mode(job).items()),
+        + ", ".join(f"{mode} {size / GB:.1f} GB" for mode, size in plan.activations.items()),
         "",
         f"host memory                       {plan.host / GB:>9.1f} GB per GPU, while a checkpoint is written",
         f"disk                              {plan.checkpoint / GB:>9.1f} GB per checkpoint",

@@ -107,8 +107,9 @@ class Sharded(ModelParallelStrategy):
 def export_sharded(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """The average of a sharded training as safetensors.
 
-    ``folder`` gets ``system.json`` and the weights with our names, which :func:`load_exported` reads; of Vera
-    also one folder per branch in diffusers' layout, which ``diffusers.WanTransformer3DModel`` reads.
+    ``folder`` gets ``system.json``, with the clip size and sampling that a pipeline takes, and the weights
+    with our names, which :func:`load_exported` reads. Of Vera it also gets one folder per branch, which
+    ``diffusers.WanTransformer3DModel`` reads.
 
     Raises:
         UserError: the folder is no checkpoint of a sharded training.
@@ -123,7 +124,8 @@ def export_sharded(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bf
     tensors = _average(checkpoint, names, dtype)
     save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
     with replacing(folder / "system.json") as path:
-        path.write_text(json.dumps({"system": saved["system"], "config": saved["config"]}, indent=1) + "\n")
+        kept = {name: saved[name] for name in ("system", "config", "pipeline")}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def load_exported(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16):

@@ -19,8 +19,9 @@ from vera_lite.diffusion.sampling import denoise
 from vera_lite.media.files import replacing
 from vera_lite.systems import GenCompositor, RVEDiT, Vera
 from vera_lite.systems.vera import LAYERS
+from vera_lite.training.cost import Cost, reckon, vlm_cost
 from vera_lite.training.encoded import CODECS, EncodedClips
-from vera_lite.training.plan import PEAKS, plain, reckon
+from vera_lite.training.plan import PEAKS, plain
 
 
 class Telemetry(L.Callback):
@@ -28,7 +29,7 @@ class Telemetry(L.Callback):
 
     - ``speed/mfu``: model FLOPs utilisation, the FLOPs that the mathematics needs per second, over the
       device's dense peak; ``speed/hfu`` counts also what is computed again. Both come from
-      :func:`vera_lite.training.plan.step_cost`, with attention's S^2; of :class:`.EncodedClips` alone.
+      :func:`vera_lite.training.cost.step_cost`, with attention's S^2; of :class:`.EncodedClips` alone.
     - ``speed/seconds``, ``speed/clips``, ``speed/tokens``: of a step, and per second over all ranks.
     - ``speed/data_wait``: share of the time spent waiting for the loader.
     - ``memory/peak_gb``: most memory of this rank's device.
@@ -112,9 +113,10 @@ class Telemetry(L.Callback):
             )
             what = kind, system.config, clip, len(latents)
             chosen = plain(pl_module.parallel)
-            needed = reckon(*what, replace(chosen, checkpointing="none"), memory=False)
-            computed = reckon(*what, chosen, memory=False)
-            self._costs[key] = needed.flops - needed.repeated, computed.flops
+            needed, computed = reckon(*what, replace(chosen, checkpointing="none")), reckon(*what, chosen)
+            vlm = vlm_cost(*what[1:]) if kind is RVEDiT else Cost(0)
+            model = needed.flops - needed.repeated + vlm.flops - vlm.repeated
+            self._costs[key] = model, computed.flops + vlm.flops
         return self._costs[key]
 
 

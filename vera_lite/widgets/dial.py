@@ -18,7 +18,6 @@ from vera_lite.widgets.base import Widget, image_file
 
 #: Bytes of pictures that a notebook may have to store.
 BUDGET = 2_500_000
-_COLOURS = 64  # of a figure: flat areas and thin lines need no more
 
 
 class Dial(Widget):
@@ -118,7 +117,7 @@ def _png(picture: Figure | Film | Tensor) -> bytes:
     if isinstance(picture, Figure):
         file = io.BytesIO()
         picture.savefig(file, format="png", dpi=DPI)
-        return image_file(Image.open(file).convert("RGB").quantize(_COLOURS), is_exact=True)
+        return image_file(Image.open(file).convert("RGB"), is_exact=True)
     pixels = to_uint8(torch.as_tensor(picture)).expand(3, -1, -1).permute(1, 2, 0)
     return image_file(Image.fromarray(pixels.contiguous().numpy()), is_exact=True)
 
