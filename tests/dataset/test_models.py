@@ -249,6 +249,12 @@ def test_the_key_of_a_segment_follows_the_weights_of_sam2(tmp_path):
     sample = Sample("00", "object_addition", {}, {"subject": "sam2:a ball"})
     assert isinstance(Segment()(sample, lambda name: tmp_path / name, tmp_path), Fail)
     assert isinstance(stage(sample, lambda name: tmp_path / name, tmp_path), Fail)  # words need a detector
+    with pytest.raises(ValueError, match="needs a model"):
+        Segment(subject={"object_addition": "sam2:1,2"})
+    with pytest.raises(ValueError, match="backend"):
+        Sam2Segmenter("a ball", backend="sam")
+    with pytest.raises(ValueError, match="network"):
+        Matte(network="vitmatte")
 
 
 @pytest.mark.parametrize("prompt", [(10, 5, 30, 30), (25, 20)])

@@ -45,6 +45,10 @@ class Sam2Segmenter:
     download: bool = False
     device: str = "cpu"
 
+    def __post_init__(self):
+        if self.backend not in ("transformers", "sam2"):
+            raise ValueError(f"backend is transformers or sam2, not {self.backend!r}.")
+
     def __call__(self, video: Tensor) -> Tensor:
         """A mask as of :class:`.Segmenter`."""
         from transformers import (

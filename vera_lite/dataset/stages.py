@@ -168,7 +168,8 @@ class Segment(VeraStage):
     Attributes:
         subject: of each category, see :func:`.segmenter`; the fact ``subject`` of a sample goes first.
         model, detector: folder or name of a SAM 2 and of the detector for its words, for subjects such as
-            "sam2:a brown dog"; without ``model`` such subjects fail.
+            "sam2:a brown dog"; without ``model`` such subjects fail,
+            as no key would say what found them.
     """
 
     subject: dict[str, str] = dataclasses.field(
@@ -178,11 +179,22 @@ class Segment(VeraStage):
     detector: str | None = None
     name, models = "segment", ("model", "detector")
 
+    def __post_init__(self):
+        for subject in self.subject.values():
+            if lack := self.lack(subject):
+                raise ValueError(lack)
+
+    def lack(self, subject: str) -> str | None:
+        """The sentence that says what the stage has not to find a subject; None if it has it."""
+        kind, place = parse_subject(subject)
+        if kind == "sam2" and (self.model is None or isinstance(place, str) and self.detector is None):
+            return f"the stage needs a model (and, for words, a detector) to find {subject!r}."
+        return None
+
     def work(self, sample: Sample, inputs: Inputs, out: Path) -> Ok | Fail:
         subject = sample.facts.get("subject") or self.subject[sample.category]
-        kind, box = parse_subject(subject)
-        if kind == "sam2" and (self.model is None or isinstance(box, str) and self.detector is None):
-            return Fail(f"the stage needs a model (and, for words, a detector) to find {subject!r}.")
+        if lack := self.lack(subject):
+            return Fail(lack)
         (video,) = load(inputs, "composite")
         mask = segmenter(subject, sample.facts.get("scale", 1.0), self.model, self.detector)(video)
         return save(sample, out, {"mask": mask}, subject=subject, area=round(float(mask.mean()), 5))
@@ -247,6 +259,10 @@ class Matte(VeraStage):
     model: str | None = None
     network: Literal["ViTMatte", "MatAnyone"] = "ViTMatte"
     name = "matte"
+
+    def __post_init__(self):
+        if self.network not in ("ViTMatte", "MatAnyone"):
+            raise ValueError(f"network is ViTMatte or MatAnyone, not {self.network!r}.")
 
     def matter(self) -> Matter:
         """What solves the unknown band."""

@@ -131,7 +131,7 @@ def read_vera(folder: str | Path) -> VeraFolder:
         name = f"{frames}/{path.stem}"
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             try:
-                row = json.loads(line)
+                row = dict(json.loads(line))
                 if columns is TEST_COLUMNS and _EDITS[row["edit_type"]] != category:
                     raise ValueError("its edit_type is another than that of the list")
                 facts = dict(_LICENCE) if name in PUBLISHED else {}
