@@ -62,7 +62,7 @@ def training_facts(run: Path, shipped: Path) -> dict:
         "steps": saved["global_step"],
         "stages": _stages([c["trainer"]["max_steps"] for c in configs], versions),
         **({"worlds": worlds} if worlds else {}),
-        **({"clips_cached": data["clips"]} if "clips" in data else {}),
+        **({"clips_cached": data["clips"]} if data.get("clips") else {}),
         "batch_size": data["batch_size"],
         "samples": saved["global_step"] * data["batch_size"],
         "wall_minutes": round(sum(seconds) / 60),

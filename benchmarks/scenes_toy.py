@@ -222,9 +222,11 @@ def card(system: str, report: dict) -> str:
         f"clips of each row, of a world that it never saw{steps}; in brackets, 95 % intervals over clips. "
         "Held-out pairs of noun and colour, place or motion never appear in training."
     )
+    clips = report["training"].get("clips_cached")
+    shown = f"{clips:,} clips" if clips else "clips that never repeat"
     data = (
-        "**Data**: the world of `vera_lite.toy.scenes`, rendered anew for every step, and nothing else: "
-        "sixty sprites of Noto Color Emoji (OFL-1.1) over photographs of scikit-image and drawn places."
+        f"**Data**: {shown} of the world of `vera_lite.toy.scenes`, and nothing else: sixty sprites of Noto "
+        "Color Emoji (OFL-1.1) over photographs of scikit-image and drawn places."
     )
     files = (
         weights(report)

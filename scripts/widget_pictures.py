@@ -76,7 +76,7 @@ explorer = AttentionExplorer(
 matte, drawn = grid.tokens("alpha").tolist(), grid.tokens("composite").tolist()
 explorer.cut(drawn, queries=matte, label="the matte cannot see the composite")
 explorer.cut(matte, queries=drawn, label="the composite cannot see the matte")
-explorer.step, explorer.layer, explorer.head, explorer.frame = 9, 2, 2, 4
+explorer.step, explorer.layer, explorer.head, explorer.frame = 9, 2, 1, 4
 explorer""",
         ".vera-explorer",
         lambda widget: widget.locator(".stage canvas").first.hover(),
@@ -126,7 +126,9 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 1400}, device_scale_factor=1.5)
             for name in names:
                 picture = PICTURES[name]
-                lab.open(page, new_notebook(cells=[new_code_cell(picture.source)])).run_all()
+                notebook = lab.open(page, new_notebook(cells=[new_code_cell(picture.source)]))
+                page.evaluate("jupyterapp.shell.collapseLeft()")  # the whole width is the notebook's
+                notebook.run_all()
                 widget = page.locator(picture.root)
                 picture.prepare(widget)
                 widget.screenshot(path=OUT / f"{name}.png", animations="disabled")

@@ -104,7 +104,7 @@ def test_cuts_name_their_blocks(book, monkeypatch):
         "sources": 1,
         "orders": ["a"],
         "firsts": 2,
-        "steps": 3,
+        "cut_steps": 3,
         "seed": 0,
     }
     book["pipe"] = SimpleNamespace(

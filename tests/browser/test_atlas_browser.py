@@ -226,3 +226,43 @@ def test_a_saved_page_plays_the_cuts_that_were_made(show):
     page.get_by_label("frame", exact=True).fill("3")
     assert cards(page).nth(0).locator("canvas").evaluate(pixels) != films[0]
     assert show(AttentionExplorer(stores(), GRID, VIDEO)).locator(".lane").is_hidden()
+
+
+LANE = """\
+import torch
+from torch.nn import functional as F
+from vera_lite.diagnostics import CapturePlan, StoreQK, Tap, TokenGrid
+from vera_lite.widgets.causal_lane import Interventions
+from vera_lite.widgets.explorer import AttentionExplorer
+
+class Painter(torch.nn.Module):
+    def forward(self):
+        x = torch.randn(1, 2, 30, 8, generator=torch.Generator().manual_seed(0))
+        values = F.scaled_dot_product_attention(x, x, 4 * x)[0].mean((0, 2)).sigmoid()
+        return grid.to_video(values, "video")[:, None].expand(-1, 3, -1, -1)
+
+grid, model = TokenGrid.wan(5, 24, 40, spatial_stride=4), Painter()
+plan = CapturePlan([(".*", StoreQK(), "all")], 10**8)
+with Tap(model, plan):
+    video = model()
+lane = Interventions(model, model, modules=[""])
+explorer = AttentionExplorer(plan.captures["all"], grid, video, interventions=lane)
+explorer"""
+
+
+def test_a_cut_runs_the_model_in_jupyterlab(lab):
+    notebook = lab(LANE)
+    page = notebook.page
+    page.locator(".vera-explorer[data-alive=true]").wait_for()
+    page.get_by_role("button", name="choose what to cut").click()
+    page.mouse.move(*at(page, (0, 0), (3, 5)))
+    page.mouse.down()
+    page.mouse.move(*at(page, (1, 1), (3, 5)), steps=3)
+    page.mouse.up()
+    page.get_by_text("chosen: 8 tokens in all heads").wait_for()  # in both slots
+    page.get_by_role("button", name="cut and run again").click()
+    cards(page).nth(1).wait_for()
+    entry = "[(e['label'], round(e['looked'], 4)) for e in explorer._cuts[1:]]"
+    mass = "round(float(plan.captures['all'][0].columns([0, 1, 5, 6, 15, 16, 20, 21]).sum(-1).mean()), 4)"
+    notebook.wait_for(f"{entry} == [('8 patches', {mass})]", "True")
+    assert page.get_by_text("the model runs").is_hidden()

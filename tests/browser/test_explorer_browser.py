@@ -583,24 +583,20 @@ def test_saved_and_reopened_without_its_kernel(lab_server, lab_page):
     lab_page.locator(".readout").filter(has_text="Needs Python").wait_for()
 
 
-FIVE = (
-    SHOW.removesuffix("explorer")
-    + """
-many = [explorer] + [AttentionExplorer(explorer._sources.tables[0][0], grid, video) for _ in range(4)]
-for one in many:
-    display(one)"""
-)
-
-
 def test_five_explorers_at_once(lab):
-    notebook = lab(FIVE)
-    page = notebook.page
-    roots = page.locator(".vera-explorer[data-alive=true]")
-    page.wait_for_function("document.querySelectorAll('.vera-explorer[data-alive=true]').length === 5")
+    notebook = lab(SHOW + "\nmany = [explorer]\nexplorer")
+    page, alive = notebook.page, ".vera-explorer[data-alive=true]"
+    for count in range(1, 6):
+        page.wait_for_function(f"document.querySelectorAll('{alive}').length === {count}")
+        if count < 5:
+            notebook.ask(
+                "many.append(AttentionExplorer(explorer._sources.tables[0][0], grid, video))\nmany[-1]"
+            )
     for i in (4, 2):
-        roots.nth(i).get_by_label("layer", exact=True).fill("3")
-        roots.nth(i).locator("canvas").first.click()
-    notebook.wait_for("[one.layer for one in many], [one.query for one in many]",
-                      "([0, 0, 3, 0, 3], [-1, -1, 7, -1, 7])")  # fmt: skip
-    for i in (4, 2):
-        roots.nth(i).locator(".said").filter(has_text="entropy").wait_for()
+        one = page.locator(alive).nth(i)
+        one.get_by_label("layer", exact=True).fill("3")
+        one.locator(STAGE).click()
+        one.locator(".said").filter(has_text="entropy").wait_for()
+    notebook.wait_for(
+        "[one.layer for one in many], [one.query for one in many]", "([0, 0, 3, 0, 3], [-1, -1, 7, -1, 7])"
+    )

@@ -11,14 +11,25 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.flop_counter import FlopCounterMode
 
 from vera_lite.apps.plan import read_job
 from vera_lite.backbone import WAN_1_3B
 from vera_lite.cli import main
+from vera_lite.conditioning.vision_language import frozen_vlm
 from vera_lite.diagnostics.flops import forward_flops
 from vera_lite.diffusion.draws import StepRandom
-from vera_lite.systems import GenCompositor, RVEDiT, Vera, VeraConfig
-from vera_lite.training.cost import full_depth, on_meta, step_cost, vlm_cost
+from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera, VeraConfig
+from vera_lite.training.cost import (
+    VLMS,
+    full_depth,
+    fused_attention,
+    on_meta,
+    run_cost,
+    step_cost,
+    vlm_cost,
+    vlm_skeleton,
+)
 from vera_lite.training.encoded import Clip, random_clips
 from vera_lite.training.parallel import Parallel, parallelize, set_checkpointing, shallow_config
 from vera_lite.training.plan import MODES, Job, make_plan, shard_sizes
@@ -35,7 +46,7 @@ def test_flops_at_full_depth_are_those_of_two_shallow_systems(kind):
     if kind is RVEDiT:
         config = replace(config, lora_rank=0, routed_layers=3)
     if kind is GenCompositor:
-        config = replace(config, branch_layers=1)
+        config.objective.alphas_cumprod(torch.ones(1))  # its table is made once per process
 
     def cost(c):
         return step_cost(kind, c, CLIPS[kind], 2, parallel)
@@ -55,6 +66,20 @@ def test_a_step_of_vera_is_three_forward_passes_as_the_closed_form_has_them():
     assert cost.flops - cost.repeated == pytest.approx(3 * forward.total, rel=0.01)
     attention = forward.self_attention + forward.cross_attention
     assert cost.repeated == attention / 2
+
+
+def test_flops_are_those_of_torchs_own_counter():
+    config = shallow_config(CONFIGS[MiVE], 1)
+    with torch.device("meta"):
+        system = MiVE(config)
+        clips, sigma = random_clips(system, CLIPS[MiVE], 2), torch.empty(2)
+
+    def step():
+        return system.training_losses(clips, sigma, StepRandom(0, 0, 2))["target"].sum()
+
+    with fused_attention(), FlopCounterMode(display=False) as counter:
+        step().backward()
+    assert run_cost(step, system).flops == counter.get_total_flops() > 0
 
 
 # --- bytes ---------------------------------------------------------------------------------------
@@ -85,6 +110,29 @@ def test_activations_are_within_a_tenth_of_what_a_run_allocates(kind, mode):
     if kind is RVEDiT:
         reckoned += vlm_cost(system.config, clip, 2).kept
     assert losses and reckoned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, card", [(name, card) for name, card in zip(VLMS, (3.75e9, 8.77e9), strict=True)]
+)
+def test_vision_language_models_have_the_parameters_of_their_cards(name, card):
+    one, two = (sum(p.numel() for p in vlm_skeleton(name, n).model.parameters()) for n in (1, 2))
+    depth = VLMS[name][1]["text_config"]["num_hidden_layers"]
+    assert one + (depth - 1) * (two - one) == pytest.approx(card, rel=0.002)
+
+
+def test_a_plan_of_rvedit_counts_its_vision_language_model_and_adapters():
+    job = Job(RVEDiT, CONFIGS[RVEDiT], CLIPS[RVEDiT], 8, 1, 10, Parallel(), 8)
+    plan, frozen = make_plan(job), make_plan(replace(job, config=replace(job.config, lora_rank=0)))
+    system = build(RVEDiT)
+    assert plan.trained == sum(p.numel() for p in system.parameters())
+    assert plan.trained - frozen.trained == sum(p.numel() for p in system.adapters.parameters()) > 0
+    assert plan.memory["VLM, frozen"] == sum(
+        p.numel() * p.element_size() for p in frozen_vlm(None).model.parameters()
+    )
+    # Without adapters only the editing tokens' own pass keeps activations, and no gradient reaches the rest.
+    assert plan.memory["activations"] > frozen.memory["activations"]
+    assert plan.model_flops > frozen.model_flops
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Blocks one by one: which they are, and what each keeps for its backward pass (checkpointing)."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -37,7 +39,7 @@ def run_block(checkpointing: str, block: nn.Module, *inputs):
         return block(*inputs)
     contexts = {}
     if checkpointing == "attention":
-        contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(_keep_attention)}
+        contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
     return checkpoint(block, *inputs, use_reentrant=False, **contexts)  # pyright: ignore[reportCallIssue]
 
 

@@ -201,7 +201,7 @@ def full_depth(cost: Callable[[Any], Cost], config: Any) -> Cost:
     """``cost(config)`` at the config's depth, from those of two shallow ones: blocks are alike."""
     depth = config.backbone.num_layers
     step = depth // math.gcd(depth, getattr(config, "routed_layers", depth))  # keeps the routed share exact
-    step = max(step, 2 * getattr(config, "branch_layers", 0))  # each branch block feeds two or more
+    step = max(step, getattr(config, "branch_layers", 0))
     if depth <= 2 * step:
         return cost(config)
     one, two = (cost(shallow_config(config, layers)) for layers in (step, 2 * step))
