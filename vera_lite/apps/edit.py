@@ -80,7 +80,6 @@ class Edit:
 
         from vera_lite.apps.files import apply_to_file, read_mask, shrunk
         from vera_lite.apps.layers import find_subject
-        from vera_lite.apps.outline import OutlinedDrawing
         from vera_lite.media.clip import to_float
         from vera_lite.media.video import VideoReader
         from vera_lite.pipelines import frame_choice
@@ -94,14 +93,18 @@ class Edit:
         if self.mask is not None:
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
             inputs.append(shrunk(read_mask(self.mask, self.info, chosen), pipe.clip_size[1:]))
-        refine = None
+        masks = None
         if self.subject is not None:
             masks = find_subject(reader, self.subject, self.download)[0]
             chosen = frame_choice(self.info.frames, pipe.clip_size[0])
             inputs.append(shrunk(masks[chosen], pipe.clip_size[1:]))
 
-            def refine(drawing):
-                return OutlinedDrawing(drawing, masks) if "alpha" in drawing.layers else drawing
+        def refine(drawing):
+            if masks is None or "alpha" not in drawing.layers:
+                return drawing
+            from vera_lite.apps.outline import OutlinedDrawing
+
+            return OutlinedDrawing(drawing, masks)
 
         names = ("video", "prompt", "mask", "subject", "reference")
         facts = {name: str(v) for name in names if (v := getattr(self, name)) is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -66,6 +67,7 @@ def continued(alpha: Tensor, sure: Tensor) -> Tensor:
     found = alpha.clone()
     for out, known in zip(found[:, 0], sure[:, 0], strict=True):
         if known.any():
-            y, x = distance_transform_edt(~known.cpu(), return_distances=False, return_indices=True)
-            out.copy_(out[torch.from_numpy(y), torch.from_numpy(x)])
+            nearest = distance_transform_edt(~known.cpu(), return_distances=False, return_indices=True)
+            y, x = torch.from_numpy(np.asarray(nearest))
+            out.copy_(out[y, x])
     return found

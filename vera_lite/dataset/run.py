@@ -114,7 +114,8 @@ def run(
     """
     if len({stage.name for stage in stages}) < len(stages) or any(stage.name == "input" for stage in stages):
         raise UserError('every stage needs a name of its own, and none may be called "input".')
-    stages = [Recorded.of(stage) for stage in stages]
+    recorded: list[Any] = [Recorded.of(stage) for stage in stages]
+    stages = recorded
     with store.lock(), one_thread():
         record_stages(store, stages, configuration)
         name, samples = new_run(), store.inputs()

@@ -1,5 +1,7 @@
 """How a person says what the subject of a clip is. Nothing here needs torch or OpenCV."""
 
+from typing import Any
+
 from vera_lite.errors import UserError
 
 #: x, y, width and height in pixels.
@@ -23,6 +25,7 @@ def parse_subject(text: str) -> tuple[str, Box | Point | str | None]:
     if text in ("person", "moving"):
         return text, None
     kind, _, numbers = text.rpartition(":")
+    place: Any = None
     try:
         place = tuple(int(number) for number in numbers.split(","))
         if len(place) != 4 and not (len(place) == 2 and kind == "sam2"):
