@@ -22,7 +22,9 @@ def _shares(draw):
         ),
         "the logarithm is missing": lambda p, n: p / (1 - p) * (n[1] + n[2]) / n[0],
         "the words compete, too: V + W tokens": lambda p, n: math.log(p / (1 - p) * n[1] / n[0]),
-        "the sign: a lead is how much *higher* they score": lambda p, n: -lead(p, n),
+        "the sign: a lead is how much *higher* they score": lambda p, n: (
+            -math.log(p / (1 - p) * (n[1] + n[2]) / n[0])
+        ),
         "the others get 1 - share, not 1": lambda p, n: math.log(p * (n[1] + n[2]) / n[0]),
     },
 )

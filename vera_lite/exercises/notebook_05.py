@@ -89,6 +89,10 @@ def _sizes(labels):
     return [labels.count(label) for label in set(labels)]
 
 
+def _estimate(labels):
+    return -sum(k * math.log(k) for k in _sizes(labels)) / len(labels)
+
+
 @exercise(
     _labels,
     {
@@ -102,10 +106,10 @@ def _sizes(labels):
         "each position of a group loses ln k, not the group once": lambda labels: (
             -sum(map(math.log, _sizes(labels))) / len(labels)
         ),
-        "the sign: the estimate is at most 0": lambda labels: -best_estimate(labels),
-        "the natural logarithm, as in the formula": lambda labels: best_estimate(labels) / math.log(2),
-        "the sum over positions: take the mean": lambda labels: best_estimate(labels) * len(labels),
+        "the sign: the estimate is at most 0": lambda labels: -_estimate(labels),
+        "the natural logarithm, as in the formula": lambda labels: _estimate(labels) / math.log(2),
+        "the sum over positions: take the mean": lambda labels: _estimate(labels) * len(labels),
     },
 )
 def best_estimate(labels):
-    return -sum(k * math.log(k) for k in _sizes(labels)) / len(labels)
+    return _estimate(labels)
