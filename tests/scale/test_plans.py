@@ -20,6 +20,7 @@ from vera_lite.conditioning.vision_language import frozen_vlm
 from vera_lite.diagnostics.flops import forward_flops
 from vera_lite.diffusion.draws import StepRandom
 from vera_lite.systems import GenCompositor, MiVE, RVEDiT, Vera, VeraConfig
+from vera_lite.systems.vera import LAYERS
 from vera_lite.training.cost import (
     VLMS,
     full_depth,
@@ -155,7 +156,8 @@ def test_shards_of_the_real_configurations_are_as_planned(eight, name):
 
 def test_collectives_of_a_step_on_eight_ranks(eight):
     """A unit is gathered for the forward pass and, unless it was kept, for the backward pass; then its
-    gradient is scattered. With shared tokens attention trades queries, keys, values and output each way."""
+    gradient is scattered. With shared tokens attention trades queries, keys, values and output each way, and
+    at the end the tokens of each branch come together."""
     config = replace(CONFIGS[Vera].backbone, num_attention_heads=8)
     for group in (None, torch.distributed.group.WORLD):
         system = build(Vera, backbone=config)
@@ -166,7 +168,8 @@ def test_collectives_of_a_step_on_eight_ranks(eight):
         found = {str(op).split(".")[-1]: n for op, n in seen.get_comm_counts().items()}
         units = 2 + 3 + 1  # blocks, layers in float32, the rest
         assert found["_allgather_base_"] == 2 * units - 1 and found["_reduce_scatter_base_"] == units
-        assert found.get("all_to_all_single", 0) == (0 if group is None else 2 * 4 * config.num_layers)
+        trades = 4 * config.num_layers + len(LAYERS)
+        assert found.get("all_to_all_single", 0) == (0 if group is None else 2 * trades)
 
 
 # --- the command ---------------------------------------------------------------------------------
