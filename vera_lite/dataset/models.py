@@ -94,7 +94,7 @@ class MatAnyone:
         try:
             inference = importlib.import_module(f"{self.package}.inference.inference_core")
             network = importlib.import_module(f"{self.package}.model.{self.package}")
-            from omegaconf import OmegaConf
+            from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports] (its own)
         except ImportError as error:
             raise UserError(f"{self.package} is not installed; read its licence, then install it.") from error
         kind = {"matanyone": "MatAnyone", "matanyone2": "MatAnyone2"}[self.package]

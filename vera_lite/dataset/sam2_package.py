@@ -62,7 +62,9 @@ def from_transformers(model):
         UserError: the package is not installed, or has no model of this size.
     """
     try:
-        from sam2.build_sam import build_sam2_video_predictor
+        from sam2.build_sam import (  # pyright: ignore[reportMissingImports] (an extra)
+            build_sam2_video_predictor,
+        )
     except ImportError as error:
         raise UserError("this backend needs the package of SAM 2: pip install 'vera-lite[sam2]'.") from error
     backbone = model.config.vision_config.backbone_config
