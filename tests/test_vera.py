@@ -243,6 +243,8 @@ def test_layers_in_time_are_one_longer_video_of_a_plain_transformer(inputs):
         before = model(**inputs)
         for name in ("source", "mask", "text"):
             assert not torch.allclose(model(**inputs | {name: inputs[name] + 1}), before), name
+        model.layer_embedding.neg_()
+        assert not torch.allclose(model(**inputs), before)
         for part in (model.source_embedding, model.mask_embedding):
             for parameter in part.parameters():
                 parameter.zero_()

@@ -88,9 +88,9 @@ def test_matrices_can_be_other_things_than_attention():
 
 def test_intervals_stand_beside_their_names_and_a_line_at_zero():
     rows = {
-        "one": (1.0, 0.5, 1.5, "yes"),
-        "a name that is long": (-1.0, -3.0, 1.0, "open"),
-        "two": (2.0, 1, 3, "yes"),
+        "one": (1.0, 0.5, 1.5, "supported"),
+        "a name that is long": (-1.0, -3.0, 1.0, "undecided"),
+        "two": (2.0, 1, 3, "supported"),
     }
     figure = viz.intervals(rows, "title", "points", width=10)
     [ax] = figure.axes
@@ -101,4 +101,6 @@ def test_intervals_stand_beside_their_names_and_a_line_at_zero():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["one", "a name\nthat is\nlong", "two"]
     colours = [line.get_color() for line in lines[1::2]]
     assert colours[0] == colours[2] != colours[1]
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["yes", "open"]
+    alone = viz.intervals({"one": (1.0, 0.5, 1.5, "undecided")}, "title", "points")
+    assert alone.axes[0].lines[2].get_color() == colours[1]  # in every figure the same
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["supported", "undecided"]

@@ -272,13 +272,16 @@ def seed_dots(
     return figure
 
 
+_VERDICTS = ("supported", "not supported", "undecided")  # in the order of their colours
+
+
 def intervals(
     rows: Mapping[str, tuple[float, float, float, str]], title: str, xlabel: str, width: int = 52
 ) -> Figure:
-    """Effects under each other, with a line at 0: name -> (middle, low, high, group).
+    """Effects under each other, with a line at 0: name -> (middle, low, high, verdict).
 
     Args:
-        rows: name -> (middle, low, high, group); each group has its colour and mark.
+        rows: name -> (middle, low, high, verdict); a verdict has the same colour and mark in every figure.
         title: what to see.
         xlabel: of the effects.
         width: of the names, in characters; longer ones are broken.
@@ -286,17 +289,18 @@ def intervals(
     names = [textwrap.fill(name, width) for name in rows]
     lines = sum(name.count("\n") + 1 for name in names)
     figure = _figure(4.6 + 0.075 * width, 0.21 * (lines + len(rows)) + 1.3, title)
-    ax, groups = figure.subplots(), list(dict.fromkeys(group for *_, group in rows.values()))
+    ax = figure.subplots()
     ax.axvline(0, color="0.45", lw=1.2, ls=(0, (1, 2)))
     drawn = {}
-    for at, (middle, low, high, group) in enumerate(rows.values()):
-        style = _style(groups.index(group)) | {"ls": "none", "ms": 7}
+    for at, (middle, low, high, verdict) in enumerate(rows.values()):
+        style = _style(_VERDICTS.index(verdict)) | {"ls": "none", "ms": 7}
         ax.plot([low, high], [at, at], color=style["color"], lw=2)
-        (drawn[group],) = ax.plot([middle], [at], **style)
+        (drawn[verdict],) = ax.plot([middle], [at], **style)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
     _open(ax, xlabel=xlabel)
-    _legend(figure, list(drawn.values()), list(drawn))
+    shown = [verdict for verdict in _VERDICTS if verdict in drawn]
+    _legend(figure, [drawn[verdict] for verdict in shown], shown)
     return figure
 
 

@@ -1,15 +1,5 @@
 // A picture that follows its controls; every picture is there from the beginning.
 
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 function render({ model, el }) {
   const names = model.get("names");
   const labels = model.get("labels");

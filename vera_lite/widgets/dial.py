@@ -14,7 +14,7 @@ from traitlets import Bytes, List, Unicode
 from vera_lite.film import Film
 from vera_lite.media.clip import to_uint8
 from vera_lite.viz import DPI
-from vera_lite.widgets.base import Widget, image_file
+from vera_lite.widgets.base import Widget, image_file, script
 
 #: Bytes of pictures that a notebook may have to store.
 BUDGET = 2_500_000
@@ -38,7 +38,7 @@ class Dial(Widget):
         Dial({"alpha": [0.0, 0.5, 1.0]}, lambda alpha: alpha * edit + (1 - alpha) * source)
     """
 
-    _esm = Path(__file__).with_name("dial.js")
+    _esm = script("element", "dial")
     _css = Path(__file__).with_name("dial.css")
 
     title = Unicode().tag(sync=True)

@@ -5,16 +5,6 @@ const LAYERS = ["source", "edit", "alpha"];
 const SHOWN_SIDE = 448; // CSS pixels that a small picture is enlarged to, by a whole factor
 const CHECKER = [102, 153]; // greys of the board behind what is transparent
 
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 function render({ model, el }) {
   const [frames, height, width] = model.get("size");
   const [frameStride, stride] = model.get("strides");

@@ -8,7 +8,7 @@ from traitlets import Bytes, Enum, Float, Int, List, Unicode, validate
 from vera_lite.media.clip import LayeredClip, to_uint8
 from vera_lite.media.video import frame_rate
 from vera_lite.pipelines import EditResult
-from vera_lite.widgets.base import Widget, checked_video
+from vera_lite.widgets.base import Widget, checked_video, script
 
 VIEWS = ("final", "source", "straight", "premultiplied", "checker", "matte", "composite")
 LAYERS = ("source", "edit", "alpha")
@@ -39,7 +39,7 @@ class LayerViewer(Widget):
         LayerViewer(pipe(video, prompt), source=video)
     """
 
-    _esm = Path(__file__).with_name("layer_viewer.js")
+    _esm = script("element", "layer_viewer")
     _css = Path(__file__).with_name("layer_viewer.css")
 
     source = Bytes().tag(sync=True)

@@ -9,16 +9,6 @@ const ANSWERS = [
 ];
 const SHOWN_SIDE = 260; // CSS pixels that a small picture is enlarged to, by a whole factor
 
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 // What a browser remembers of an unfinished study; a frame without an origin remembers nothing.
 function remember(key, value) {
   try {

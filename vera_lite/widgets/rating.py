@@ -23,7 +23,7 @@ from vera_lite.errors import UserError
 from vera_lite.media.clip import to_uint8
 from vera_lite.media.files import replacing
 from vera_lite.media.video import frame_rate
-from vera_lite.widgets.base import Widget, checked_video, image_file
+from vera_lite.widgets.base import Widget, checked_video, image_file, script
 
 #: From "the left one is much better" to "the right one is much better"; 0 is a tie.
 ANSWERS = range(-2, 3)
@@ -73,7 +73,7 @@ class RatingPanel(Widget):
             should store.
     """
 
-    _esm = Path(__file__).with_name("rating.js")
+    _esm = script("element", "rating")
     _css = Path(__file__).with_name("rating.css")
 
     rater = Unicode("").tag(sync=True)  #: who rates; a name or a number.

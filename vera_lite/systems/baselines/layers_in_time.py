@@ -39,12 +39,9 @@ class LayersInTime(Regeneration):
     ) -> Tensor:
         """As :meth:`vera_lite.systems.vera.Vera.forward`: (3, B, C, t, h, w)."""
         composite = self.source_embedding(source)  # (B, S, D)
-        alpha = torch.zeros_like(composite)
-        if mask is not None:
-            alpha = self.mask_embedding(mask)
-            alpha = alpha if mask_given is None else alpha * mask_given.view(-1, 1, 1)
-        e_A, e_C = self.layer_embedding
-        added = torch.cat([torch.zeros_like(composite), alpha + e_A, composite + e_C], 1)
+        edit, (e_A, e_C) = torch.zeros_like(composite), self.layer_embedding
+        alpha = edit + self.mask_tokens(mask, mask_given)
+        added = torch.cat([edit, alpha + e_A, composite + e_C], 1)
         video = rearrange(latents, "l b c t h w -> b c (l t) h w")
         output = self.transformer(video, timestep, text, added)
         return rearrange(output, "b c (l t) h w -> l b c t h w", l=len(LAYERS))

@@ -51,11 +51,15 @@ class Regeneration(nn.Module):
         mask_given: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`vera_lite.systems.vera.Vera.forward`, with one layer: (1, B, C, t, h, w)."""
-        added = self.source_embedding(source)  # (B, S, D)
-        if mask is not None:
-            tokens = self.mask_embedding(mask)
-            added = added + (tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1))
+        added = self.source_embedding(source) + self.mask_tokens(mask, mask_given)  # (B, S, D)
         return self.transformer(latents[0], timestep, text, added)[None]
+
+    def mask_tokens(self, mask: Tensor | None, mask_given: Tensor | None) -> Tensor | float:
+        """P_M(z_mask) (B, S, D) of the clips whose mask counts; 0 without masks."""
+        if mask is None:
+            return 0.0
+        tokens = self.mask_embedding(mask)
+        return tokens if mask_given is None else tokens * mask_given.view(-1, 1, 1)
 
     def training_losses(self, batch: VeraBatch, sigma: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """As :meth:`vera_lite.systems.vera.Vera.training_losses`, for the composite alone."""
